@@ -1,0 +1,15 @@
+"""Train and evaluate variational autoencoders: ``python run.py --help``."""
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    from vae_pyro.app import main as run  # torch is slow to import, and --help needs none of it
+
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""A trained VAE on disk: written atomically, verified on load, and no code in it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from vae_pyro.config import build, resolve
+from vae_pyro.errors import CheckpointError
+from vae_pyro.guide import Guide
+from vae_pyro.likelihoods import Likelihood
+from vae_pyro.networks import Network
+from vae_pyro.vae import VAE, build_vae
+
+_WEIGHTS = "weights.safetensors"
+_BLUEPRINT = "model.json"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What is needed to build a VAE before its weights are known.
+
+    Attributes:
+        latent_dim: the size of z.
+        image_shape: ``(C, H, W)``.
+        network, likelihood, guide: the groups of the configuration, ``_target_`` and options.
+    """
+
+    latent_dim: int
+    image_shape: tuple[int, int, int]
+    network: Mapping[str, Any]
+    likelihood: Mapping[str, Any]
+    guide: Mapping[str, Any]
+
+    def build(self) -> VAE:
+        """The VAE with freshly initialised weights.
+
+        Raises:
+            ConfigError: where a group does not name a part of its kind.
+        """
+        guide, guide_options = resolve(self.guide, Guide, "guide")
+        return build_vae(
+            self.latent_dim,
+            self.image_shape,
+            build(self.network, Network, "network"),
+            build(self.likelihood, Likelihood, "likelihood"),
+            guide,
+            guide_options,
+        )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write aside, flush to disk, rename: a reader sees the old file or the new one, whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> None:
+    """Write ``weights.safetensors`` and then ``model.json``, which holds the blueprint and the
+    SHA-256 of the weights, into ``folder``, created where it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = safetensors.torch.save({k: v.contiguous() for k, v in vae.state_dict().items()})
+    write_atomically(folder / _WEIGHTS, weights)
+    description = {
+        "latent_dim": blueprint.latent_dim,
+        "image_shape": list(blueprint.image_shape),
+        "network": dict(blueprint.network),
+        "likelihood": dict(blueprint.likelihood),
+        "guide": dict(blueprint.guide),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    write_atomically(folder / _BLUEPRINT, json.dumps(description, indent=2).encode())
+
+
+def load_model(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
+    """Rebuild a trained VAE from the folder that ``save_model`` wrote.
+
+    Nothing in the folder is executed: the weights are safetensors, and the blueprint can name
+    only parts of a VAE.
+
+    Raises:
+        CheckpointError: where a file is missing, damaged, or does not fit the other.
+        ConfigError: where the blueprint names something that is no part of a VAE.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / _BLUEPRINT).read_bytes())
+        weights = (folder / _WEIGHTS).read_bytes()
+        if hashlib.sha256(weights).hexdigest() != description.pop("weights_sha256"):
+            raise CheckpointError(
+                f"{folder / _WEIGHTS} is damaged: its SHA-256 is not the saved one"
+            )
+        description["image_shape"] = tuple(description["image_shape"])
+        vae = Blueprint(**description).build()
+        vae.load_state_dict(safetensors.torch.load(weights))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"no trained model can be read from {folder}: {error}; expected the model/ folder of a "
+            f"run, with {_BLUEPRINT} and {_WEIGHTS}"
+        ) from error
+    return vae.to(device)

@@ -1,0 +1,207 @@
+"""The configuration's schema: unknown or wrong-typed keys are refused by name."""
+
+import difflib
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic.dataclasses import dataclass
+
+from vae_pyro.errors import ConfigError
+
+T = TypeVar("T")
+Positive = Annotated[int, Field(ge=1)]
+Options = Mapping[str, Any]
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Training:
+    """How the objective is maximised.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        learning_rate: Adam's.
+        valid_samples: z's per validation image and epoch, for valid/elbo and its parts.
+        snapshots: how often pictures are drawn on the way, the last epoch included.
+    """
+
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    valid_samples: Annotated[int, Field(ge=2)]
+    snapshots: Positive
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Evaluation:
+    """What is asked of the test set after training.
+
+    Attributes:
+        num_samples: z's per test image. At least 25, so that Pareto k-hat has a tail to look at.
+        iwae_samples: each K for which the IWAE-K bound is reported, none above ``num_samples``.
+    """
+
+    num_samples: Annotated[int, Field(ge=25)]
+    iwae_samples: tuple[Positive, ...]
+
+    def __post_init__(self) -> None:
+        above = [k for k in self.iwae_samples if k > self.num_samples]
+        if above:
+            raise ValueError(
+                f"iwae_samples {above} exceed num_samples={self.num_samples}: "
+                "raise evaluation.num_samples or leave them out"
+            )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    """One job, whole. The groups name a class by ``_target_`` and give its options."""
+
+    latent_dim: Positive
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    device: Literal["auto", "cpu", "cuda"]
+    training: Training
+    data: Options
+    network: Options
+    likelihood: Options
+    guide: Options
+    objective: Options
+    evaluation: Evaluation
+    tracking: Options
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Check a plain nested mapping against the schema.
+
+    Raises:
+        ConfigError: one line for every key that is unknown, missing, or of a wrong type or range.
+    """
+    return _validated(TypeAdapter(Config), tree, "", known=_keys_of(Config))
+
+
+def resolve(options: Options, base: type[T], where: str) -> tuple[type[T], dict[str, Any]]:
+    """The class that a group's ``_target_`` names, and its options, checked but not yet called.
+
+    Only a subclass of ``base`` is accepted, so that a configuration read from a file can name
+    nothing but a part of a VAE. Options are checked against the class's own signature.
+
+    Args:
+        options: ``{"_target_": "package.module.Class", **keyword arguments}``.
+        base: what the class must be a kind of.
+        where: the group's name, for messages.
+
+    Raises:
+        ConfigError: naming the key and what was expected.
+    """
+    target = options.get("_target_")
+    cls = _locate(target) if isinstance(target, str) else None
+    if cls is None or not _is_concrete(cls, base):
+        raise ConfigError(
+            f"{where}._target_: {target!r} is not a {base.__name__} that can be imported; "
+            f"expected the dotted path of a {base.__module__}.{base.__name__} subclass"
+        )
+    arguments: dict[str, Any] = {
+        name: (parameter.annotation, ... if parameter.default is parameter.empty else None)
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in _given_by_code(base)
+    }
+    schema = create_model("Options", __config__=_STRICT, **arguments)
+    given = {key: value for key, value in options.items() if key != "_target_"}
+    checked = _validated(TypeAdapter(schema), given, where, known=list(arguments))
+    found: type[T] = cls
+    return found, {key: getattr(checked, key) for key in given}
+
+
+def build(options: Options, base: type[T], where: str) -> T:
+    """Construct what ``resolve`` found.
+
+    Raises:
+        ConfigError: as ``resolve``, and where the class itself refuses a value.
+    """
+    cls, keywords = resolve(options, base, where)
+    try:
+        return cls(**keywords)
+    except ValueError as error:
+        raise ConfigError(f"{where}.{error}") from error
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def without_passwords(uri: str) -> str:
+    """``postgresql://user:secret@host/db`` -> ``postgresql://user:***@host/db``."""
+    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", uri)
+
+
+def _is_concrete(cls: Any, base: type) -> bool:
+    if not inspect.isclass(cls) or cls is base or inspect.isabstract(cls):
+        return False
+    return issubclass(cls, base)
+
+
+def _given_by_code(base: type) -> Iterable[str]:
+    """Arguments that a base class's constructor takes are passed by the program, not by a user."""
+    if "__init__" not in vars(base) or hasattr(base, "__dataclass_fields__"):
+        return ()
+    return inspect.signature(base).parameters
+
+
+def _locate(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None
+
+
+def _keys_of(schema: type, prefix: str = "") -> list[str]:
+    """Every dotted key of a dataclass schema."""
+    keys: list[str] = []
+    for field in fields(schema):
+        keys.append(prefix + field.name)
+        if is_dataclass(field.type) and isinstance(field.type, type):
+            keys += _keys_of(field.type, f"{prefix}{field.name}.")
+    return keys
+
+
+def _validated(adapter: TypeAdapter[T], tree: Mapping[str, Any], where: str, known: list[str]) -> T:
+    # Strict JSON is the right strictness: lists become tuples and 1 a float, but "1" no number.
+    try:
+        return adapter.validate_json(json.dumps(tree))
+    except ValidationError as error:
+        lines = [_explain(problem, where, known) for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _explain(problem: Any, where: str, known: list[str]) -> str:
+    """One pydantic problem in one line: key, what is wrong, what to try."""
+    path = ".".join(str(step) for step in problem["loc"])
+    key = ".".join(part for part in (where, path) if part)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        close = difflib.get_close_matches(path, known, n=1)
+        prefix = f"{where}." if where else ""
+        hint = f"did you mean {prefix}{close[0]}?" if close else "python run.py --help lists them"
+        return f"{key}: no such key; {hint}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing; give it a value"
+    if problem["type"] == "value_error":
+        return f"{key}.{problem['ctx']['error']}"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{key}={problem['input']}: {message}"

@@ -1,0 +1,25 @@
+"""What can go wrong on the user's side; each message says what, where, and what to try."""
+
+
+class UserError(Exception):
+    """Something the user can mend. Its message is printed whole, without a traceback."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run."""
+
+
+class DataError(UserError):
+    """Data that are missing, damaged, or outside the likelihood's support."""
+
+
+class TrackingError(UserError):
+    """A tracking store that does not answer or cannot be written."""
+
+
+class DivergenceError(UserError):
+    """A training whose objective is no longer a finite number."""
+
+
+class CheckpointError(UserError):
+    """A saved model that is missing, damaged, or does not fit."""

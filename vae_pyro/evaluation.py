@@ -1,0 +1,71 @@
+"""From a trained VAE and held-out images to the metrics of the contract."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vae_pyro.latent import active_units, posterior_means
+from vae_pyro.log_marginal import ELBO, IWAE, ImportanceSampling, elbo_parts, estimate_together
+from vae_pyro.log_marginal.importance import WeightEstimator
+from vae_pyro.log_marginal.weights import OnProgress
+from vae_pyro.vae import VAE
+
+HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not to be relied on
+
+
+def validate(vae: VAE, x: Tensor, num_samples: int) -> dict[str, float]:
+    """``valid/elbo``, ``valid/reconstruction`` and ``valid/kl``, each with its standard error.
+
+    Args:
+        vae: the pair.
+        x: validation images, ``(N, C, H, W)``.
+        num_samples: z's per image.
+    """
+    metrics: dict[str, float] = {}
+    for name, estimate in elbo_parts(vae, x, num_samples).items():
+        metrics[f"valid/{name}"] = estimate.mean()
+        metrics[f"valid/{name}_std_error"] = estimate.mean_std_error()
+    return metrics
+
+
+def evaluate(
+    vae: VAE,
+    x: Tensor,
+    num_samples: int,
+    iwae_samples: Sequence[int],
+    on_progress: OnProgress | None = None,
+) -> dict[str, float]:
+    """Every ``test/`` metric, from one set of weights: nats per image, higher is better.
+
+    Args:
+        vae: the pair.
+        x: test images, ``(N, C, H, W)``.
+        num_samples: z's per image.
+        iwae_samples: each K for an IWAE-K bound.
+        on_progress: called after every chunk with (weights done, running ELBO).
+    """
+    estimators: dict[str, WeightEstimator] = {
+        "elbo": ELBO(num_samples),
+        **{f"iwae_{k}": IWAE(num_samples, k) for k in iwae_samples},
+        "log_px": ImportanceSampling(num_samples),
+    }
+    estimates = estimate_together(estimators, vae, x, on_progress)
+    metrics: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        metrics[f"test/{name}"] = estimate.mean()
+        metrics[f"test/{name}_std_error"] = estimate.mean_std_error()
+    log_px = estimates["log_px"]
+    nats_per_bit_of_image = math.log(2) * x[0].numel()
+    metrics["test/gap"] = metrics["test/log_px"] - metrics["test/elbo"]
+    metrics["test/bits_per_dim"] = -metrics["test/log_px"] / nats_per_bit_of_image
+    metrics["test/bits_per_dim_std_error"] = (
+        metrics["test/log_px_std_error"] / nats_per_bit_of_image
+    )
+    metrics["test/effective_sample_size"] = (
+        log_px.diagnostics["effective_sample_size"].mean().item()
+    )
+    high = log_px.diagnostics["pareto_k"] > HIGH_PARETO_K
+    metrics["test/pareto_k_high"] = high.double().mean().item()
+    metrics["test/active_units"] = float(active_units(posterior_means(vae, x)))
+    return metrics

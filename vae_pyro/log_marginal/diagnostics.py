@@ -1,0 +1,94 @@
+"""Should an importance-sampled number be believed? Effective sample size and Pareto k-hat."""
+
+import math
+
+import torch
+from torch import Tensor
+
+MIN_TAIL_SIZE = 5  # weights; fewer say nothing about a tail
+
+
+def effective_sample_size(log_sum: Tensor, log_sum_squares: Tensor) -> Tensor:
+    """(sum_k w_k)^2 / sum_k w_k^2, between 1 and the number of weights.
+
+    Args:
+        log_sum: log sum_k w_k, any shape.
+        log_sum_squares: log sum_k w_k^2, same shape.
+
+    Source: Kong (1992).
+    """
+    return torch.exp(2 * log_sum - log_sum_squares)
+
+
+def log_mean_std_error(effective: Tensor, num_samples: int) -> Tensor:
+    """Standard error of log (1/K) sum_k w_k, by the delta method: sqrt((K / ESS - 1) / (K - 1)).
+
+    K / ESS - 1 is the squared coefficient of variation of the weights. Where their variance is
+    infinite (Pareto k-hat above 0.5) this is too small, and k-hat is the number to look at.
+
+    Args:
+        effective: effective sample size, any shape.
+        num_samples: K; with a single weight nothing is known, and the answer is NaN.
+
+    Returns:
+        nats, the shape of ``effective``.
+    """
+    if num_samples == 1:
+        return torch.full_like(effective, math.nan)
+    return ((num_samples / effective - 1).clamp(min=0) / (num_samples - 1)).sqrt()
+
+
+def tail_size(num_samples: int) -> int:
+    """How many of the largest weights make the tail: min(K / 5, 3 sqrt(K)).
+
+    Source: Vehtari et al. (2024), section 3.
+    """
+    return min(num_samples // 5, math.ceil(3 * math.sqrt(num_samples)))
+
+
+def pareto_k(largest_log_weights: Tensor) -> Tensor:
+    """Shape k-hat of a generalised Pareto distribution fitted to each image's largest weights.
+
+    Below 0.5 the weights have a finite variance; up to 0.7 the estimate is still usable; above,
+    it and its standard error are not to be trusted at any practical number of samples. All images
+    are fitted at once. Where the largest weights are all equal there is no tail, and k-hat is -inf.
+
+    Args:
+        largest_log_weights: the M + 1 largest log weights of every image in any order,
+            ``(M + 1, batch)``: the smallest of them is the threshold. M is at least 5.
+
+    Returns:
+        k-hat, float64, ``(batch,)``.
+
+    Raises:
+        ValueError: where the tail has fewer than five weights.
+
+    Source: Zhang and Stephens (2009) for the fit; Vehtari et al. (2024), appendix C, for the pull
+    towards 0.5 with the weight of ten observations.
+    """
+    size = len(largest_log_weights) - 1
+    if size < MIN_TAIL_SIZE:
+        raise ValueError(f"Pareto k-hat needs a tail of {MIN_TAIL_SIZE} weights, got {size}")
+    descending = largest_log_weights.double().sort(dim=0, descending=True).values
+    weights = (descending - descending[0]).exp()
+    exceedances = (weights[:-1] - weights[-1]).flip(0)  # ascending, (M, batch)
+    largest = exceedances[-1]
+    has_tail = largest > 0
+    # A quartile of 0 (ties at the threshold) would divide by zero; such ties carry no shape.
+    quartile = exceedances[int(size / 4 + 0.5) - 1]
+    tiny = torch.finfo(torch.float64).tiny
+    safe_largest = torch.where(has_tail, largest, 1.0)
+    safe_quartile = torch.where(has_tail, quartile.clamp(min=tiny), 1.0)
+    safe_exceedances = torch.where(has_tail, exceedances, 1.0)
+
+    # theta_j: candidates for -k / sigma; their profile likelihoods weigh the average.
+    num_candidates = 30 + int(math.sqrt(size))
+    j = torch.arange(1, num_candidates + 1, dtype=torch.float64, device=weights.device)[:, None]
+    theta = 1 / safe_largest + (1 - (num_candidates / (j - 0.5)).sqrt()) / (3 * safe_quartile)
+    shape = torch.log1p(-theta[:, None] * safe_exceedances).mean(1)  # (candidates, batch)
+    profile = size * ((-theta / shape).log() - shape - 1)
+    theta_hat = (theta * profile.softmax(0)).sum(0)
+    k = torch.log1p(-theta_hat * safe_exceedances).mean(0)
+    prior_weight, prior_k = 10, 0.5
+    k = (size * k + prior_weight * prior_k) / (size + prior_weight)
+    return torch.where(has_tail, k, -math.inf)

@@ -1,0 +1,49 @@
+"""The evidence lower bound, whole and in its two parts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vae_pyro.log_marginal.estimate import Bound, Estimate
+from vae_pyro.log_marginal.importance import WeightEstimator
+from vae_pyro.log_marginal.weights import IMAGES_PER_CHUNK, log_weights
+from vae_pyro.vae import VAE
+
+
+@dataclass(frozen=True)
+class ELBO(WeightEstimator):
+    """E_q[log p(x, z) - log q(z | x)]: the mean of the log weights, below log p(x) by KL(q || p).
+
+    Source: Jordan et al. (1999); Kingma and Welling (2014), equation 2.
+    """
+
+    @property
+    def group_size(self) -> int:
+        return 1
+
+
+def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, Estimate]:
+    """ELBO = reconstruction - KL, each estimated from the same draws.
+
+    Args:
+        vae: the pair.
+        x: images, ``(batch, C, H, W)``.
+        num_samples: z's drawn per image; with fewer than 2 the standard errors are NaN.
+
+    Returns:
+        ``elbo``; ``reconstruction``, E_q[log p(x | z)]; ``kl``, E_q[log q(z | x) - log p(z)].
+    """
+    draws: dict[str, list[Tensor]] = {"elbo": [], "reconstruction": [], "kl": []}
+    with torch.no_grad():
+        for images in x.split(10 * IMAGES_PER_CHUNK):
+            log_w = log_weights(vae, images, num_samples)
+            draws["elbo"].append(log_w.total)
+            draws["reconstruction"].append(log_w.log_likelihood)
+            draws["kl"].append(log_w.log_proposal - log_w.log_prior)
+    parts = {name: torch.cat(chunks, dim=1).double().cpu() for name, chunks in draws.items()}
+    return {
+        name: Estimate(part.mean(0), part.std(0) / num_samples**0.5, Bound.LOWER)
+        for name, part in parts.items()
+    }

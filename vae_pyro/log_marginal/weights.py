@@ -1,0 +1,158 @@
+"""log w[k, i] = log p(x_i, z_ik) - log q(z_ik | x_i): the one place where they are computed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from vae_pyro.log_marginal.running import RunningWeights
+from vae_pyro.vae import VAE
+
+# Samples x pixels decoded in one go: 8 MB of logits, about what a processor's caches hold.
+CHUNK_PIXELS = 2**21
+IMAGES_PER_CHUNK = 100
+
+OnProgress = Callable[[int, float], None]
+"""Called with (weights done, mean of the log weights so far, which is an ELBO)."""
+
+
+@dataclass(frozen=True)
+class LogWeights:
+    """The three parts of a log weight, each ``(K, batch)``, nats.
+
+    Attributes:
+        log_likelihood: log p(x_i | z_ik).
+        log_prior: log p(z_ik).
+        log_proposal: log q(z_ik | x_i).
+    """
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_proposal: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """log w[k, i], ``(K, batch)``; its mean over k is an ELBO, its log-mean-exp log p(x_i)."""
+        return self.log_likelihood + self.log_prior - self.log_proposal
+
+
+def log_weights(vae: VAE, x: Tensor, num_samples: int) -> LogWeights:
+    """Draw z_ik ~ q(z | x_i) and weigh each: one row per sample, one column per image.
+
+    No ``poutine.scale``, beta or subsampling factor enters: Pyro's unscaled log-probabilities are
+    read. Gradients flow where the caller has them enabled.
+
+    Args:
+        vae: any pair of Pyro programs whose sites have one value per image.
+        x: images, ``(batch, C, H, W)``.
+        num_samples: K.
+    """
+
+    def particles(program: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        def run(x: Tensor) -> Any:
+            with pyro.plate("particles", num_samples, dim=-2):
+                return program(x)
+
+        return run
+
+    # A fresh parameter store: evaluating one VAE must leave no trace for the next.
+    with pyro.get_param_store().scope():
+        guide = poutine.trace(particles(vae.guide)).get_trace(x)
+        model = poutine.trace(poutine.replay(particles(vae.model), trace=guide)).get_trace(x)
+        model.compute_log_prob()
+        guide.compute_log_prob()
+    shape = (num_samples, len(x))
+    log_likelihood, log_prior, log_proposal = (x.new_zeros(shape) for _ in range(3))
+    for site in model.nodes.values():
+        if site["type"] == "sample" and not _is_plate(site):
+            if site["is_observed"]:
+                log_likelihood = log_likelihood + site["unscaled_log_prob"]
+            else:
+                log_prior = log_prior + site["unscaled_log_prob"]
+    for site in guide.nodes.values():
+        if site["type"] == "sample" and not _is_plate(site):
+            log_proposal = log_proposal + site["unscaled_log_prob"]
+    return LogWeights(log_likelihood, log_prior, log_proposal)
+
+
+def _is_plate(site: dict[str, Any]) -> bool:
+    return isinstance(site["fn"], poutine.subsample_messenger._Subsample)
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """What is kept of K log weights per image; every field is float64, ``(batch,)``.
+
+    Attributes:
+        num_samples: K.
+        bounds: for each group size k, the value and standard error of log (1/k) sum_j w_j averaged
+            over the K // k disjoint groups: an unbiased estimate of the IWAE-k bound.
+        effective_sample_size: between 1 and K.
+        pareto_k: k-hat of the largest weights; NaN where K is too small to fit a tail.
+    """
+
+    num_samples: int
+    bounds: dict[int, tuple[Tensor, Tensor]]
+    effective_sample_size: Tensor
+    pareto_k: Tensor
+
+
+def summarise_log_weights(
+    vae: VAE,
+    x: Tensor,
+    num_samples: int,
+    group_sizes: Sequence[int],
+    on_progress: OnProgress | None = None,
+    chunk_pixels: int = CHUNK_PIXELS,
+) -> WeightSummary:
+    """Draw and weigh K samples per image in chunks, keeping running sums only.
+
+    Memory is bounded by ``chunk_pixels`` whatever K and the number of images.
+
+    Args:
+        vae: the pair.
+        x: images, ``(N, C, H, W)``.
+        num_samples: K.
+        group_sizes: the k of each bound, none above K.
+        on_progress: called after every chunk.
+        chunk_pixels: samples x pixels decoded at once.
+
+    Raises:
+        ValueError: where a group size lies outside 1..K.
+    """
+    if any(not 1 <= k <= num_samples for k in group_sizes):
+        raise ValueError(f"group sizes must lie in 1..{num_samples}, got {sorted(group_sizes)}")
+    parts = []
+    done, elbo_sum = 0, 0.0
+    # Narrow hidden layers are rare: below 256 pixels they, not the image, fill the cache.
+    rows = max(1, chunk_pixels // max(x[0].numel(), 256))
+    for images in x.split(min(rows, IMAGES_PER_CHUNK)):
+        running = RunningWeights(num_samples, group_sizes, len(images))
+        left = num_samples
+        while left:
+            size = min(left, max(1, rows // len(images)))
+            with torch.no_grad():
+                log_w = log_weights(vae, images, size).total.double().cpu()
+            running.update(log_w)
+            left -= size
+            done += log_w.numel()
+            elbo_sum += log_w.sum().item()
+            if on_progress is not None:
+                on_progress(done, elbo_sum / done)
+        parts.append(running)
+    return WeightSummary(
+        num_samples=num_samples,
+        bounds={
+            k: (
+                torch.cat([part.bounds[k].value for part in parts]),
+                torch.cat([part.bounds[k].std_error for part in parts]),
+            )
+            for k in group_sizes
+        },
+        effective_sample_size=torch.cat([part.total.effective_sample_size for part in parts]),
+        pareto_k=torch.cat([part.pareto_k for part in parts]),
+    )

@@ -1,0 +1,273 @@
+"""One job, start to finish: data -> train -> evaluate -> record."""
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from vae_pyro import evaluation, visualization
+from vae_pyro.checkpoint import Blueprint, save_model, write_atomically
+from vae_pyro.config import Config, build, flatten, parse_config, without_passwords
+from vae_pyro.data import Dataset, ImageSource, batches
+from vae_pyro.errors import ConfigError
+from vae_pyro.latent import posterior_means
+from vae_pyro.objectives import Objective
+from vae_pyro.progress import show_progress
+from vae_pyro.randomness import RandomStream
+from vae_pyro.results import JobResult
+from vae_pyro.tracking import Run, Tracker
+from vae_pyro.training import EpochRecord, train
+from vae_pyro.vae import VAE
+
+# Recorded like the rest of the configuration, but no part of what a result depends on.
+_NOT_IN_FINGERPRINT = ("tracking.", "data.root")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a job stands in the world.
+
+    Attributes:
+        name: shown in tables and in MLflow.
+        settings: what the user set for it, by key.
+        choices: the option chosen in every group, by group.
+        output: the job's own folder.
+        parent: run id of the sweep it belongs to.
+    """
+
+    name: str
+    settings: Mapping[str, str]
+    choices: Mapping[str, str]
+    output: Path
+    parent: str | None
+
+
+def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
+    """Do what the configuration asks, record it, and write ``result.json`` into ``job.output``.
+
+    Args:
+        tree: the resolved configuration as plain nested dictionaries.
+        job: its name, folder and parent.
+        console: where progress and the final table are shown.
+
+    Raises:
+        UserError: with one clear message; the tracker's run, if open, is closed as FAILED.
+    """
+    config = parse_config(tree)
+    device = choose_device(config.device)
+    tracker = build(config.tracking, Tracker, "tracking")
+    source = build(config.data, ImageSource, "data")
+    objective = build(config.objective, Objective, "objective")
+    dataset = source.load().to(device)
+    blueprint = Blueprint(
+        config.latent_dim, dataset.image_shape, config.network, config.likelihood, config.guide
+    )
+    with RandomStream("initial weights", config.seed).active():
+        vae = blueprint.build().to(device)
+    tags = {"fingerprint": fingerprint(tree, dataset.checksum), **git_tags()}
+    run = tracker.start_run(job.name, tags, job.parent)
+    try:
+        run.log_params(_params(tree, job.choices))
+        run.log_file(_write_config(tree, job.output))
+        metrics = _Experiment(config, dataset, vae, objective, run, console, job).conduct()
+        save_model(job.output / "model", vae, blueprint)
+        run.log_file(job.output / "model", "model")
+    except Exception:
+        run.end("FAILED")
+        raise
+    except BaseException:  # Ctrl-C
+        run.end("KILLED")
+        raise
+    run.end("FINISHED")
+    result = JobResult(job.name, dict(job.settings), config.latent_dim, metrics=metrics)
+    result.write(job.output)
+    share = metrics["test/pareto_k_high"]
+    if share > 0.1:
+        console.print(
+            f"note: for {share:.0%} of the test images Pareto k-hat is above 0.7, so log p(x) may "
+            "lie higher than shown: raise evaluation.num_samples",
+            highlight=False,
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    config: Config
+    dataset: Dataset
+    vae: VAE
+    objective: Objective
+    run: Run
+    console: Console
+    job: Job
+
+    def conduct(self) -> dict[str, float]:
+        """Train, test, draw; returns the final metrics."""
+        seconds = self._train()
+        metrics = self._test()
+        metrics["time/train_seconds"] = seconds
+        self.run.log_metrics(metrics, step=self.config.training.epochs)
+        self._draw_bounds(metrics)
+        return metrics
+
+    def _stream(self, name: str) -> RandomStream:
+        return RandomStream(name, self.config.seed, self.dataset.train.levels.device)
+
+    def _held_out(self, split: Any) -> torch.Tensor:
+        levels = getattr(self.dataset, split).levels
+        generator = self.dataset.held_out_stream(split).generator
+        return self.vae.model.likelihood.prepare(levels, self.dataset.max_level, generator)
+
+    def _train(self) -> float:
+        training, likelihood = self.config.training, self.vae.model.likelihood
+        order = self._stream("batches").generator
+        valid_x, test_x = self._held_out("valid"), self._held_out("test")
+        snapshots = snapshot_epochs(training.epochs, training.snapshots)
+        records = train(
+            self.vae,
+            self.objective,
+            lambda: batches(
+                self.dataset.train.levels,
+                lambda levels: likelihood.prepare(levels, self.dataset.max_level, order),
+                training.batch_size,
+                order,
+            ),
+            epochs=training.epochs,
+            learning_rate=training.learning_rate,
+            noise=self._stream("training"),
+        )
+        seconds = 0.0
+        with show_progress("training", training.epochs, self.console) as report:
+            for record in records:
+                seconds += record.seconds
+                # The same draws every epoch: what moves between epochs is the model.
+                with self._stream("validation").active():
+                    valid = evaluation.validate(self.vae, valid_x, training.valid_samples)
+                self.run.log_metrics({**_train_metrics(record), **valid}, record.epoch)
+                if record.epoch in snapshots:
+                    self._draw(test_x, record.epoch)
+                report(record.epoch, f"valid ELBO {valid['valid/elbo']:.2f} nats")
+        return seconds
+
+    def _test(self) -> dict[str, float]:
+        x = self._held_out("test")
+        num_samples = self.config.evaluation.num_samples
+        start = time.perf_counter()
+        with (
+            show_progress("evaluating", num_samples * len(x), self.console) as report,
+            self._stream("evaluation").active(),
+        ):
+            metrics = evaluation.evaluate(
+                self.vae,
+                x,
+                num_samples,
+                self.config.evaluation.iwae_samples,
+                lambda done, elbo: report(done, f"ELBO {elbo:.2f} nats"),
+            )
+        metrics["time/evaluate_seconds"] = time.perf_counter() - start
+        return metrics
+
+    def _draw(self, test_x: torch.Tensor, epoch: int) -> None:
+        means = posterior_means(self.vae, test_x)
+        labels = self.dataset.test.labels
+        with self._stream("pictures").active():
+            figures = {
+                "samples": visualization.sample_grid(self.vae),
+                "reconstructions": visualization.reconstruction_grid(self.vae, test_x[:64]),
+                "latent_space": visualization.latent_figure(self.vae, means, labels),
+            }
+        for key, figure in figures.items():
+            self.run.log_image(key, visualization.render(figure), epoch)
+            figure.savefig(self.job.output / f"{key}.png")
+
+    def _draw_bounds(self, metrics: Mapping[str, float]) -> None:
+        def with_error(name: str) -> tuple[float, float]:
+            return metrics[f"test/{name}"], metrics[f"test/{name}_std_error"]
+
+        bounds = {k: with_error(f"iwae_{k}") for k in self.config.evaluation.iwae_samples}
+        figure = visualization.bounds_figure(
+            {**bounds, 1: with_error("elbo")},
+            with_error("log_px"),
+            self.config.evaluation.num_samples,
+        )
+        path = self.job.output / "elbo_vs_iwae.png"
+        figure.savefig(path)
+        self.run.log_file(path)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: where a GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError(
+            "device=cuda: no CUDA GPU is available here; use device=auto or device=cpu"
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def snapshot_epochs(epochs: int, snapshots: int) -> set[int]:
+    """About ``snapshots`` epochs from 1 to the last, ever further apart: changes are early."""
+    steps = max(snapshots - 1, 1)
+    return {round(epochs ** (i / steps)) for i in range(snapshots)} | {epochs}
+
+
+def fingerprint(tree: Mapping[str, Any], data_checksum: str) -> str:
+    """SHA-256 of everything that a result depends on: configuration, code, data."""
+    relevant = {
+        key: value
+        for key, value in flatten(tree).items()
+        if not key.startswith(_NOT_IN_FINGERPRINT)
+    }
+    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    digest.update(data_checksum.encode())
+    return digest.hexdigest()
+
+
+def git_tags() -> dict[str, str]:
+    """The commit of the code that runs, under MLflow's own tag; nothing outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": done.stdout.strip()}
+
+
+def _train_metrics(record: EpochRecord) -> dict[str, float]:
+    return {"train/elbo": record.elbo, "train/elbo_std_error": record.elbo_std_error}
+
+
+def _params(tree: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, Any]:
+    return {**choices, **flatten(_without_passwords(tree))}
+
+
+def _write_config(tree: Mapping[str, Any], output: Path) -> Path:
+    path = output / "config.yaml"
+    write_atomically(path, OmegaConf.to_yaml(_without_passwords(tree)).encode())
+    return path
+
+
+def _without_passwords(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_passwords(value)
+        if isinstance(value, Mapping)
+        else without_passwords(value)
+        if isinstance(value, str)
+        else value
+        for key, value in tree.items()
+    }

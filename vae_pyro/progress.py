@@ -1,0 +1,53 @@
+"""How far along: a bar on a terminal, an occasional plain line elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINES = 5  # at most so many plain lines per task
+
+
+@contextmanager
+def show_progress(label: str, total: int, console: Console) -> Iterator[Callable[[int, str], None]]:
+    """Show one task's progress.
+
+    Args:
+        label: what is being done.
+        total: how many steps it has.
+        console: where to show it.
+
+    Yields:
+        a function to call with (steps done, a few words on the current state).
+    """
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as bars:
+            task = bars.add_task(label, total=total, state="")
+            yield lambda done, state: bars.update(task, completed=done, state=state)
+        return
+
+    start = time.monotonic()
+    lines = 0
+
+    def report(done: int, state: str) -> None:
+        nonlocal lines
+        if done * _LINES >= (lines + 1) * total:
+            lines = done * _LINES // total
+            left = (time.monotonic() - start) / done * (total - done)
+            words = [
+                f"{label} {done:,}/{total:,}",
+                state,
+                f"{left:.0f} s left" if left >= 1 else "",
+            ]
+            console.print("  ".join(word for word in words if word), highlight=False)
+
+    yield report

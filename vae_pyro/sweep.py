@@ -1,0 +1,132 @@
+"""A sweep from outside its jobs: a parent run before the first, a table after the last.
+
+Hydra loads this module at every start, ``--help`` included, so heavy imports wait inside.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from vae_pyro.results import JobResult
+    from vae_pyro.tracking import Run
+
+
+class SweepCallback(Callback):
+    """Prepares the tracking store before any job starts, and sums up when all have ended.
+
+    Jobs find their parent through a file in the sweep's folder, which every launcher shares.
+    """
+
+    def __init__(self) -> None:
+        self._run: Run | None = None
+        self._folder = Path()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from vae_pyro.app import PARENT_FILE, fail
+        from vae_pyro.config import build
+        from vae_pyro.errors import UserError
+        from vae_pyro.tracking import Tracker
+
+        self._folder = Path(config.hydra.sweep.dir)
+        overrides = list(config.hydra.overrides.task)
+        try:
+            options = OmegaConf.to_container(config.tracking, resolve=True)
+            assert isinstance(options, dict)
+            tracker = build(
+                {str(key): value for key, value in options.items()},
+                Tracker,
+                "tracking",
+            )
+            self._run = tracker.start_run(f"sweep {' '.join(overrides)}", {"sweep": "parent"})
+        except UserError as error:
+            fail(str(error))
+            sys.exit(1)
+        # Hydra has no hook for a sweep that it refuses or that is interrupted.
+        atexit.register(self._abandon)
+        self._run.log_params({"sweep": " ".join(overrides)})
+        if self._run.run_id is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / PARENT_FILE).write_text(self._run.run_id)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from vae_pyro.app import fail, make_console
+        from vae_pyro.checkpoint import write_atomically
+        from vae_pyro.results import print_summary, summary_csv
+
+        assert self._run is not None
+        results = self._results()
+        failed = [result for result in results if result.error is not None]
+        finished = [result for result in results if result.error is None]
+        console = make_console()
+        if finished:
+            summary = self._folder / "summary.csv"
+            write_atomically(summary, summary_csv(results).encode())
+            self._run.log_file(summary, "sweep")
+            self._run.log_file(self._draw(finished), "sweep")
+            print_summary(results, console)
+            console.print(f"table and chart: {self._folder}", highlight=False, soft_wrap=True)
+        run, self._run = self._run, None
+        run.end("FAILED" if failed else "FINISHED")
+        if failed:
+            lines = [f"  {result.name}: {result.error}" for result in failed]
+            fail(f"{len(failed)} of {len(results)} jobs failed\n" + "\n".join(lines))
+            sys.exit(1)
+
+    def _results(self) -> list[JobResult]:
+        from vae_pyro.app import split_overrides
+        from vae_pyro.results import RESULT_FILE, JobResult
+
+        results = []
+        for job in self._job_folders():
+            if (job / RESULT_FILE).is_file():
+                results.append(JobResult.read(job))
+            else:  # killed: it could not even say that it failed
+                overrides = list(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
+                error = "ended without a result"
+                settings = dict(split_overrides(overrides))
+                results.append(JobResult(", ".join(overrides), settings, error=error))
+        return results
+
+    def _job_folders(self) -> list[Path]:
+        started = (path.parent.parent for path in self._folder.glob("*/.hydra/overrides.yaml"))
+        return sorted(started, key=lambda job: (len(job.name), job.name))
+
+    def _draw(self, results: list[JobResult]) -> Path:
+        from vae_pyro.results import bound_label, bound_names, setting, varying_settings
+        from vae_pyro.visualization import sweep_figure
+
+        keys = varying_settings(results)
+        names = bound_names(results)
+        ordered = len(keys) == 1
+        if ordered:
+            results = sorted(results, key=lambda result: float(setting(result, keys[0])))
+        figure = sweep_figure(
+            labels=["\n".join(setting(result, key) for key in keys) for result in results],
+            axis=", ".join(keys),
+            ordered=ordered,
+            series={
+                bound_label(name): [
+                    (result.metrics[name], result.metrics[f"{name}_std_error"])
+                    for result in results
+                ]
+                for name in names
+            },
+        )
+        path = self._folder / "elbo_vs_iwae.png"
+        figure.savefig(path)
+        return path
+
+    def _abandon(self) -> None:
+        if self._run is None:
+            return
+        if self._job_folders():
+            self._run.end("KILLED")
+        else:
+            self._run.discard()

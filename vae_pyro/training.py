@@ -1,0 +1,100 @@
+"""The SVI loop. It yields one record per epoch, and knows nothing of who listens."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.infer
+import pyro.optim
+import torch
+from torch import Tensor
+
+from vae_pyro.errors import DivergenceError
+from vae_pyro.objectives import Objective
+from vae_pyro.randomness import RandomStream
+from vae_pyro.vae import VAE
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch of training gave.
+
+    Attributes:
+        epoch: 1 for the first.
+        elbo: mean over the epoch's images of the objective's estimate, nats per image, taken while
+            the weights moved.
+        elbo_std_error: of that mean, from the spread between batches. It also contains the
+            batches' differences, so it errs on the wide side.
+        seconds: spent on the epoch's steps.
+    """
+
+    epoch: int
+    elbo: float
+    elbo_std_error: float
+    seconds: float
+
+
+def train(
+    vae: VAE,
+    objective: Objective,
+    epoch_batches: Callable[[], Iterable[Tensor]],
+    *,
+    epochs: int,
+    learning_rate: float,
+    noise: RandomStream,
+) -> Iterator[EpochRecord]:
+    """Maximise the objective by ``pyro.infer.SVI`` with Adam, yielding after every epoch.
+
+    Args:
+        vae: the pair; its weights are changed in place.
+        objective: what to maximise.
+        epoch_batches: gives the batches of one epoch, x ``(batch, C, H, W)``, anew at each call.
+        epochs: how many passes over the data.
+        learning_rate: Adam's.
+        noise: where the guide's draws come from.
+
+    Raises:
+        DivergenceError: at the first step whose objective is not a finite number.
+    """
+    # Pyro 1.9's SVI finds parameters through the global store. Each training brings a store of its
+    # own and puts it aside whenever it yields, so that nothing reaches the next job.
+    store: Any = {"params": {}, "constraints": {}}
+    svi = pyro.infer.SVI(
+        vae.model,
+        vae.guide,
+        pyro.optim.Adam({"lr": learning_rate}),
+        objective.estimator(),
+    )
+    for epoch in range(1, epochs + 1):
+        start = time.perf_counter()
+        elbos: list[float] = []
+        sizes: list[int] = []
+        with pyro.get_param_store().scope(store) as store, noise.active():
+            for x in epoch_batches():
+                elbo = -svi.step(x) / len(x)
+                if not math.isfinite(elbo):
+                    raise DivergenceError(
+                        f"the ELBO became {elbo} in epoch {epoch}, step {len(elbos) + 1}: try a "
+                        f"smaller training.learning_rate (it is {learning_rate:g})"
+                    )
+                elbos.append(elbo)
+                sizes.append(len(x))
+        yield EpochRecord(
+            epoch,
+            *_weighted_mean(torch.tensor(elbos).double(), torch.tensor(sizes).double()),
+            time.perf_counter() - start,
+        )
+
+
+def _weighted_mean(values: Tensor, sizes: Tensor) -> tuple[float, float]:
+    """Mean over images of per-batch means, a short last batch counting for its images only."""
+    shares = sizes / sizes.sum()
+    mean = (shares * values).sum()
+    if len(values) == 1:
+        return mean.item(), math.nan
+    # Unbiased for the variance of sum_b shares_b values_b when equal-sized batches are independent.
+    variance = (shares**2 * (values - mean) ** 2).sum() * len(values) / (len(values) - 1)
+    return mean.item(), variance.sqrt().item()

@@ -1,0 +1,222 @@
+"""Pictures: grids of images, the latent space, and the bounds beside log p(x)."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from vae_pyro.vae import VAE
+
+# Ten colours that stay apart for colour-blind readers (after Paul Tol's "muted" scheme).
+_CLASS_COLOURS = (
+    "#332288", "#88ccee", "#44aa99", "#117733", "#999933",
+    "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777",
+)  # fmt: skip
+# From the loosest bound to log p(x), the last one.
+_BOUND_COLOURS = ("#cc6677", "#ddcc77", "#44aa99", "#88ccee", "#aa4499", "#332288")
+_AXIS = "nats per test image (higher is better)"
+
+
+def render(figure: Figure) -> np.ndarray:
+    """A figure as pixels, ``uint8 (H, W, 3)``."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return np.asarray(Image.open(buffer).convert("RGB"))
+
+
+def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
+    """Images ``(N, C, H, W)`` in [0, 1] side by side, row by row; ``(rows H', columns W', 3)``.
+
+    Grey lines ``gap`` pixels wide part them.
+    """
+    grey = images.detach().float().cpu().clamp(0, 1)
+    grey = grey.expand(-1, 3, -1, -1) if grey.shape[1] == 1 else grey
+    rows = math.ceil(len(grey) / columns)
+    height, width = grey.shape[2] + gap, grey.shape[3] + gap
+    canvas = torch.full((3, rows * height + gap, columns * width + gap), 0.6)
+    for index, image in enumerate(grey):
+        row, column = divmod(index, columns)
+        top, left = row * height + gap, column * width + gap
+        canvas[:, top : top + grey.shape[2], left : left + grey.shape[3]] = image
+    return canvas.permute(1, 2, 0).numpy()
+
+
+def _show(axes: Axes, pixels: np.ndarray, title: str) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def sample_grid(vae: VAE, num_images: int = 64) -> Figure:
+    """z ~ p(z): on the left the mean image E[x | z], on the right a draw x ~ p(x | z)."""
+    with torch.no_grad():
+        p_x = vae.model.decode(vae.model.prior().sample((num_images,)))
+        means, draws = p_x.mean, p_x.sample()
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    columns = math.isqrt(num_images)
+    _show(left, tile(means, columns), "mean of p(x | z),  z ~ p(z)")
+    _show(right, tile(draws, columns), "draw x ~ p(x | z),  same z")
+    return figure
+
+
+def reconstruction_grid(vae: VAE, x: Tensor, columns: int = 16) -> Figure:
+    """Originals, and under each the mean of p(x | z) for one z ~ q(z | x).
+
+    Args:
+        vae: the pair.
+        x: images, ``(N, C, H, W)``; N a multiple of ``columns``.
+        columns: originals per row.
+    """
+    with torch.no_grad():
+        z = vae.guide.posterior(x).sample()
+        means = vae.model.decode(z).mean
+    rows = [
+        row for pair in zip(x.split(columns), means.split(columns), strict=True) for row in pair
+    ]
+    figure = Figure(figsize=(9, 0.6 * len(rows) + 0.6), layout="constrained")
+    title = "odd rows: x.   even rows: mean of p(x | z),  z ~ q(z | x)"
+    _show(figure.subplots(), tile(torch.cat(rows), columns), title)
+    return figure
+
+
+def latent_figure(vae: VAE, means: Tensor, labels: Tensor) -> Figure:
+    """Where the images lie in the latent space, coloured by label.
+
+    With two latent dimensions also the decoder's manifold: the mean image at a 20 x 20 grid of the
+    prior's quantiles. With more, the two directions along which the encoded images vary most.
+
+    Args:
+        vae: the pair.
+        means: posterior means of the test images, ``(N, D)``.
+        labels: ``(N,)``.
+    """
+    dims = means.shape[1]
+    points = means.detach().double().cpu()
+    names = ("z[0]", "z[1]")
+    if dims > 2:
+        centred = points - points.mean(0)
+        _, lengths, directions = torch.linalg.svd(centred, full_matrices=False)
+        points = centred @ directions[:2].T
+        shares = lengths.square() / lengths.square().sum()
+        names = (
+            f"principal direction 1 ({shares[0]:.0%} of the variance)",
+            f"principal direction 2 ({shares[1]:.0%})",
+        )
+    if dims == 1:
+        points = torch.stack([points[:, 0], labels.double().cpu()], 1)
+        names = ("z[0]", "label")
+    figure = Figure(figsize=(11, 5.2) if dims == 2 else (6, 5.2), layout="constrained")
+    if dims == 2:
+        manifold, scatter = figure.subplots(1, 2)
+        _show(manifold, _manifold(vae), "mean of p(x | z) at the quantiles of p(z)")
+    else:
+        scatter = figure.subplots()
+    _scatter(scatter, points, labels.cpu())
+    scatter.set(xlabel=names[0], ylabel=names[1], title="posterior means of the test images")
+    return figure
+
+
+def _manifold(vae: VAE, per_side: int = 20) -> np.ndarray:
+    quantiles = torch.linspace(0.5 / per_side, 1 - 0.5 / per_side, per_side)
+    across = torch.distributions.Normal(0.0, 1.0).icdf(quantiles)
+    up = across.flip(0)  # as in the scatter plot beside it, z[1] grows upwards
+    z = torch.stack(torch.meshgrid(up, across, indexing="ij"), -1).flip(-1).reshape(-1, 2)
+    with torch.no_grad():
+        return tile(vae.model.decode(z.to(vae.model.origin.device)).mean, per_side, gap=0)
+
+
+def _scatter(axes: Axes, points: Tensor, labels: Tensor) -> None:
+    for label in labels.unique().tolist():
+        chosen = points[labels == label]
+        colour = _CLASS_COLOURS[label % len(_CLASS_COLOURS)]
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=14, color=colour, alpha=0.6, linewidths=0)
+        x, y = chosen.median(0).values.tolist()
+        axes.annotate(
+            str(label),
+            (x, y),
+            ha="center",
+            va="center",
+            weight="bold",
+            color="white",
+            bbox={"boxstyle": "circle,pad=0.2", "facecolor": colour, "edgecolor": "white"},
+        )
+
+
+def bounds_figure(
+    bounds: Mapping[int, tuple[float, float]], log_px: tuple[float, float], num_samples: int
+) -> Figure:
+    """ELBO, IWAE-K and log p(x) of one run against the number of samples, +- 2 standard errors.
+
+    Args:
+        bounds: by K, with the ELBO at K = 1: (value, standard error), nats per image.
+        log_px: importance-sampled log p(x): (value, standard error).
+        num_samples: samples behind ``log_px``.
+    """
+    points = {**bounds, num_samples: log_px}
+    ks = sorted(points)
+    values, errors = (np.array([points[k][i] for k in ks]) for i in (0, 1))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(ks, values - 2 * errors, values + 2 * errors, color="#88ccee", alpha=0.6)
+    axes.plot(ks, values, "o-", color=_BOUND_COLOURS[1], label="IWAE-K bound (K = 1: ELBO)")
+    axes.errorbar(
+        [num_samples],
+        [log_px[0]],
+        [2 * log_px[1]],
+        fmt="D",
+        color=_BOUND_COLOURS[-1],
+        capsize=4,
+        label=f"log p(x), {num_samples:,} samples",
+    )
+    axes.set(xscale="log", xlabel="importance samples K", ylabel=_AXIS)
+    axes.set_xticks(ks, [f"{k:,}" for k in ks])
+    axes.minorticks_off()
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="lower right")
+    axes.set_title("the bound rises to log p(x); band: 2 Monte Carlo standard errors")
+    return figure
+
+
+def sweep_figure(
+    labels: Sequence[str],
+    axis: str,
+    ordered: bool,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+) -> Figure:
+    """ELBO, IWAE-K and log p(x) of every job of a sweep, +- 2 standard errors.
+
+    Args:
+        labels: one per job.
+        axis: what the labels are values of.
+        ordered: whether neighbouring jobs are steps of one quantity, to be joined by a line.
+        series: by name, from the loosest bound to log p(x): one (value, standard error) per job.
+    """
+    figure = Figure(figsize=(max(7, 0.9 * len(labels) + 4), 5), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, points) in enumerate(series.items()):
+        values, errors = (np.array([point[i] for point in points]) for i in (0, 1))
+        last = index == len(series) - 1
+        axes.errorbar(
+            range(len(labels)),
+            values,
+            2 * errors,
+            fmt="D" if last else "osv^<>"[index % 6],
+            ls="-" if ordered else "",
+            color=_BOUND_COLOURS[-1 if last else index % (len(_BOUND_COLOURS) - 1)],
+            capsize=4,
+            label=name,
+        )
+    axes.set_xticks(range(len(labels)), labels, rotation=0 if ordered else 20)
+    axes.set(xlabel=axis, ylabel=_AXIS)
+    axes.grid(axis="y", alpha=0.3)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], names[::-1], loc="outside right upper", frameon=False)
+    axes.set_title("from the ELBO up to log p(x); bars: 2 Monte Carlo standard errors")
+    return figure
