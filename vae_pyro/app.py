@@ -44,6 +44,9 @@ def main(cfg: DictConfig) -> None:
         if not in_sweep:
             print_summary([result], console)
             console.print(f"pictures and weights: {output}", highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        fail("interrupted")
+        sys.exit(130)
     except Exception as error:
         message = explain(error)
         JobResult(job.name, dict(job.settings), error=message).write(output)

@@ -147,7 +147,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def without_passwords(uri: str) -> str:
     """``postgresql://user:secret@host/db`` -> ``postgresql://user:***@host/db``."""
-    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", uri)
+    return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", uri)
 
 
 def _is_concrete(cls: Any, base: type) -> bool:

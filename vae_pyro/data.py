@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -237,9 +238,13 @@ class MNIST(ImageSource):
     def _download(self, folder: Path, missing: list[str]) -> None:
         from torchvision import datasets
 
+        new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             datasets.MNIST(self.root, download=True)
         except (RuntimeError, OSError) as error:
+            for path in new_folders:
+                with suppress(OSError):  # not empty: a part of the download is kept
+                    path.rmdir()
             raise DataError(
                 f"MNIST is not in {folder.absolute()} and could not be downloaded: missing "
                 f"{', '.join(missing)}. Put these files (or their .gz) there, point data.root or "

@@ -59,7 +59,7 @@ class Model(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
 
     def prior(self) -> dist.TorchDistribution:
         """p(z) = N(0, I), event shape ``(D,)``."""
-        return dist.Normal(self.origin, 1.0).to_event(1)
+        return dist.Normal(self.origin, 1.0, validate_args=False).to_event(1)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p_theta(x | z) for z ``(*batch, D)``: batch shape ``(*batch,)``, event ``(C, H, W)``."""

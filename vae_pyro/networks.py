@@ -57,7 +57,7 @@ class MLP(Network):
         ValueError: where a width is not positive.
     """
 
-    hidden: tuple[int, ...] = (200, 200)
+    hidden: tuple[int, ...] = (400, 400)
     activation: Activation = "relu"
 
     def __post_init__(self) -> None:

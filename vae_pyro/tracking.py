@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _ANSWER_WITHIN = 5.0  # seconds
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 class Run(ABC):
@@ -62,16 +64,14 @@ class Tracker(ABC):
     """A choice for ``tracking=``."""
 
     @abstractmethod
-    def prepare(self) -> None:
-        """Make the store ready, before any job starts.
+    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
+        """Open a run, as a child of the run ``parent`` where one is given.
+
+        The store is created where there is none: in a sweep by the parent, before any job starts.
 
         Raises:
-            TrackingError: where it does not answer or cannot be written.
+            TrackingError: where the store does not answer or cannot be written.
         """
-
-    @abstractmethod
-    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
-        """Open a run, as a child of the run ``parent`` where one is given."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,6 @@ class MLflow(Tracker):
 
     uri: str = "sqlite:///mlflow.db"
     experiment: str = "vae-pyro"
-
-    def prepare(self) -> None:
-        self._open()
 
     def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
         client, experiment_id = self._open()
@@ -111,7 +108,7 @@ class MLflow(Tracker):
             if experiment is None:
                 return client, client.create_experiment(self.experiment, self._artifacts())
         except Exception as error:  # the stores raise SQLAlchemy's, requests' and MLflow's own
-            first_line = str(error).strip().splitlines()[0]
+            first_line = str(error).strip().splitlines()[0].rstrip(".")
             raise self._unusable(without_passwords(first_line)) from error
         if experiment.lifecycle_stage != "active":
             raise self._unusable(
@@ -134,6 +131,12 @@ class MLflow(Tracker):
             except urllib.error.HTTPError:
                 pass  # somebody answers; what they say to MLflow's own calls will be seen
             except (OSError, ValueError) as error:
+                raise self._unusable(f"nobody answers there ({error})") from error
+        elif (database := parts.scheme.partition("+")[0]) in _DATABASE_PORTS:
+            port = parts.port or _DATABASE_PORTS[database]
+            try:
+                socket.create_connection((parts.hostname, port), timeout=_ANSWER_WITHIN).close()
+            except OSError as error:
                 raise self._unusable(f"nobody answers there ({error})") from error
 
     def _sqlite_folder(self) -> Path:
@@ -192,9 +195,6 @@ class _MLflowRun(Run):
 @dataclass(frozen=True)
 class NoTracking(Tracker):
     """Record nothing; a job still leaves its files in its own output folder."""
-
-    def prepare(self) -> None:
-        pass
 
     def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
         return _SilentRun()

@@ -1,0 +1,95 @@
+"""What several tests share: a clean process, a trained model, and the command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from vae_pyro.data import Dataset, Digits, batches
+from vae_pyro.guide import DiagNormal
+from vae_pyro.likelihoods import Bernoulli
+from vae_pyro.networks import MLP
+from vae_pyro.objectives import ELBO
+from vae_pyro.randomness import RandomStream
+from vae_pyro.training import train
+from vae_pyro.vae import VAE, build_vae
+
+ROOT = Path(__file__).parents[1]
+
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("default")
+
+MNIST_ROOT = Path(os.environ.get("VAE_PYRO_DATA", ROOT / "data"))
+needs_mnist = pytest.mark.skipif(
+    not (MNIST_ROOT / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file(),
+    reason="MNIST is not at hand: set VAE_PYRO_DATA to a folder that holds MNIST/raw",
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return Digits().load()
+
+
+@pytest.fixture(scope="session")
+def binary_test_digits(digits: Dataset) -> torch.Tensor:
+    generator = digits.held_out_stream("test").generator
+    return Bernoulli().prepare(digits.test.levels, digits.max_level, generator)
+
+
+@pytest.fixture(scope="session")
+def digits_vae(digits: Dataset) -> VAE:
+    """A VAE with two latent dimensions, trained on digits for a few seconds."""
+    with RandomStream("initial weights", 0).active():
+        vae = build_vae(2, digits.image_shape, MLP((100,), "tanh"), Bernoulli(), DiagNormal)
+    stream = RandomStream("batches", 0).generator
+    likelihood = vae.model.likelihood
+    records = train(
+        vae,
+        ELBO(),
+        lambda: batches(
+            digits.train.levels,
+            lambda levels: likelihood.prepare(levels, digits.max_level, stream),
+            64,
+            stream,
+        ),
+        epochs=60,
+        learning_rate=2e-3,
+        noise=RandomStream("training", 0),
+    )
+    for _ in records:
+        pass
+    return vae
+
+
+@pytest.fixture
+def run_py(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run_py("latent_dim=2", ...)``: the real command, in an empty folder."""
+
+    def run(
+        *arguments: str, timeout: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), *arguments],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+QUICK = ("training.epochs=2", "training.snapshots=1", "evaluation.num_samples=50")
+"""Overrides that make a job take a few seconds."""

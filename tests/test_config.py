@@ -1,0 +1,202 @@
+"""The schema accepts what is meant, and refuses the rest by name."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tests.conftest import ROOT
+from vae_pyro.config import build, flatten, parse_config, resolve, without_passwords
+from vae_pyro.data import MNIST, ImageSource
+from vae_pyro.errors import ConfigError
+from vae_pyro.guide import DiagNormal, Guide
+from vae_pyro.likelihoods import Likelihood
+from vae_pyro.networks import MLP, Network
+from vae_pyro.objectives import Objective
+from vae_pyro.tracking import Tracker
+
+GROUPS = {
+    "data": ImageSource,
+    "network": Network,
+    "likelihood": Likelihood,
+    "objective": Objective,
+    "tracking": Tracker,
+}
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+
+
+def with_value(key: str, value: Any) -> dict[str, Any]:
+    tree = json.loads(json.dumps(composed()))
+    *groups, last = key.split(".")
+    node = tree
+    for group in groups:
+        node = node[group]
+    node[last] = value
+    return tree
+
+
+def test_every_option_of_every_group_is_valid() -> None:
+    for path in sorted((ROOT / "conf").glob("*/*.yaml")):
+        group, option = path.parent.name, path.stem
+        tree = composed(f"{group}={option}")
+        parse_config(tree)
+        if group in GROUPS:
+            assert isinstance(build(tree[group], GROUPS[group], group), GROUPS[group])
+    assert resolve(composed()["guide"], Guide, "guide") == (DiagNormal, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("latent_dim", 0, "latent_dim=0: input should be greater than or equal to 1"),
+        ("latent_dim", "two", "latent_dim=two: input should be a valid integer"),
+        ("latent_dim", 2.5, "latent_dim=2.5: input should be a valid integer"),
+        ("latent_dim", True, "latent_dim=True: input should be a valid integer"),
+        ("latent_dim", "", "latent_dim=: input should be a valid integer"),
+        ("latent_dim", None, "latent_dim=None: input should be a valid integer"),
+        ("latent_dims", 2, "latent_dims: no such key; did you mean latent_dim?"),
+        ("training.epoch", 2, "training.epoch: no such key; did you mean training.epochs?"),
+        ("training.learning_rate", -1, "training.learning_rate=-1: input should be greater than 0"),
+        (
+            "training.learning_rate",
+            float("inf"),
+            "training.learning_rate=inf: input should be a fin",
+        ),
+        ("training", 3, "training=3: input should be an object"),
+        ("device", "tpu", "device=tpu: input should be 'auto', 'cpu' or 'cuda'"),
+        ("seed", -1, "seed=-1: input should be greater than or equal to 0"),
+        ("evaluation.num_samples", 10, "evaluation.num_samples=10: input should be greater than"),
+        ("evaluation.iwae_samples", [1, 9999], "evaluation.iwae_samples [9999] exceed num_samples"),
+        ("evaluation.iwae_samples", [0], "evaluation.iwae_samples.0=0: input should be greater"),
+        ("nonsense", {"a": 1}, "nonsense: no such key; python run.py --help lists them"),
+    ],
+)
+def test_what_is_wrong_is_named(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(with_value(key, value))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    tree = with_value("latent_dim", 0) | {"seed": "x"}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tree)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_missing_key_is_named() -> None:
+    tree = composed()
+    del tree["seed"]
+    with pytest.raises(ConfigError, match="seed: missing"):
+        parse_config(tree)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"_target_": "os.system", "command": "true"}, "'os.system' is not a Network"),
+        ({"_target_": "vae_pyro.networks.Network"}, "is not a Network"),
+        ({"_target_": "vae_pyro.guide.DiagNormal"}, "is not a Network"),
+        ({"_target_": "no.such.module.Class"}, "is not a Network"),
+        ({"_target_": "MLP"}, "is not a Network"),
+        ({"_target_": 3}, "is not a Network"),
+        ({}, "None is not a Network"),
+        ({"_target_": "vae_pyro.networks.MLP", "width": 3}, "network.width: no such key"),
+        ({"_target_": "vae_pyro.networks.MLP", "hiden": [3]}, "did you mean network.hidden?"),
+        ({"_target_": "vae_pyro.networks.MLP", "hidden": "wide"}, "network.hidden=wide"),
+        ({"_target_": "vae_pyro.networks.MLP", "hidden": [3, -1]}, "network.hidden: every width"),
+        ({"_target_": "vae_pyro.networks.MLP", "activation": "step"}, "network.activation=step"),
+    ],
+)
+def test_a_group_names_only_its_own_kind(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(options, Network, "network")
+    assert message in str(caught.value)
+
+
+def test_options_reach_the_class() -> None:
+    options = {"_target_": "vae_pyro.networks.MLP", "hidden": [3, 4], "activation": "tanh"}
+    assert build(options, Network, "network") == MLP((3, 4), "tanh")
+    source = {"_target_": "vae_pyro.data.MNIST", "root": "/somewhere", "binarisation": "static"}
+    assert build(source, ImageSource, "data") == MNIST("static", 0, "/somewhere")
+
+
+def test_what_the_program_passes_is_not_an_option() -> None:
+    options = {"_target_": "vae_pyro.guide.DiagNormal", "latent_dim": 3}
+    with pytest.raises(ConfigError, match="guide.latent_dim: no such key"):
+        resolve(options, Guide, "guide")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = [key for key in flatten(composed()) if "." not in key or key.startswith(("tr", "ev"))]
+
+
+@given(st.sampled_from([*KEYS, "training", "evaluation", "data", "surprise"]), json_values)
+def test_any_value_anywhere_is_accepted_or_refused_in_words(key: str, value: Any) -> None:
+    try:
+        parse_config(with_value(key, value))
+    except ConfigError as error:
+        assert str(error)
+
+
+@given(st.sampled_from(list(GROUPS)), st.dictionaries(st.text(max_size=9), json_values, max_size=3))
+def test_any_options_of_any_group_are_accepted_or_refused_in_words(
+    group: str, options: dict[str, Any]
+) -> None:
+    target = composed()[group]["_target_"]
+    try:
+        build({"_target_": target, **options}, GROUPS[group], group)
+    except ConfigError as error:
+        assert str(error)
+
+
+@given(
+    st.recursive(
+        st.integers(),
+        lambda leaf: st.dictionaries(
+            st.from_regex("[a-z]{1,3}", fullmatch=True), leaf, min_size=1, max_size=3
+        ),
+    ).filter(lambda tree: isinstance(tree, dict))
+)
+def test_flattening_keeps_every_leaf(tree: dict[str, Any]) -> None:
+    def lookup(path: str) -> Any:
+        node: Any = tree
+        for step in path.split("."):
+            node = node[step]
+        return node
+
+    def leaves(node: Any) -> int:
+        return sum(map(leaves, node.values())) if isinstance(node, dict) else 1
+
+    flat = flatten(tree)
+    assert len(flat) == leaves(tree)
+    assert all(lookup(path) == value for path, value in flat.items())
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:s3cret@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("https://token:abc@host/path", "https://token:***@host/path"),
+        ("postgresql://:p@ss:w0rd@host/db", "postgresql://:***@host/db"),
+        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_passwords_are_hidden(uri: str, shown: str) -> None:
+    assert without_passwords(uri) == shown

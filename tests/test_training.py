@@ -1,0 +1,162 @@
+"""Training: the gradient SVI follows, reproducibility, and what must not leak."""
+
+import math
+from collections.abc import Iterator
+
+import pyro
+import pytest
+import torch
+
+from tests.linear_gaussian import IMAGE_SHAPE, LinearGaussian
+from vae_pyro.data import Dataset, batches
+from vae_pyro.errors import DivergenceError
+from vae_pyro.guide import DiagNormal
+from vae_pyro.likelihoods import Bernoulli
+from vae_pyro.log_marginal import ELBO as ELBOEstimator
+from vae_pyro.networks import MLP
+from vae_pyro.objectives import ELBO
+from vae_pyro.randomness import RandomStream
+from vae_pyro.training import EpochRecord, train
+from vae_pyro.vae import VAE, build_vae
+
+
+def start(digits: Dataset, seed: int = 0, epochs: int = 3) -> tuple[VAE, Iterator[EpochRecord]]:
+    with RandomStream("initial weights", seed).active():
+        vae = build_vae(2, digits.image_shape, MLP((30,)), Bernoulli(), DiagNormal)
+    order = RandomStream("batches", seed).generator
+    likelihood = vae.model.likelihood
+    records = train(
+        vae,
+        ELBO(),
+        lambda: batches(
+            digits.train.levels, lambda levels: likelihood.prepare(levels, 16, order), 100, order
+        ),
+        epochs=epochs,
+        learning_rate=1e-3,
+        noise=RandomStream("training", seed),
+    )
+    return vae, records
+
+
+def weights(vae: VAE) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])
+
+
+def test_one_seed_gives_the_same_bits(digits: Dataset) -> None:
+    (vae_a, records_a), (vae_b, records_b) = start(digits), start(digits)
+    assert [r.elbo for r in records_a] == [r.elbo for r in records_b]
+    assert torch.equal(weights(vae_a), weights(vae_b))
+    vae_c, records_c = start(digits, seed=1)
+    list(records_c)
+    assert not torch.equal(weights(vae_a), weights(vae_c))
+
+
+def test_evaluating_on_the_way_does_not_change_the_training(
+    digits: Dataset, binary_test_digits: torch.Tensor
+) -> None:
+    quiet, records = start(digits)
+    list(records)
+    watched, records = start(digits)
+    for _ in records:
+        with RandomStream("validation", 0).active():
+            ELBOEstimator(7)(watched, binary_test_digits[:20])
+    assert torch.equal(weights(quiet), weights(watched))
+
+
+def test_two_trainings_in_turns_do_not_touch_each_other(digits: Dataset) -> None:
+    alone, records = start(digits)
+    list(records)
+    (first, records_a), (second, records_b) = start(digits), start(digits, seed=1)
+    for _ in zip(records_a, records_b, strict=True):
+        pass
+    assert torch.equal(weights(first), weights(alone))
+    assert not torch.equal(weights(second), weights(alone))
+
+
+def test_nothing_is_left_in_the_global_store(digits: Dataset) -> None:
+    pyro.clear_param_store()
+    vae, records = start(digits)
+    list(records)
+    ELBOEstimator(3)(vae, torch.zeros(2, 1, 8, 8))
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_the_elbo_rises(digits: Dataset) -> None:
+    _, records = start(digits, epochs=15)
+    elbos = [record.elbo for record in records]
+    assert elbos[-1] > elbos[0] + 5
+    assert all(math.isfinite(elbo) for elbo in elbos)
+
+
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_the_loss_of_svi_is_the_closed_form_elbo(num_particles: int) -> None:
+    """Value and gradient of what ``SVI`` is given, against the linear-Gaussian closed form."""
+    truth = LinearGaussian(shift=0.2, stretch=1.4)
+    x = truth.sample(30)
+    exact = truth.elbo(x).sum()
+    parameters = list(truth.vae.parameters())
+    exact_gradient = torch.cat([g.flatten() for g in torch.autograd.grad(exact, parameters)])
+    losses, gradients = [], []
+    for _ in range(500):
+        truth.vae.zero_grad()
+        with pyro.get_param_store().scope():
+            loss = (
+                ELBO(num_particles).estimator().loss_and_grads(truth.vae.model, truth.vae.guide, x)
+            )
+        losses.append(loss)
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+    value, gradient = torch.tensor(losses).double(), torch.stack(gradients)
+    std_error = value.std() / 500**0.5
+    assert abs(-value.mean() - exact) < 4.5 * std_error
+    gradient_error = gradient.std(0) / 500**0.5
+    assert ((-gradient.mean(0) - exact_gradient).abs() <= 4.5 * gradient_error + 1e-9).all()
+
+
+def test_a_linear_vae_learns_the_truth() -> None:
+    """Started off the optimum, SVI reaches the closed-form ELBO of the true parameters."""
+    truth, learner = LinearGaussian(), LinearGaussian(shift=0.8, stretch=2.0)
+    x = truth.sample(2000)
+    start_elbo = learner.elbo(x).mean().item()
+    for _ in train(
+        learner.vae,
+        ELBO(),
+        lambda: x.split(200),
+        epochs=150,
+        learning_rate=5e-3,
+        noise=RandomStream("training", 0),
+    ):
+        pass
+    reached, exact = learner.elbo(x).mean().item(), truth.log_marginal(x).mean().item()
+    assert start_elbo < exact - 0.3
+    # The fit may exceed the truth on its own training images by about (parameters / 2) / 2000.
+    assert exact - 0.02 < reached < exact + 0.02
+
+
+def test_epoch_mean_counts_images_not_batches() -> None:
+    """A last batch of one image weighs as one image."""
+    truth = LinearGaussian()
+    x = truth.sample(5)
+    (record,) = train(
+        truth.vae,
+        ELBO(),
+        lambda: [x[:4], x[4:]],
+        epochs=1,
+        learning_rate=1e-12,
+        noise=RandomStream("training", 0),
+    )
+    assert record.elbo == pytest.approx(truth.log_marginal(x).mean().item())
+
+
+def test_divergence_stops_with_the_place_and_the_way_out() -> None:
+    vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(), DiagNormal)
+    x = torch.ones(3, *IMAGE_SHAPE)
+    with pytest.raises(DivergenceError, match=r"epoch \d+, step 1: try a smaller"):
+        for _ in train(
+            vae,
+            ELBO(),
+            lambda: [x],
+            epochs=5,
+            learning_rate=1e30,
+            noise=RandomStream("training", 0),
+        ):
+            pass
