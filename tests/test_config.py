@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
@@ -132,7 +132,7 @@ def test_options_reach_the_class() -> None:
 
 def test_what_the_program_passes_is_not_an_option() -> None:
     options = {"_target_": "vae_pyro.guide.DiagNormal", "latent_dim": 3}
-    with pytest.raises(ConfigError, match="guide.latent_dim: no such key"):
+    with pytest.raises(ConfigError, match=r"guide\.latent_dim: no such key"):
         resolve(options, Guide, "guide")
 
 

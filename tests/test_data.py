@@ -111,9 +111,9 @@ def test_a_damaged_file_is_named(mnist_copy: Path, damage: str) -> None:
 
 @needs_mnist
 def test_a_compressed_file_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision.datasets import MNIST as Torchvision
+    from torchvision import datasets
 
-    monkeypatch.setattr(Torchvision, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     raw = tmp_path / "MNIST" / "raw"
     shutil.copytree(MNIST_ROOT / "MNIST" / "raw", raw, ignore=shutil.ignore_patterns("*ubyte"))
     assert len(MNIST(root=str(tmp_path)).load().test) == 10_000
@@ -122,10 +122,10 @@ def test_a_compressed_file_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_missing_files_are_named_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchvision.datasets import MNIST as Torchvision
+    from torchvision import datasets
 
     # A port where nobody listens: the download really fails, also where there is a network.
-    monkeypatch.setattr(Torchvision, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(DataError) as caught:
         MNIST(root=str(tmp_path)).load()
     message = str(caught.value)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.linear_gaussian import IMAGE_SHAPE, LinearGaussian
+from vae_pyro import log_marginal
 from vae_pyro.data import Dataset, batches
 from vae_pyro.errors import DivergenceError
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
-from vae_pyro.log_marginal import ELBO as ELBOEstimator
 from vae_pyro.networks import MLP
 from vae_pyro.objectives import ELBO
 from vae_pyro.randomness import RandomStream
@@ -59,7 +59,7 @@ def test_evaluating_on_the_way_does_not_change_the_training(
     watched, records = start(digits)
     for _ in records:
         with RandomStream("validation", 0).active():
-            ELBOEstimator(7)(watched, binary_test_digits[:20])
+            log_marginal.ELBO(7)(watched, binary_test_digits[:20])
     assert torch.equal(weights(quiet), weights(watched))
 
 
@@ -77,7 +77,7 @@ def test_nothing_is_left_in_the_global_store(digits: Dataset) -> None:
     pyro.clear_param_store()
     vae, records = start(digits)
     list(records)
-    ELBOEstimator(3)(vae, torch.zeros(2, 1, 8, 8))
+    log_marginal.ELBO(3)(vae, torch.zeros(2, 1, 8, 8))
     assert len(pyro.get_param_store()) == 0
 
 

@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from vae_pyro.config import without_passwords
 from vae_pyro.errors import UserError
 from vae_pyro.pipeline import Job, run_job
 from vae_pyro.results import JobResult, print_summary
@@ -27,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     output = Path(hydra.runtime.output_dir)
     in_sweep = hydra.mode == RunMode.MULTIRUN
-    overrides = list(hydra.overrides.task)
+    overrides = [without_passwords(override) for override in hydra.overrides.task]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     job = Job(
         name=", ".join(overrides) if overrides else "defaults",

@@ -30,7 +30,7 @@ class Training:
         batch_size: images per step.
         learning_rate: Adam's.
         valid_samples: z's per validation image and epoch, for valid/elbo and its parts.
-        snapshots: how often pictures are drawn on the way, the last epoch included.
+        snapshots: how often pictures are drawn, the last epoch included; and once before.
     """
 
     epochs: Positive

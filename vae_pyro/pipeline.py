@@ -144,6 +144,7 @@ class _Experiment:
             learning_rate=training.learning_rate,
             noise=self._stream("training"),
         )
+        self._draw(test_x, 0)
         seconds = 0.0
         with show_progress("training", training.epochs, self.console) as report:
             for record in records:
@@ -218,9 +219,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def snapshot_epochs(epochs: int, snapshots: int) -> set[int]:
-    """About ``snapshots`` epochs from 1 to the last, ever further apart: changes are early."""
-    steps = max(snapshots - 1, 1)
-    return {round(epochs ** (i / steps)) for i in range(snapshots)} | {epochs}
+    """0 (before training), and up to ``snapshots`` epochs from 1 to the last.
+
+    They lie ever further apart, because most changes are early.
+    """
+    steps = snapshots - 1
+    return {0, epochs} | {round(epochs ** (i / steps)) for i in range(steps)}
 
 
 def fingerprint(tree: Mapping[str, Any], data_checksum: str) -> str:

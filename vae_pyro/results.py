@@ -13,6 +13,7 @@ from rich.table import Table
 from vae_pyro.checkpoint import write_atomically
 
 RESULT_FILE = "result.json"
+CAPTION = "nats per test image, higher is better; ± is one Monte Carlo standard error"
 
 
 @dataclass(frozen=True)
@@ -89,32 +90,45 @@ def summary_csv(results: Sequence[JobResult]) -> str:
     return text.getvalue()
 
 
-def print_summary(results: Sequence[JobResult], console: Console) -> None:
-    """The table that a run or a sweep ends with: nats per test image, higher is better."""
+def summary_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows that a run or a sweep ends with: nats per test image."""
     finished = [result for result in results if result.error is None]
-    if not finished:
-        return
     keys = varying_settings(results)
     names = bound_names(finished)
-    table = Table(caption="nats per test image, higher is better; ± is one Monte Carlo std. error")
-    for key in keys:
-        table.add_column(key, justify="right")
-    for name in names:
-        table.add_column(bound_label(name), justify="right", no_wrap=True)
-    for name in ("gap", "bits/dim", "ESS", "k-hat > 0.7", "active units", "seconds"):
-        table.add_column(name, justify="right")
+    header = [*keys, *map(bound_label, names)]
+    header += ["gap", "bits/dim", "ESS", "k-hat > 0.7", "active units", "seconds"]
+    rows = []
     for result in finished:
         m = result.metrics
-        cells = [setting(result, key) for key in keys]
-        cells += [f"{m[name]:.2f}" for name in names[:-1]]
-        cells += [
-            f"{m['test/log_px']:.2f} ± {m['test/log_px_std_error']:.3f}",
-            f"{m['test/gap']:.2f}",
-            f"{m['test/bits_per_dim']:.4f}",
-            f"{m['test/effective_sample_size']:.0f}",
-            f"{m['test/pareto_k_high']:.0%}",
-            f"{m['test/active_units']:.0f}",
-            f"{m['time/train_seconds'] + m['time/evaluate_seconds']:.0f}",
-        ]
-        table.add_row(*cells)
+        rows.append(
+            [
+                *(setting(result, key) for key in keys),
+                *(f"{m[name]:.2f}" for name in names[:-1]),
+                f"{m['test/log_px']:.2f} ± {m['test/log_px_std_error']:.3f}",
+                f"{m['test/gap']:.2f}",
+                f"{m['test/bits_per_dim']:.4f}",
+                f"{m['test/effective_sample_size']:.0f}",
+                f"{m['test/pareto_k_high']:.0%}",
+                f"{m['test/active_units']:.0f}",
+                f"{m['time/train_seconds'] + m['time/evaluate_seconds']:.0f}",
+            ]
+        )
+    return header, rows
+
+
+def print_summary(results: Sequence[JobResult], console: Console) -> None:
+    """Print the table."""
+    header, rows = summary_table(results)
+    table = Table(caption=CAPTION)
+    for name in header:
+        table.add_column(name, justify="right", no_wrap=name in ("ELBO", "log p(x)"))
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
+
+
+def summary_markdown(results: Sequence[JobResult]) -> str:
+    """The table for a page of notes."""
+    header, rows = summary_table(results)
+    lines = [header, ["---:"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{CAPTION}"

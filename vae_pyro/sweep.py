@@ -30,12 +30,12 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from vae_pyro.app import PARENT_FILE, fail
-        from vae_pyro.config import build
+        from vae_pyro.config import build, without_passwords
         from vae_pyro.errors import UserError
         from vae_pyro.tracking import Tracker
 
         self._folder = Path(config.hydra.sweep.dir)
-        overrides = list(config.hydra.overrides.task)
+        overrides = " ".join(map(without_passwords, config.hydra.overrides.task))
         try:
             options = OmegaConf.to_container(config.tracking, resolve=True)
             assert isinstance(options, dict)
@@ -44,13 +44,13 @@ class SweepCallback(Callback):
                 Tracker,
                 "tracking",
             )
-            self._run = tracker.start_run(f"sweep {' '.join(overrides)}", {"sweep": "parent"})
+            self._run = tracker.start_run(f"sweep {overrides}", {"sweep": "parent"})
         except UserError as error:
             fail(str(error))
             sys.exit(1)
         # Hydra has no hook for a sweep that it refuses or that is interrupted.
         atexit.register(self._abandon)
-        self._run.log_params({"sweep": " ".join(overrides)})
+        self._run.log_params({"sweep": overrides})
         if self._run.run_id is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / PARENT_FILE).write_text(self._run.run_id)
@@ -58,7 +58,7 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from vae_pyro.app import fail, make_console
         from vae_pyro.checkpoint import write_atomically
-        from vae_pyro.results import print_summary, summary_csv
+        from vae_pyro.results import print_summary, summary_csv, summary_markdown
 
         assert self._run is not None
         results = self._results()
@@ -70,6 +70,7 @@ class SweepCallback(Callback):
             write_atomically(summary, summary_csv(results).encode())
             self._run.log_file(summary, "sweep")
             self._run.log_file(self._draw(finished), "sweep")
+            self._run.describe(summary_markdown(results))
             print_summary(results, console)
             console.print(f"table and chart: {self._folder}", highlight=False, soft_wrap=True)
         run, self._run = self._run, None

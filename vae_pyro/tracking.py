@@ -52,6 +52,10 @@ class Run(ABC):
         """Keep a copy of a file, or of a whole folder, under ``folder``."""
 
     @abstractmethod
+    def describe(self, markdown: str) -> None:
+        """Set the text that is shown first when the run is opened."""
+
+    @abstractmethod
     def end(self, status: Status) -> None:
         """Close the run."""
 
@@ -106,7 +110,10 @@ class MLflow(Tracker):
             client = mlflow.MlflowClient(self.uri)
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is None:
-                return client, client.create_experiment(self.experiment, self._artifacts())
+                # The kind decides which of MLflow's two faces the experiment opens with.
+                kind = {"mlflow.experimentKind": "custom_model_development"}
+                created = client.create_experiment(self.experiment, self._artifacts(), tags=kind)
+                return client, created
         except Exception as error:  # the stores raise SQLAlchemy's, requests' and MLflow's own
             first_line = str(error).strip().splitlines()[0].rstrip(".")
             raise self._unusable(without_passwords(first_line)) from error
@@ -185,6 +192,9 @@ class _MLflowRun(Run):
         else:
             self._client.log_artifact(self.run_id, str(path), folder)
 
+    def describe(self, markdown: str) -> None:
+        self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
+
     def end(self, status: Status) -> None:
         self._client.set_terminated(self.run_id, status)
 
@@ -211,6 +221,9 @@ class _SilentRun(Run):
         pass
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
+        pass
+
+    def describe(self, markdown: str) -> None:
         pass
 
     def end(self, status: Status) -> None:

@@ -1,6 +1,7 @@
 """Running sums give what the whole matrix at once gives, however it is cut."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def cut_matrices(draw: st.DrawFn) -> tuple[torch.Tensor, list[int]]:
     log_w = scale * torch.randn(num_samples, batch, generator=generator).double() - 1000
     cuts = draw(st.lists(st.integers(0, num_samples), max_size=6))
     bounds = [0, *sorted(cuts), num_samples]
-    return log_w, [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    return log_w, [b - a for a, b in pairwise(bounds)]
 
 
 @given(cut_matrices(), st.integers(1, 60))

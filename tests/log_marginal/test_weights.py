@@ -28,14 +28,10 @@ def test_parts_are_the_densities_of_their_names() -> None:
     with pyro.plate("particles", 4, dim=-2):
         trace = poutine.trace(truth.vae.guide).get_trace(x)
     z = trace.nodes["z"]["value"]
-    torch.manual_seed(0)
-    with pyro.plate("particles", 4, dim=-2):
-        torch.testing.assert_close(truth.vae.guide(x).shape, z.shape)
     replayed = SimpleNamespace(model=truth.vae.model, guide=poutine.replay(truth.vae.guide, trace))
     parts = log_weights(replayed, x, 4)
-    loc, scale = truth.vae.guide.posterior(x).base_dist.loc, None
-    scale = truth.vae.guide.posterior(x).base_dist.scale
-    log_q = torch.distributions.Normal(loc, scale).log_prob(z).sum(-1)
+    q = truth.vae.guide.posterior(x).base_dist
+    log_q = torch.distributions.Normal(q.loc, q.scale).log_prob(z).sum(-1)
     log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
     mean = z @ truth.weight.T + truth.bias
     log_x = torch.distributions.Normal(mean, 0.7).log_prob(x.flatten(1)).sum(-1)
@@ -92,37 +88,34 @@ class TabledGuide:
         self.noise = {float(image.flatten()[0]): row for image, row in zip(x, table, strict=True)}
         self.used = dict.fromkeys(self.noise, 0)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        (particles,) = (
-            frame.size
-            for frame in pyro.poutine.runtime.am_i_wrapped() and pyro.poutine.runtime._PYRO_STACK
-            if getattr(frame, "name", "") == "particles"
-        )
+    def next_noise(self, x: Tensor, particles: int) -> Tensor:
         columns = []
-        for image in x:
-            key = float(image.flatten()[0])
+        for key in x.flatten(1)[:, 0].tolist():
             start = self.used[key]
-            columns.append(self.noise[key][start : start + particles])
             self.used[key] = start + particles
-        base = self.posterior(x).base_dist
-        value = base.loc + base.scale * torch.stack(columns, 1)
+            columns.append(self.noise[key][start : start + particles])
+        return torch.stack(columns, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        q = self.posterior(x).base_dist
         with pyro.plate("images", len(x), dim=-1):
-            return pyro.sample("z", Tabled(base.loc, base.scale, value).to_event(1))
+            return pyro.sample("z", Tabled(q.loc, q.scale, self, x).to_event(1))
 
 
 class Tabled(dist.Normal):
-    """A normal distribution whose draw is given."""
+    """A normal distribution whose draws are looked up."""
 
-    def __init__(self, loc: Tensor, scale: Tensor, value: Tensor) -> None:
+    def __init__(self, loc: Tensor, scale: Tensor, guide: TabledGuide, x: Tensor) -> None:
         super().__init__(loc, scale, validate_args=False)
-        self.value = value
+        self.guide, self.x = guide, x
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Tabled":
-        return Tabled(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.value)
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        return Tabled(loc, scale, self.guide, self.x)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = ()) -> Tensor:
         assert not sample_shape
-        return self.value
+        return self.loc + self.scale * self.guide.next_noise(self.x, self.batch_shape[0])
 
 
 def summarise(order: Tensor, chunk_pixels: int) -> dict[str, Tensor]:

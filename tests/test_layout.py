@@ -1,0 +1,106 @@
+"""The shape of the tree: imports go downward only, and heavy packages stay in their places."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "vae_pyro"
+
+# From the bottom up: a module imports only what stands before it.
+LAYERS = [
+    "errors",
+    "config",
+    "randomness",
+    "data",
+    "networks",
+    "likelihoods",
+    "model",
+    "guide",
+    "vae",
+    "objectives",
+    "training",
+    "log_marginal",
+    "latent",
+    "evaluation",
+    "checkpoint",
+    "visualization",
+    "tracking",
+    "progress",
+    "results",
+    "pipeline",
+    "app",
+    "sweep",
+]
+LOG_MARGINAL_LAYERS = ["diagnostics", "estimate", "running", "weights", "importance", "elbo"]
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer(dotted: str, depth: int) -> str:
+    return dotted.split(".")[depth]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downward(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts
+    assert own[0] in LAYERS, f"{path} has no layer yet: put it into this test's list"
+    for name in imports(path):
+        if not name.startswith("vae_pyro."):
+            continue
+        other = layer(name, 1)
+        if other == own[0] == "log_marginal":
+            order = LOG_MARGINAL_LAYERS
+            assert order.index(layer(name, 2)) < order.index(own[1]), f"{path} imports {name}"
+        else:
+            assert LAYERS.index(other) < LAYERS.index(own[0]), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("mlflow", {"tracking.py"}),
+        ("hydra", {"app.py", "sweep.py"}),
+        ("omegaconf", {"app.py", "sweep.py", "pipeline.py"}),
+        ("matplotlib", {"visualization.py"}),
+        ("pydantic", {"config.py"}),
+        ("sklearn", {"data.py"}),
+        ("torchvision", {"data.py"}),
+    ],
+)
+def test_packages_stay_in_their_places(package: str, allowed: set[str]) -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if any(name.split(".")[0] == package for name in imports(path))
+    }
+    assert users == allowed
+
+
+def test_modules_are_short() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in MODULES}
+    assert {path for path, length in lengths.items() if length > 320} == set()
+
+
+def test_every_group_option_is_one_class_and_one_file() -> None:
+    """A YAML names its class; two YAMLs of one group name different classes."""
+    for group in sorted((ROOT / "conf").iterdir()):
+        if group.is_dir() and group.name != "evaluation":
+            targets = [
+                re.findall(r"_target_: (\S+)", path.read_text()) for path in group.glob("*.yaml")
+            ]
+            assert all(len(found) == 1 for found in targets)
+            assert len({found[0] for found in targets}) == len(targets)

@@ -1,0 +1,93 @@
+"""What the README says is done, command by command, in a fresh copy of the tracked files."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MNIST_ROOT, QUICK, ROOT, needs_mnist
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+]
+PYTHON_COMMANDS = [line for line in COMMANDS if line.startswith("python run.py")]
+FILES = re.findall(r"`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", README, flags=re.DOTALL)
+TESTED_ELSEWHERE = {
+    "make sweep": "tests/test_sweep.py",
+    "make ui": "tests/test_sweep.py",
+    "make test": "this is it",
+    ". .venv/bin/activate": "the environment of every command here",
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copy")
+    for name in ("run.py", "conf", "vae_pyro"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    for name, content in FILES:
+        (folder / name).write_text(content)
+    return folder
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_every_command_is_known() -> None:
+    assert set(COMMANDS) - set(PYTHON_COMMANDS) == set(TESTED_ELSEWHERE)
+    assert len(PYTHON_COMMANDS) >= 7
+    assert [name for name, _ in FILES] == [
+        "my_likelihoods.py",
+        "conf/likelihood/noisy_bernoulli.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(line, marks=[needs_mnist] if "mnist" in line else [])
+        for line in PYTHON_COMMANDS
+    ],
+)
+def test_command(copy: Path, command: str) -> None:
+    program, *arguments = command.removeprefix("python ").split()
+    extra = () if "--help" in arguments else QUICK
+    if "evaluation=full" in arguments:  # its own number of samples is what it is about
+        extra = QUICK[:2]
+    if "data=mnist" in arguments:
+        extra = ("training.epochs=1", *QUICK[1:], f"data.root={MNIST_ROOT}")
+    done = run(copy, "python", program, *extra, *arguments)
+    assert "latent_dim" in done.stdout
+
+
+def test_python_snippet(copy: Path) -> None:
+    run(copy, "python", "run.py", *QUICK)
+    (snippet,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+        if "load_model" in block
+    ]
+    printed = run(copy, "python", "-c", snippet).stdout.splitlines()
+    assert len(printed) == 5
+    assert all(
+        re.match(r"log p\(x\) = -\d+\.\d\d ± \d\.\d\d nats, k-hat", line) for line in printed
+    )
+
+
+def test_pictures_and_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / target).is_file(), target

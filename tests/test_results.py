@@ -1,0 +1,83 @@
+"""The sweep's table and its file."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vae_pyro.results import (
+    JobResult,
+    bound_label,
+    bound_names,
+    print_summary,
+    summary_csv,
+    summary_markdown,
+    varying_settings,
+)
+
+METRICS = {
+    "test/elbo": -24.5,
+    "test/elbo_std_error": 0.01,
+    "test/iwae_1": -24.5,
+    "test/iwae_1_std_error": 0.01,
+    "test/iwae_50": -23.9,
+    "test/iwae_50_std_error": 0.02,
+    "test/iwae_5": -24.1,
+    "test/iwae_5_std_error": 0.015,
+    "test/log_px": -23.8,
+    "test/log_px_std_error": 0.004,
+    "test/gap": 0.7,
+    "test/bits_per_dim": 0.536,
+    "test/bits_per_dim_std_error": 0.001,
+    "test/effective_sample_size": 200.0,
+    "test/pareto_k_high": 0.1,
+    "test/active_units": 2.0,
+    "time/train_seconds": 10.0,
+    "time/evaluate_seconds": 1.0,
+}
+
+
+@pytest.fixture
+def results() -> list[JobResult]:
+    return [
+        JobResult("latent_dim=2, seed=7", {"latent_dim": "2", "seed": "7"}, 2, None, METRICS),
+        JobResult("latent_dim=0, seed=7", {"latent_dim": "0", "seed": "7"}, error="too small"),
+    ]
+
+
+def test_round_trip(tmp_path: Path, results: list[JobResult]) -> None:
+    for result in results:
+        result.write(tmp_path)
+        assert JobResult.read(tmp_path) == result
+
+
+def test_columns_are_what_varies(results: list[JobResult]) -> None:
+    assert varying_settings(results) == ["latent_dim"]
+    swept = [
+        JobResult("a", {"likelihood": "bernoulli", "seed": "1"}, 10),
+        JobResult("b", {"likelihood": "normal", "seed": "1"}, 10),
+    ]
+    assert varying_settings(swept) == ["latent_dim", "likelihood"]
+
+
+def test_bounds_stand_in_order_and_iwae_1_is_the_elbo(results: list[JobResult]) -> None:
+    names = bound_names(results)
+    assert names == ["test/elbo", "test/iwae_5", "test/iwae_50", "test/log_px"]
+    assert [bound_label(name) for name in names] == ["ELBO", "IWAE-5", "IWAE-50", "log p(x)"]
+
+
+def test_csv_holds_every_metric_of_what_finished(results: list[JobResult]) -> None:
+    (row,) = csv.DictReader(io.StringIO(summary_csv(results)))
+    assert row.pop("latent_dim") == "2"
+    assert {name: float(value) for name, value in row.items()} == METRICS
+
+
+def test_table_and_markdown_show_the_numbers(results: list[JobResult]) -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    print_summary(results, console)
+    for text in (console.export_text(), summary_markdown(results)):
+        for cell in ("-24.50", "-24.10", "-23.90", "-23.80 ± 0.004", "0.70", "0.5360", "10%"):
+            assert cell in text
+        assert "nats" in text

@@ -1,0 +1,419 @@
+"""The main job, end to end: ``make sweep``, its database, its files, and MLflow in a browser."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import QUICK, ROOT
+from tests.test_tracking import free_port
+from vae_pyro.checkpoint import load_model
+from vae_pyro.log_marginal import ELBO
+from vae_pyro.pipeline import snapshot_epochs
+
+WITH_ERROR = (
+    "train/elbo", "valid/elbo", "valid/reconstruction", "valid/kl", "test/elbo", "test/iwae_1",
+    "test/iwae_5", "test/iwae_50", "test/log_px", "test/bits_per_dim",
+)  # fmt: skip
+CONTRACT = {
+    *WITH_ERROR, *(f"{name}_std_error" for name in WITH_ERROR),
+    "test/gap", "test/effective_sample_size", "test/pareto_k_high", "test/active_units",
+    "time/train_seconds", "time/evaluate_seconds",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sweep:
+    folder: Path
+    output: str
+    client: MlflowClient
+    parent: Run
+    children: dict[int, Run]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """``make sweep`` as a user types it, in a fresh copy with this environment installed."""
+    folder = tmp_path_factory.mktemp("sweep") / "vae-pyro"
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in tracked:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    if not (folder / ".venv" / "installed").exists():
+        pytest.skip("these tests do not run in the environment that make setup creates")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    done = subprocess.run(
+        ["make", "sweep"], cwd=folder, env=environment, capture_output=True, text=True, timeout=800
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("vae-pyro")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {
+        int(run.data.params["latent_dim"]): run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
+    assert len(runs) == 1 + len(children)
+    return Sweep(folder, done.stdout, client, parent, children)
+
+
+def test_one_parent_and_three_finished_children(sweep: Sweep) -> None:
+    assert sweep.parent.info.status == "FINISHED"
+    assert set(sweep.children) == {2, 10, 20}
+    assert {run.info.status for run in sweep.children.values()} == {"FINISHED"}
+
+
+def test_every_contract_metric_is_there(sweep: Sweep) -> None:
+    for run in sweep.children.values():
+        assert set(run.data.metrics) == CONTRACT
+        assert all(np.isfinite(value) for value in run.data.metrics.values())
+        for name in ("train/elbo", "valid/elbo", "valid/kl", "valid/reconstruction"):
+            history = sweep.client.get_metric_history(run.info.run_id, name)
+            assert [point.step for point in history] == list(range(1, 201))
+
+
+def test_the_numbers_make_sense(sweep: Sweep) -> None:
+    for run in sweep.children.values():
+        m = run.data.metrics
+        bounds = [m[f"test/{name}"] for name in ("elbo", "iwae_5", "iwae_50", "log_px")]
+        assert bounds == sorted(bounds)
+        assert m["test/iwae_1"] == m["test/elbo"]
+        assert m["test/log_px"] - m["test/elbo"] > 10 * m["test/log_px_std_error"]
+        assert m["test/gap"] == pytest.approx(m["test/log_px"] - m["test/elbo"])
+        assert m["test/bits_per_dim"] == pytest.approx(-m["test/log_px"] / 64 / np.log(2))
+        assert m["valid/elbo"] == pytest.approx(m["valid/reconstruction"] - m["valid/kl"])
+        assert 1 <= m["test/effective_sample_size"] <= 500
+        assert 0 < m["test/log_px_std_error"] < 0.1
+    two, ten = sweep.children[2].data.metrics, sweep.children[10].data.metrics
+    error = np.hypot(two["test/log_px_std_error"], ten["test/log_px_std_error"])
+    assert ten["test/log_px"] - two["test/log_px"] > 10 * error
+    assert two["test/active_units"] == 2
+
+
+def test_params_and_tags_follow_the_contract(sweep: Sweep) -> None:
+    fingerprints = set()
+    for latent_dim, run in sweep.children.items():
+        params, tags = run.data.params, run.data.tags
+        assert params["latent_dim"] == str(latent_dim)
+        assert params["likelihood"] == "bernoulli"
+        assert params["training.epochs"] == "200"
+        assert params["network.hidden"] == "[400, 400]"
+        assert re.fullmatch("[0-9a-f]{64}", tags["fingerprint"])
+        fingerprints.add(tags["fingerprint"])
+    assert len(fingerprints) == 3
+
+
+def test_artifacts_follow_the_contract(sweep: Sweep, tmp_path: Path) -> None:
+    for latent_dim, run in sweep.children.items():
+        folder = Path(sweep.client.download_artifacts(run.info.run_id, "", str(tmp_path)))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["latent_dim"] == latent_dim
+        assert config["likelihood"] == {"_target_": "vae_pyro.likelihoods.Bernoulli"}
+        assert load_file(folder / "model" / "weights.safetensors")
+        assert Image.open(folder / "elbo_vs_iwae.png").size[0] >= 600
+        images = [path.name for path in (folder / "images").glob("*.png")]
+        for key in ("samples", "reconstructions", "latent_space"):
+            steps = {int(re.search(r"step[+%](\d+)", n)[1]) for n in images if n.startswith(key)}
+            assert steps == snapshot_epochs(200, 8)
+
+
+def test_the_parent_holds_table_and_chart(sweep: Sweep, tmp_path: Path) -> None:
+    folder = Path(sweep.client.download_artifacts(sweep.parent.info.run_id, "sweep", str(tmp_path)))
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    assert [int(row["latent_dim"]) for row in rows] == [2, 10, 20]
+    for row in rows:
+        metrics = sweep.children[int(row["latent_dim"])].data.metrics
+        for name in ("test/elbo", "test/log_px", "test/log_px_std_error", "test/gap"):
+            assert float(row[name]) == metrics[name]
+    assert np.asarray(Image.open(folder / "elbo_vs_iwae.png")).std() > 10
+    assert "log p(x)" in sweep.parent.data.tags["mlflow.note.content"]
+
+
+def test_the_terminal_ends_with_the_table(sweep: Sweep) -> None:
+    table = sweep.output[sweep.output.rindex("┏") :]
+    for heading in ("ELBO", "IWAE-5", "IWAE-50", "log p(x)", "gap", "active units", "seconds"):
+        assert heading in table
+    for run in sweep.children.values():
+        m = run.data.metrics
+        assert f"{m['test/log_px']:.2f} ± {m['test/log_px_std_error']:.3f}" in table
+    assert "training 200/200  valid ELBO" in sweep.output  # plain lines, no bar
+    assert "evaluating 150,000/150,000  ELBO" in sweep.output
+
+
+def test_the_saved_model_is_the_one_that_was_tested(
+    sweep: Sweep, binary_test_digits: torch.Tensor, tmp_path: Path
+) -> None:
+    run = sweep.children[10]
+    vae = load_model(sweep.client.download_artifacts(run.info.run_id, "model", str(tmp_path)))
+    estimate = ELBO(500)(vae, binary_test_digits)
+    error = np.hypot(estimate.mean_std_error(), run.data.metrics["test/elbo_std_error"])
+    assert estimate.mean() == pytest.approx(run.data.metrics["test/elbo"], abs=4.5 * error)
+
+
+@pytest.fixture(scope="module")
+def ui(sweep: Sweep) -> Iterator[str]:
+    """``make ui`` on a free port."""
+    port = free_port()
+    with (sweep.folder / "ui.log").open("w") as log:
+        server = subprocess.Popen(
+            ["make", "ui", f"PORT={port}"],
+            cwd=sweep.folder, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, (sweep.folder / "ui.log").read_text()
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+@pytest.mark.skipif(
+    shutil.which("chromium") is None or shutil.which("chromedriver") is None,
+    reason="needs chromium and chromedriver",
+)
+def test_the_mlflow_ui_shows_it(sweep: Sweep, ui: str, tmp_path: Path) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--window-size=1600,1400", f"--user-data-dir={tmp_path}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    browser = webdriver.Chrome(options=options, service=service)
+    try:
+        wait = WebDriverWait(browser, 90)
+        experiment = f"{ui}/#/experiments/{sweep.parent.info.experiment_id}"
+
+        def page() -> str:
+            return browser.find_element(By.TAG_NAME, "body").text
+
+        browser.get(f"{experiment}/runs/{sweep.parent.info.run_id}")
+        wait.until(lambda _: all(f"latent_dim={d}" in page() for d in (2, 10, 20)))
+        wait.until(lambda _: "IWAE-5" in page())  # the table
+
+        browser.get(f"{experiment}/runs/{sweep.children[2].info.run_id}/model-metrics")
+        wait.until(lambda _: "active_units" in page())
+        wait.until(lambda _: browser.execute_script(_SCROLL_AND_COUNT_PICTURES) >= 3)
+    finally:
+        browser.quit()
+
+
+_SCROLL_AND_COUNT_PICTURES = """
+for (const e of document.querySelectorAll('*'))
+  if (e.scrollHeight > e.clientHeight + 1000 && getComputedStyle(e).overflowY !== 'visible')
+    e.scrollTop = e.scrollHeight;
+return [...document.images].filter(
+  i => i.src.includes('get-artifact') && i.naturalWidth > 0).length;
+"""
+
+
+def runs_in(folder: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("vae-pyro")
+    return client.search_runs([experiment.experiment_id])
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_one_failed_job_does_not_stop_the_others(run_py: Command, tmp_path: Path) -> None:
+    done = run_py("latent_dim=2,0,3", *QUICK, "-m")
+    assert done.returncode == 1
+    assert "error: 1 of 3 jobs failed\n  latent_dim=0" in done.stderr
+    assert "latent_dim=0: input should be greater than or equal to 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    statuses = {run.info.run_name.split(",")[0]: run.info.status for run in runs_in(tmp_path)}
+    assert statuses.pop("latent_dim=2") == statuses.pop("latent_dim=3") == "FINISHED"
+    assert list(statuses.values()) == ["FAILED"]  # the parent; the refused job opened no run
+    (summary,) = tmp_path.glob("multirun/*/*/summary.csv")
+    assert len(summary.read_text().splitlines()) == 3
+
+
+def test_a_refused_sweep_leaves_no_run(run_py: Command, tmp_path: Path) -> None:
+    done = run_py("likelihood=bernoulli,nope", "-m")
+    assert done.returncode == 1
+    assert "likelihood/nope" in done.stderr
+    assert runs_in(tmp_path) == []
+
+
+def test_a_sweep_over_choices_names_them(run_py: Command) -> None:
+    done = run_py("network.activation=relu,tanh", "data.binarisation=static", *QUICK, "-m")
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.rindex("┏") :]
+    assert "network.activation" in table
+    assert "relu" in table
+    assert "tanh" in table
+
+
+def test_ctrl_c_ends_within_seconds_and_marks_the_runs(tmp_path: Path) -> None:
+    sweep = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), "latent_dim=2,3", "training.epochs=5000", "-m"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("multirun/*/*/0/samples.png")):
+        assert time.monotonic() < deadline
+        assert sweep.poll() is None, sweep.communicate()
+        time.sleep(0.2)
+    sweep.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    _, errors = sweep.communicate(timeout=60)
+    assert time.monotonic() - start < 15
+    assert sweep.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert {run.info.status for run in runs_in(tmp_path)} == {"KILLED"}
+
+
+def test_one_seed_gives_the_same_numbers(run_py: Command, tmp_path: Path) -> None:
+    for seed in (1, 1, 2):
+        assert run_py("tracking=none", f"seed={seed}", *QUICK).returncode == 0
+        time.sleep(1)  # Hydra names folders by the second
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("result.json"))]
+    numbers = [
+        {k: v for k, v in result["metrics"].items() if not k.startswith("time/")}
+        for result in results
+    ]
+    assert numbers[0] == numbers[1]
+    assert numbers[0] != numbers[2]
+
+
+def test_more_samples_leave_the_training_alone(run_py: Command, tmp_path: Path) -> None:
+    assert run_py("tracking=none", *QUICK).returncode == 0
+    time.sleep(1)
+    assert run_py("tracking=none", *QUICK[:2], "evaluation.num_samples=70").returncode == 0
+    first, second = (path.read_bytes() for path in sorted(tmp_path.rglob("weights.safetensors")))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["latent_dms=3"], "latent_dms"),
+        (["+latent_dms=3"], "latent_dms: no such key; did you mean latent_dim?"),
+        (["likelihood=gaussian"], "likelihood/gaussian"),
+        (["latent_dim=two"], "latent_dim=two: input should be a valid integer"),
+        (["latent_dim=0"], "latent_dim=0: input should be greater than or equal to 1"),
+        (
+            ["training.learning_rate=-1"],
+            "training.learning_rate=-1: input should be greater than 0",
+        ),
+        (["training.learning_rate=1e30", *QUICK], "try a smaller training.learning_rate"),
+        (["latent_dim=", "-m"], "latent_dim=: input should be a valid integer"),
+        (["latent_dim=2,,3", "-m"], "latent_dim=2,,3"),
+        (["device=cuda"], "no CUDA GPU"),
+        (["tracking.uri=http://127.0.0.1:9"], "nobody answers there"),
+        (["tracking.uri=http://127.0.0.1:9", "latent_dim=2,3", "-m"], "nobody answers there"),
+        (["tracking.uri=sqlite:////no/such/folder/x.db"], "/no/such/folder is not a folder"),
+        (["data=mnist"], "data=digits"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_message(
+    run_py: Command, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    if arguments == ["device=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    if arguments == ["data=mnist"]:  # a damaged file, so that no network is asked
+        raw = tmp_path / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for part in (
+            "train-images-idx3",
+            "train-labels-idx1",
+            "t10k-images-idx3",
+            "t10k-labels-idx1",
+        ):
+            (raw / f"{part}-ubyte").write_bytes(b"\0\0")
+        arguments = ["data=mnist", f"data.root={tmp_path}"]
+    done = run_py(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    finished = [
+        path for path in tmp_path.rglob("result.json") if '"error": null' in path.read_text()
+    ]
+    assert finished == []
+    assert list(tmp_path.rglob("weights.safetensors")) == []
+
+
+def test_a_traceback_is_there_for_who_asks(run_py: Command) -> None:
+    done = run_py("latent_dim=0", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "latent_dim=0: input should be" in done.stderr
+
+
+def test_help_is_a_page(run_py: Command) -> None:
+    page = run_py("--help").stdout
+    assert len(page.splitlines()) < 70
+    for part in ("latent_dim=2,10,20 -m", "data: digits, mnist", "learning_rate: 0.001", "make ui"):
+        assert part in page
+
+
+def test_help_and_refusals_import_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "run.py"), "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "hydra" in imported
+    assert not imported & {"torch", "pyro", "mlflow", "matplotlib", "sklearn", "torchvision"}
+
+
+def test_a_password_reaches_no_record(run_py: Command, tmp_path: Path) -> None:
+    """Hydra's own records keep the command line; ours keep no password."""
+    done = run_py("tracking.uri=postgresql://me:s3cret@127.0.0.1:9/db", *QUICK)
+    assert done.returncode == 1
+    assert "s3cret" not in done.stdout + done.stderr
+    (result,) = tmp_path.rglob("result.json")
+    assert "s3cret" not in result.read_text()
+
+
+def test_the_fingerprint_knows_data_from_destination(run_py: Command, tmp_path: Path) -> None:
+    """It changes with the data, not with where results go."""
+    tags = []
+    for arguments in ([], ["tracking.experiment=other"], ["data.binarisation=static"]):
+        assert run_py(*arguments, *QUICK).returncode == 0
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    for experiment in client.search_experiments():
+        for run in client.search_runs([experiment.experiment_id], order_by=["start_time ASC"]):
+            tags.append((experiment.name, run.data.tags["fingerprint"]))
+    by_experiment = {name: {f for n, f in tags if n == name} for name, _ in tags}
+    assert len(by_experiment["vae-pyro"]) == 2
+    assert by_experiment["other"] < by_experiment["vae-pyro"]

@@ -1,0 +1,163 @@
+"""MLflow, the real thing: an embedded database and a server on loopback."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from vae_pyro.errors import TrackingError
+from vae_pyro.tracking import MLflow, NoTracking
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """A tracking server with its own database and artifact store, on loopback."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--artifacts-destination", str(folder / "store")]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "server.log").read_text()
+                time.sleep(0.25)
+        yield uri
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(params=["database", "server"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "database":
+        yield f"sqlite:///{tmp_path}/mlflow.db"
+    else:
+        with mlflow_server(tmp_path) as address:
+            yield address
+
+
+def test_everything_comes_back(uri: str, tmp_path: Path) -> None:
+    tracker = MLflow(uri, "an experiment")
+    parent = tracker.start_run("the sweep", {"sweep": "parent"})
+    run = tracker.start_run("a job", {"fingerprint": "abc"}, parent.run_id)
+    run.log_params({f"group.key_{i}": i for i in range(130)})  # more than one call takes
+    for step in (1, 2):
+        run.log_metrics({"valid/elbo": -10.0 / step, "valid/kl": float(step)}, step)
+    run.log_image("samples", np.zeros((4, 5, 3), np.uint8), 0)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("a")
+    run.log_file(tmp_path / "folder", "model")
+    run.log_file(tmp_path / "folder" / "a.txt")
+    run.describe("| a table |")
+    run.end("FINISHED")
+    parent.end("FAILED")
+
+    client = MlflowClient(uri)
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "a job"
+    assert stored.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert stored.data.tags["fingerprint"] == "abc"
+    assert stored.data.tags["mlflow.note.content"] == "| a table |"
+    assert stored.data.params == {f"group.key_{i}": str(i) for i in range(130)}
+    history = client.get_metric_history(run.run_id, "valid/elbo")
+    assert [(point.step, point.value) for point in history] == [(1, -10.0), (2, -5.0)]
+    paths = {artifact.path for artifact in client.list_artifacts(run.run_id)}
+    assert paths == {"a.txt", "model", "images"}
+    images = [artifact.path for artifact in client.list_artifacts(run.run_id, "images")]
+    assert any("samples" in path and path.endswith(".png") for path in images)
+    parent_run = client.get_run(parent.run_id)
+    assert parent_run.info.status == "FAILED"
+    assert "mlflow.parentRunId" not in parent_run.data.tags
+
+
+def test_an_embedded_database_keeps_its_files_beside_it(tmp_path: Path) -> None:
+    tracker = MLflow(f"sqlite:///{tmp_path}/mlflow.db")
+    run = tracker.start_run("job", {})
+    run.log_image("samples", np.zeros((4, 5, 3), np.uint8), 0)
+    assert list((tmp_path / "mlartifacts").rglob("*.png"))
+
+
+def test_a_discarded_run_is_out_of_sight(tmp_path: Path) -> None:
+    tracker = MLflow(f"sqlite:///{tmp_path}/mlflow.db")
+    tracker.start_run("job", {}).discard()
+    client = MlflowClient(tracker.uri)
+    experiment = client.get_experiment_by_name("vae-pyro")
+    assert client.search_runs([experiment.experiment_id]) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("http://127.0.0.1:{port}", "nobody answers there"),
+        ("https://127.0.0.1:{port}/mlflow", "nobody answers there"),
+        ("postgresql://me:s3cret@127.0.0.1:{port}/db", "nobody answers there"),
+        ("sqlite:////no/such/folder/mlflow.db", "/no/such/folder is not a folder"),
+        ("carrier-pigeon://loft", "carrier-pigeon"),
+        ("./mlruns", "mlruns"),
+    ],
+)
+def test_an_unusable_store_is_told_within_seconds(uri: str, why: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(TrackingError) as caught:
+        MLflow(uri.format(port=free_port())).start_run("job", {})
+    assert time.monotonic() - start < 10
+    message = str(caught.value)
+    assert why in message
+    assert "tracking=none" in message
+    assert "s3cret" not in message
+    assert "\n" not in message
+
+
+def test_somebody_else_who_answers_is_not_mlflow(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    other = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        with pytest.raises(TrackingError, match="404"):
+            MLflow(f"http://127.0.0.1:{port}").start_run("job", {})
+    finally:
+        other.terminate()
+        other.wait(10)
+
+
+def test_a_deleted_experiment_is_told(tmp_path: Path) -> None:
+    tracker = MLflow(f"sqlite:///{tmp_path}/mlflow.db")
+    tracker.start_run("job", {}).end("FINISHED")
+    client = MlflowClient(tracker.uri)
+    client.delete_experiment(client.get_experiment_by_name("vae-pyro").experiment_id)
+    with pytest.raises(TrackingError, match=r"'vae-pyro' was deleted.*tracking\.experiment"):
+        tracker.start_run("job", {})
+
+
+def test_no_tracking_keeps_nothing() -> None:
+    run = NoTracking().start_run("job", {})
+    run.log_metrics({"valid/elbo": 1.0}, 1)
+    run.end("FINISHED")
+    assert run.run_id is None

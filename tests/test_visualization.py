@@ -1,0 +1,90 @@
+"""Pictures show what their titles say, where they say it."""
+
+import numpy as np
+import pytest
+import torch
+
+from vae_pyro.guide import DiagNormal
+from vae_pyro.likelihoods import Bernoulli
+from vae_pyro.networks import MLP
+from vae_pyro.vae import VAE, build_vae
+from vae_pyro.visualization import (
+    bounds_figure,
+    latent_figure,
+    reconstruction_grid,
+    render,
+    sample_grid,
+    sweep_figure,
+    tile,
+)
+
+
+def test_tiles_lie_row_by_row_with_a_line_between() -> None:
+    images = torch.arange(6).reshape(6, 1, 1, 1).expand(-1, 1, 2, 3) / 5
+    pixels = tile(images, columns=4)
+    assert pixels.shape == (2 * 3 + 1, 4 * 4 + 1, 3)
+    for index in range(6):
+        row, column = divmod(index, 4)
+        part = pixels[row * 3 + 1 : row * 3 + 3, column * 4 + 1 : column * 4 + 4]
+        np.testing.assert_allclose(part, index / 5, rtol=1e-6)
+    np.testing.assert_allclose(pixels[0], 0.6, rtol=1e-6)
+    assert tile(images, columns=3, gap=0).shape == (4, 9, 3)
+
+
+class Compass(torch.nn.Module):
+    """A decoder whose one row of pixels is lit by z[0] and whose second row by z[1]."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z.unsqueeze(-1).unsqueeze(-3).unsqueeze(-3)  # (*batch, 1, 1, 2, 1)
+
+
+def test_the_manifold_is_drawn_as_the_axes_of_the_scatter_plot() -> None:
+    """z[0] grows to the right and z[1] upwards, like the plot beside it."""
+    vae = build_vae(2, (1, 2, 1), MLP((3,)), Bernoulli(), DiagNormal)
+    vae.model.decoder = Compass()
+    figure = latent_figure(vae, torch.randn(30, 2), torch.arange(30) % 3)
+    manifold = figure.axes[0].images[0].get_array()[..., 0]
+    first, second = manifold[0::2], manifold[1::2]  # rows lit by z[0], by z[1]
+    assert (np.diff(first, axis=1) > 0).all()
+    assert (np.diff(second, axis=0) < 0).all()  # the top row of the picture has the largest z[1]
+    np.testing.assert_allclose(first[:, ::-1], 1 - first, atol=1e-5)  # symmetric quantiles
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 5])
+def test_every_latent_size_has_its_pictures(latent_dim: int) -> None:
+    vae = build_vae(latent_dim, (1, 4, 4), MLP((6,)), Bernoulli(), DiagNormal)
+    x = torch.bernoulli(torch.full((32, 1, 4, 4), 0.5))
+    figures = (
+        sample_grid(vae, 16),
+        reconstruction_grid(vae, x),
+        latent_figure(vae, torch.randn(32, latent_dim), torch.arange(32) % 10),
+    )
+    for figure in figures:
+        pixels = render(figure)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2] == 3
+        assert pixels.std() > 5  # something is drawn
+
+
+def test_reconstructions_stand_under_their_originals(digits_vae: VAE) -> None:
+    x = torch.zeros(32, 1, 8, 8)
+    x[:, :, 3] = 1
+    figure = reconstruction_grid(digits_vae, x, columns=16)
+    shown = figure.axes[0].images[0].get_array()[..., 0]
+    assert shown.shape == (4 * 9 + 1, 16 * 9 + 1)
+    for row in (0, 2):  # originals
+        np.testing.assert_allclose(shown[row * 9 + 1 : row * 9 + 9, 1:9], x[0, 0], atol=1e-6)
+
+
+def test_curves_are_drawn_at_the_numbers_given() -> None:
+    figure = bounds_figure({1: (-30.0, 0.1), 5: (-28.0, 0.2)}, (-27.0, 0.05), 100)
+    line = figure.axes[0].lines[0]
+    assert line.get_xdata().tolist() == [1, 5, 100]
+    assert line.get_ydata().tolist() == [-30.0, -28.0, -27.0]
+
+    series = {"ELBO": [(-3.0, 0.1), (-2.0, 0.1)], "log p(x)": [(-2.5, 0.2), (-1.5, 0.2)]}
+    figure = sweep_figure(["2", "10"], "latent_dim", ordered=True, series=series)
+    drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines]
+    assert [-3.0, -2.0] in drawn
+    assert [-2.5, -1.5] in drawn
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["2", "10"]
