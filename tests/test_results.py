@@ -74,10 +74,22 @@ def test_csv_holds_every_metric_of_what_finished(results: list[JobResult]) -> No
     assert {name: float(value) for name, value in row.items()} == METRICS
 
 
-def test_table_and_markdown_show_the_numbers(results: list[JobResult]) -> None:
-    console = Console(width=140, record=True, file=io.StringIO())
+def printed(results: list[JobResult], width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     print_summary(results, console)
-    for text in (console.export_text(), summary_markdown(results)):
+    return console.export_text()
+
+
+def test_table_and_markdown_show_the_numbers(results: list[JobResult]) -> None:
+    for text in (printed(results, 140), summary_markdown(results)):
         for cell in ("-24.50", "-24.10", "-23.90", "-23.80 ± 0.004", "0.70", "0.5360", "10%"):
             assert cell in text
         assert "nats" in text
+
+
+def test_a_narrow_terminal_loses_columns_but_no_digits(results: list[JobResult]) -> None:
+    text = printed(results, 80)
+    for cell in ("-24.50", "-24.10", "-23.90", "-23.80 ± 0.004", "seconds"):
+        assert cell in text
+    assert "ESS" not in text
+    assert "…" not in text

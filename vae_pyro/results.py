@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAVY
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from vae_pyro.checkpoint import write_atomically
 
 RESULT_FILE = "result.json"
+_SPARED_FIRST = ("ESS", "bits/dim", "k-hat > 0.7", "gap", "seconds")
 CAPTION = "nats per test image, higher is better; ± is one Monte Carlo standard error"
 
 
@@ -117,14 +120,27 @@ def summary_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[st
 
 
 def print_summary(results: Sequence[JobResult], console: Console) -> None:
-    """Print the table."""
+    """Print the table; on a narrow terminal without the columns that can best be spared."""
     header, rows = summary_table(results)
-    table = Table(caption=CAPTION)
-    for name in header:
-        table.add_column(name, justify="right", no_wrap=name in ("ELBO", "log p(x)"))
-    for row in rows:
-        table.add_row(*row)
+    left_out: list[str] = []
+    for spared in (None, *_SPARED_FIRST):
+        left_out += [spared] if spared else []
+        table = _table(header, rows, left_out)
+        any_width = console.options.update_width(1000)
+        if Measurement.get(console, any_width, table).maximum <= console.width:
+            break
     console.print(table)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left_out: Sequence[str]) -> Table:
+    shown = [index for index, name in enumerate(header) if name not in left_out]
+    table = Table(caption=CAPTION, caption_justify="left", box=SIMPLE_HEAVY, padding=(0, 1, 0, 0))
+    for index in shown:
+        name = header[index].replace("active ", "active\n").replace("k-hat ", "k-hat\n")
+        table.add_column(name, justify="right", vertical="bottom")
+    for row in rows:
+        table.add_row(*(row[index] for index in shown))
+    return table
 
 
 def summary_markdown(results: Sequence[JobResult]) -> str:
