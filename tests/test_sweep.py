@@ -269,6 +269,30 @@ def test_one_failed_job_does_not_stop_the_others(run_py: Command, tmp_path: Path
     assert len(summary.read_text().splitlines()) == 3
 
 
+def test_a_parallel_launcher_shares_parent_and_database(run_py: Command, tmp_path: Path) -> None:
+    """Three processes start at once on a database that did not exist when the sweep began."""
+    done = run_py(
+        "latent_dim=2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", *QUICK, "-m",
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    runs = runs_in(tmp_path)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert len(children) == 3
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_folder_used_again_does_not_mix_two_sweeps(run_py: Command, tmp_path: Path) -> None:
+    for sizes in ("2,3,4", "5,6"):
+        arguments = (f"latent_dim={sizes}", "hydra.sweep.dir=here", "tracking=none", *QUICK, "-m")
+        assert run_py(*arguments).returncode == 0
+        time.sleep(2)
+    rows = list(csv.DictReader((tmp_path / "here" / "summary.csv").open()))
+    assert [row["latent_dim"] for row in rows] == ["5", "6"]
+
+
 def test_a_refused_sweep_leaves_no_run(run_py: Command, tmp_path: Path) -> None:
     done = run_py("likelihood=bernoulli,nope", "-m")
     assert done.returncode == 1

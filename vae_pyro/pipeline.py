@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import OmegaConf
@@ -80,15 +80,16 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         metrics = _Experiment(config, dataset, vae, objective, run, console, job).conduct()
         save_model(job.output / "model", vae, blueprint)
         run.log_file(job.output / "model", "model")
-    except Exception:
+        result = JobResult(job.name, dict(job.settings), config.latent_dim, metrics=metrics)
+        result.write(job.output)
+    except Exception as error:
+        run.describe(f"Failed: {error}")
         run.end("FAILED")
         raise
     except BaseException:  # Ctrl-C
         run.end("KILLED")
         raise
     run.end("FINISHED")
-    result = JobResult(job.name, dict(job.settings), config.latent_dim, metrics=metrics)
-    result.write(job.output)
     share = metrics["test/pareto_k_high"]
     if share > 0.1:
         console.print(
@@ -121,7 +122,7 @@ class _Experiment:
     def _stream(self, name: str) -> RandomStream:
         return RandomStream(name, self.config.seed, self.dataset.train.levels.device)
 
-    def _held_out(self, split: Any) -> torch.Tensor:
+    def _held_out(self, split: Literal["valid", "test"]) -> torch.Tensor:
         levels = getattr(self.dataset, split).levels
         generator = self.dataset.held_out_stream(split).generator
         return self.vae.model.likelihood.prepare(levels, self.dataset.max_level, generator)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import atexit
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,27 +30,35 @@ class SweepCallback(Callback):
     def __init__(self) -> None:
         self._run: Run | None = None
         self._folder = Path()
+        self._start = time.time()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Launchers send callbacks along to other processes, where the open run has no use."""
+        return {**vars(self), "_run": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from vae_pyro.app import PARENT_FILE, fail
+        """Open the parent run; a store that cannot be used ends the sweep here."""
+        with _failing_loudly():
+            self._open(config)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Record table and chart, and end with status 1 where a job failed."""
+        with _failing_loudly():
+            results = self._results()
+            self._report(results)
+            self._close(results)
+
+    def _open(self, config: DictConfig) -> None:
+        from vae_pyro.app import PARENT_FILE
         from vae_pyro.config import build, without_passwords
-        from vae_pyro.errors import UserError
         from vae_pyro.tracking import Tracker
 
         self._folder = Path(config.hydra.sweep.dir)
         overrides = " ".join(map(without_passwords, config.hydra.overrides.task))
-        try:
-            options = OmegaConf.to_container(config.tracking, resolve=True)
-            assert isinstance(options, dict)
-            tracker = build(
-                {str(key): value for key, value in options.items()},
-                Tracker,
-                "tracking",
-            )
-            self._run = tracker.start_run(f"sweep {overrides}", {"sweep": "parent"})
-        except UserError as error:
-            fail(str(error))
-            sys.exit(1)
+        options = OmegaConf.to_container(config.tracking, resolve=True)
+        assert isinstance(options, dict)
+        tracker = build({str(k): v for k, v in options.items()}, Tracker, "tracking")
+        self._run = tracker.start_run(f"sweep {overrides}", {"sweep": "parent"})
         # Hydra has no hook for a sweep that it refuses or that is interrupted.
         atexit.register(self._abandon)
         self._run.log_params({"sweep": overrides})
@@ -55,26 +66,30 @@ class SweepCallback(Callback):
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / PARENT_FILE).write_text(self._run.run_id)
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from vae_pyro.app import fail, make_console
+    def _report(self, results: list[JobResult]) -> None:
+        from vae_pyro.app import make_console
         from vae_pyro.checkpoint import write_atomically
         from vae_pyro.results import print_summary, summary_csv, summary_markdown
 
-        assert self._run is not None
-        results = self._results()
-        failed = [result for result in results if result.error is not None]
         finished = [result for result in results if result.error is None]
+        if not finished or self._run is None:
+            return
+        summary = self._folder / "summary.csv"
+        write_atomically(summary, summary_csv(results).encode())
+        self._run.log_file(summary, "sweep")
+        self._run.log_file(self._draw(finished), "sweep")
+        self._run.describe(summary_markdown(results))
         console = make_console()
-        if finished:
-            summary = self._folder / "summary.csv"
-            write_atomically(summary, summary_csv(results).encode())
-            self._run.log_file(summary, "sweep")
-            self._run.log_file(self._draw(finished), "sweep")
-            self._run.describe(summary_markdown(results))
-            print_summary(results, console)
-            console.print(f"table and chart: {self._folder}", highlight=False, soft_wrap=True)
-        run, self._run = self._run, None
-        run.end("FAILED" if failed else "FINISHED")
+        print_summary(results, console)
+        console.print(f"table and chart: {self._folder}", highlight=False, soft_wrap=True)
+
+    def _close(self, results: list[JobResult]) -> None:
+        from vae_pyro.app import fail
+
+        failed = [result for result in results if result.error is not None]
+        if self._run is not None:
+            self._run.end("FAILED" if failed else "FINISHED")
+            self._run = None
         if failed:
             lines = [f"  {result.name}: {result.error}" for result in failed]
             fail(f"{len(failed)} of {len(results)} jobs failed\n" + "\n".join(lines))
@@ -86,7 +101,7 @@ class SweepCallback(Callback):
 
         results = []
         for job in self._job_folders():
-            if (job / RESULT_FILE).is_file():
+            if self._is_of_this_sweep(job / RESULT_FILE):
                 results.append(JobResult.read(job))
             else:  # killed: it could not even say that it failed
                 overrides = list(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
@@ -96,8 +111,13 @@ class SweepCallback(Callback):
         return results
 
     def _job_folders(self) -> list[Path]:
-        started = (path.parent.parent for path in self._folder.glob("*/.hydra/overrides.yaml"))
-        return sorted(started, key=lambda job: (len(job.name), job.name))
+        started = self._folder.glob("**/.hydra/overrides.yaml")
+        folders = [path.parent.parent for path in started if self._is_of_this_sweep(path)]
+        return sorted(folders, key=lambda job: (len(job.name), job.name))
+
+    def _is_of_this_sweep(self, path: Path) -> bool:
+        """Whether a file is newer than this sweep, whose folder may hold an older one's jobs."""
+        return path.is_file() and path.stat().st_mtime >= self._start - 1
 
     def _draw(self, results: list[JobResult]) -> Path:
         from vae_pyro.results import bound_label, bound_names, setting, varying_settings
@@ -131,3 +151,15 @@ class SweepCallback(Callback):
             self._run.end("KILLED")
         else:
             self._run.discard()
+
+
+@contextmanager
+def _failing_loudly() -> Iterator[None]:
+    """End the program with one message; Hydra would turn an exception here into a warning."""
+    try:
+        yield
+    except Exception as error:
+        from vae_pyro.app import explain, fail
+
+        fail(explain(error))
+        sys.exit(1)
