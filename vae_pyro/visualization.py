@@ -30,19 +30,19 @@ def render(figure: Figure) -> np.ndarray:
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
-def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
+def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images ``(N, C, H, W)`` in [0, 1] side by side, row by row; ``(rows H', columns W', 3)``.
 
-    Grey lines ``gap`` pixels wide part them.
+    Grey lines one pixel wide part them.
     """
     grey = images.detach().float().cpu().clamp(0, 1)
     grey = grey.expand(-1, 3, -1, -1) if grey.shape[1] == 1 else grey
     rows = math.ceil(len(grey) / columns)
-    height, width = grey.shape[2] + gap, grey.shape[3] + gap
-    canvas = torch.full((3, rows * height + gap, columns * width + gap), 0.6)
+    height, width = grey.shape[2] + 1, grey.shape[3] + 1
+    canvas = torch.full((3, rows * height + 1, columns * width + 1), 0.6)
     for index, image in enumerate(grey):
         row, column = divmod(index, columns)
-        top, left = row * height + gap, column * width + gap
+        top, left = row * height + 1, column * width + 1
         canvas[:, top : top + grey.shape[2], left : left + grey.shape[3]] = image
     return canvas.permute(1, 2, 0).numpy()
 
@@ -89,7 +89,7 @@ def reconstruction_grid(vae: VAE, x: Tensor, columns: int = 16) -> Figure:
 def latent_figure(vae: VAE, means: Tensor, labels: Tensor) -> Figure:
     """Where the images lie in the latent space, coloured by label.
 
-    With two latent dimensions also the decoder's manifold: the mean image at a 20 x 20 grid of the
+    With two latent dimensions also the decoder's manifold: the mean image at a 15 x 15 grid of the
     prior's quantiles. With more, the two directions along which the encoded images vary most.
 
     Args:
@@ -112,7 +112,7 @@ def latent_figure(vae: VAE, means: Tensor, labels: Tensor) -> Figure:
     if dims == 1:
         points = torch.stack([points[:, 0], labels.double().cpu()], 1)
         names = ("z[0]", "label")
-    figure = Figure(figsize=(11, 5.2) if dims == 2 else (6, 5.2), layout="constrained")
+    figure = Figure(figsize=(12.5, 6) if dims == 2 else (6, 5.2), layout="constrained")
     if dims == 2:
         manifold, scatter = figure.subplots(1, 2)
         _show(manifold, _manifold(vae), "mean of p(x | z) at the quantiles of p(z)")
@@ -123,13 +123,13 @@ def latent_figure(vae: VAE, means: Tensor, labels: Tensor) -> Figure:
     return figure
 
 
-def _manifold(vae: VAE, per_side: int = 20) -> np.ndarray:
+def _manifold(vae: VAE, per_side: int = 15) -> np.ndarray:
     quantiles = torch.linspace(0.5 / per_side, 1 - 0.5 / per_side, per_side)
     across = torch.distributions.Normal(0.0, 1.0).icdf(quantiles)
     up = across.flip(0)  # as in the scatter plot beside it, z[1] grows upwards
     z = torch.stack(torch.meshgrid(up, across, indexing="ij"), -1).flip(-1).reshape(-1, 2)
     with torch.no_grad():
-        return tile(vae.model.decode(z.to(vae.model.origin.device)).mean, per_side, gap=0)
+        return tile(vae.model.decode(z.to(vae.model.origin.device)).mean, per_side)
 
 
 def _scatter(axes: Axes, points: Tensor, labels: Tensor) -> None:
@@ -165,7 +165,7 @@ def bounds_figure(
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(ks, values - 2 * errors, values + 2 * errors, color="#88ccee", alpha=0.6)
-    axes.plot(ks, values, "o-", color=_BOUND_COLOURS[1], label="IWAE-K bound (K = 1: ELBO)")
+    axes.plot(ks, values, "o-", color=_BOUND_COLOURS[2], label="IWAE-K bound (K = 1: ELBO)")
     axes.errorbar(
         [num_samples],
         [log_px[0]],
@@ -198,7 +198,7 @@ def sweep_figure(
         ordered: whether neighbouring jobs are steps of one quantity, to be joined by a line.
         series: by name, from the loosest bound to log p(x): one (value, standard error) per job.
     """
-    figure = Figure(figsize=(max(7, 0.9 * len(labels) + 4), 5), layout="constrained")
+    figure = Figure(figsize=(max(8, 0.9 * len(labels) + 5), 5), layout="constrained")
     axes = figure.subplots()
     for index, (name, points) in enumerate(series.items()):
         values, errors = (np.array([point[i] for point in points]) for i in (0, 1))
@@ -217,6 +217,6 @@ def sweep_figure(
     axes.set(xlabel=axis, ylabel=_AXIS)
     axes.grid(axis="y", alpha=0.3)
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], names[::-1], loc="outside right upper", frameon=False)
+    figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False)
     axes.set_title("from the ELBO up to log p(x); bars: 2 Monte Carlo standard errors")
     return figure
