@@ -147,6 +147,20 @@ def test_epoch_mean_counts_images_not_batches() -> None:
     assert record.elbo == pytest.approx(truth.log_marginal(x).mean().item())
 
 
+def test_draws_come_from_the_stream_and_go_on_between_epochs() -> None:
+    def elbos(seed: int) -> list[float]:
+        truth = LinearGaussian(stretch=1.4)
+        x = truth.sample(5)
+        noise = RandomStream("training", seed)
+        records = train(truth.vae, ELBO(), lambda: [x], epochs=2, learning_rate=1e-12, noise=noise)
+        return [record.elbo for record in records]
+
+    first, second = elbos(0)
+    assert abs(first - second) > 1e-6
+    assert elbos(0) == [first, second]
+    assert abs(elbos(1)[0] - first) > 1e-6
+
+
 def test_divergence_stops_with_the_place_and_the_way_out() -> None:
     vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(), DiagNormal)
     x = torch.ones(3, *IMAGE_SHAPE)

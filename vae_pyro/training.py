@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import pyro.infer
@@ -59,9 +58,6 @@ def train(
     Raises:
         DivergenceError: at the first step whose objective is not a finite number.
     """
-    # Pyro 1.9's SVI finds parameters through the global store. Each training brings a store of its
-    # own and puts it aside whenever it yields, so that nothing reaches the next job.
-    store: Any = {"params": {}, "constraints": {}}
     svi = pyro.infer.SVI(
         vae.model,
         vae.guide,
@@ -72,7 +68,9 @@ def train(
         start = time.perf_counter()
         elbos: list[float] = []
         sizes: list[int] = []
-        with pyro.get_param_store().scope(store) as store, noise.active():
+        # Pyro 1.9's SVI finds parameters through the global store; the weights themselves live in
+        # the modules. So an empty store for every epoch, and nothing reaches the next job.
+        with pyro.get_param_store().scope(), noise.active():
             for x in epoch_batches():
                 elbo = -svi.step(x) / len(x)
                 if not math.isfinite(elbo):
