@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import QUICK, ROOT
-from tests.test_tracking import free_port
+from tests.test_tracking import free_port, wait_until_healthy
 from vae_pyro.checkpoint import load_model
 from vae_pyro.log_marginal import ELBO
 from vae_pyro.pipeline import snapshot_epochs
@@ -188,13 +187,7 @@ def ui(sweep: Sweep) -> Iterator[str]:
             cwd=sweep.folder, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                assert server.poll() is None, (sweep.folder / "ui.log").read_text()
-                time.sleep(0.25)
+        wait_until_healthy(f"http://127.0.0.1:{port}", server, sweep.folder / "ui.log")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)
