@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -70,7 +71,8 @@ def train(
         sizes: list[int] = []
         # Pyro 1.9's SVI finds parameters through the global store; the weights themselves live in
         # the modules. So an empty store for every epoch, and nothing reaches the next job.
-        with pyro.get_param_store().scope(), noise.active():
+        with pyro.get_param_store().scope(), noise.active(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # told below
             for x in epoch_batches():
                 elbo = -svi.step(x) / len(x)
                 if not math.isfinite(elbo):
