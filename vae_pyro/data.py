@@ -246,7 +246,7 @@ class MNIST(ImageSource):
                 with suppress(OSError):  # not empty: a part of the download is kept
                     path.rmdir()
             raise DataError(
-                f"MNIST is not in {folder.absolute()} and could not be downloaded: missing "
+                f"MNIST is not in {folder.resolve()} and could not be downloaded: missing "
                 f"{', '.join(missing)}. Put these files (or their .gz) there, point data.root or "
                 f"VAE_PYRO_DATA at a folder that holds MNIST/raw, or use data=digits, which needs "
                 f"no download."
@@ -258,11 +258,11 @@ def _verify(path: Path, md5: str) -> None:
         found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     except OSError as error:
         raise DataError(
-            f"{path.absolute()} cannot be read ({error.strerror}): check its permissions, or use "
+            f"{path.resolve()} cannot be read ({error.strerror}): check its permissions, or use "
             "data=digits."
         ) from error
     if found != md5:
         raise DataError(
-            f"{path.absolute()} is truncated or damaged ({path.stat().st_size:,} bytes, MD5 "
+            f"{path.resolve()} is truncated or damaged ({path.stat().st_size:,} bytes, MD5 "
             f"{found}, expected {md5}): delete it and run again to download it, or use data=digits."
         )

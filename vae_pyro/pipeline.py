@@ -245,12 +245,17 @@ def fingerprint(tree: Mapping[str, Any], data_checksum: str) -> str:
 
 def git_tags() -> dict[str, str]:
     """The commit of the code that runs, under MLflow's own tag; nothing outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # not some other project's repository
+        return {"mlflow.source.git.commit": git("rev-parse", "HEAD")}
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"mlflow.source.git.commit": done.stdout.strip()}
 
 
 def _train_metrics(record: EpochRecord) -> dict[str, float]:

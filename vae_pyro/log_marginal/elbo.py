@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vae_pyro.log_marginal.estimate import Bound, Estimate
 from vae_pyro.log_marginal.importance import WeightEstimator
-from vae_pyro.log_marginal.weights import IMAGES_PER_CHUNK, log_weights
+from vae_pyro.log_marginal.weights import log_weights, rows_per_chunk
 from vae_pyro.vae import VAE
 
 
@@ -37,7 +37,7 @@ def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, Estimate]:
     """
     draws: dict[str, list[Tensor]] = {"elbo": [], "reconstruction": [], "kl": []}
     with torch.no_grad():
-        for images in x.split(10 * IMAGES_PER_CHUNK):
+        for images in x.split(max(1, rows_per_chunk(x) // num_samples)):
             log_w = log_weights(vae, images, num_samples)
             draws["elbo"].append(log_w.total)
             draws["reconstruction"].append(log_w.log_likelihood)

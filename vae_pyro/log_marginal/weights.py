@@ -83,6 +83,12 @@ def _is_plate(site: dict[str, Any]) -> bool:
     return isinstance(site["fn"], poutine.subsample_messenger._Subsample)
 
 
+def rows_per_chunk(x: Tensor, chunk_pixels: int = CHUNK_PIXELS) -> int:
+    """How many z's to decode at once for images like x ``(N, C, H, W)``."""
+    # Below 256 pixels it is the hidden layers, not the image, that fill the cache.
+    return max(1, chunk_pixels // max(x[0].numel(), 256))
+
+
 @dataclass(frozen=True)
 class WeightSummary:
     """What is kept of K log weights per image; every field is float64, ``(batch,)``.
@@ -128,8 +134,7 @@ def summarise_log_weights(
         raise ValueError(f"group sizes must lie in 1..{num_samples}, got {sorted(group_sizes)}")
     parts = []
     done, elbo_sum = 0, 0.0
-    # Narrow hidden layers are rare: below 256 pixels they, not the image, fill the cache.
-    rows = max(1, chunk_pixels // max(x[0].numel(), 256))
+    rows = rows_per_chunk(x, chunk_pixels)
     for images in x.split(min(rows, IMAGES_PER_CHUNK)):
         running = RunningWeights(num_samples, group_sizes, len(images))
         left = num_samples
