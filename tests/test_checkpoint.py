@@ -70,6 +70,19 @@ def test_a_blueprint_cannot_run_code(saved: tuple[Path, VAE], tmp_path: Path) ->
     assert not (tmp_path / "proof").exists()
 
 
+def test_a_blueprint_cannot_choose_a_module_to_import(
+    saved: tuple[Path, VAE], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = saved
+    (tmp_path / "unheard_of.py").write_text("raise SystemExit('this was run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    description = json.loads((folder / "model.json").read_text())
+    description["guide"] = {"_target_": "unheard_of.Guide"}
+    (folder / "model.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="import unheard_of before loading it"):
+        load_model(folder)
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no trained model can be read from .*nowhere"):
         load_model(tmp_path / "nowhere")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_every_command_is_known() -> None:
     ],
 )
 def test_command(copy: Path, command: str) -> None:
-    program, *arguments = command.removeprefix("python ").split()
+    program, *arguments = shlex.split(command.removeprefix("python "))
     extra = () if "--help" in arguments else QUICK
     if "evaluation=full" in arguments:  # its own number of samples is what it is about
         extra = QUICK[:2]
@@ -75,7 +76,7 @@ def test_command(copy: Path, command: str) -> None:
 
 
 def test_python_snippet(copy: Path) -> None:
-    run(copy, "python", "run.py", *QUICK)
+    run(copy, "python", "run.py", *QUICK, "hydra.run.dir=my_run")
     (snippet,) = [
         block
         for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -64,7 +64,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
         pytest.skip("these tests do not run in the environment that make setup creates")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
     done = subprocess.run(
-        ["make", "sweep"], cwd=folder, env=environment, capture_output=True, text=True, timeout=800
+        ["make", "-o", ".venv/installed", "sweep"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -183,7 +188,7 @@ def ui(sweep: Sweep) -> Iterator[str]:
     port = free_port()
     with (sweep.folder / "ui.log").open("w") as log:
         server = subprocess.Popen(
-            ["make", "ui", f"PORT={port}"],
+            ["make", "-o", ".venv/installed", "ui", f"PORT={port}"],
             cwd=sweep.folder, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
@@ -275,6 +280,21 @@ def test_a_parallel_launcher_shares_parent_and_database(run_py: Command, tmp_pat
     assert len(children) == 3
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_jobs_with_different_bounds_share_a_table(run_py: Command, tmp_path: Path) -> None:
+    done = run_py("evaluation.iwae_samples=[1,5],[1,10]", *QUICK, "-m")
+    assert done.returncode == 0, done.stderr
+    table = last_table(done.stdout)
+    assert "IWAE-5" in table
+    assert "IWAE-10" in table
+    assert list(tmp_path.glob("multirun/*/*/elbo_vs_iwae.png"))
+
+
+def test_failures_are_told_without_hydras_own_records(run_py: Command) -> None:
+    done = run_py("latent_dim=0,-1", "hydra.output_subdir=null", "tracking=none", "-m")
+    assert done.returncode == 1
+    assert "2 of 2 jobs failed" in done.stderr
 
 
 def test_a_folder_used_again_does_not_mix_two_sweeps(run_py: Command, tmp_path: Path) -> None:

@@ -121,6 +121,9 @@ def test_a_discarded_run_is_out_of_sight(tmp_path: Path) -> None:
         ("postgresql://me:s3cret@127.0.0.1:{port}/db", "nobody answers there"),
         ("sqlite:////no/such/folder/mlflow.db", "/no/such/folder is not a folder"),
         ("carrier-pigeon://loft", "carrier-pigeon"),
+        ("http://127.0.0.1:abc", "nobody answers there"),
+        ("postgresql://me:s3cret@127.0.0.1:abc/db", "nobody answers there"),
+        ("", "it is empty"),
         ("./mlruns", "mlruns"),
     ],
 )

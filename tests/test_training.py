@@ -161,6 +161,25 @@ def test_draws_come_from_the_stream_and_go_on_between_epochs() -> None:
     assert abs(elbos(1)[0] - first) > 1e-6
 
 
+def test_weights_lost_in_the_last_step_are_noticed() -> None:
+    vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(), DiagNormal)
+    vae.model.decoder[0].weight.data[0, 0] = math.nan
+    vae.model.decoder[0].weight.requires_grad_(False)
+    with pytest.raises(DivergenceError, match="epoch 1, step 0"):
+        next(train(vae, ELBO(), list, epochs=1, learning_rate=1.0,
+                   noise=RandomStream("training", 0)))  # fmt: skip
+
+
+def test_networks_train_in_training_mode_and_are_left_in_evaluation_mode() -> None:
+    truth = LinearGaussian()
+    x, modes = truth.sample(4), []
+    truth.vae.model.decoder.register_forward_hook(lambda module, *_: modes.append(module.training))
+    for _ in train(truth.vae, ELBO(), lambda: [x], epochs=2, learning_rate=1e-3,
+                   noise=RandomStream("training", 0)):  # fmt: skip
+        log_marginal.ELBO(3)(truth.vae, x)
+    assert modes == [True, False, True, False]
+
+
 def test_divergence_stops_with_the_place_and_the_way_out() -> None:
     vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(), DiagNormal)
     x = torch.ones(3, *IMAGE_SHAPE)

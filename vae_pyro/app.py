@@ -65,7 +65,7 @@ def explain(error: Exception) -> str:
 
 def fail(message: str) -> None:
     """Print an error, with the traceback of the one in hand where the user asked for it."""
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr, flush=True)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
     """Rebuild a trained VAE from the folder that ``save_model`` wrote.
 
     Nothing in the folder is executed: the weights are safetensors, and the blueprint can name
-    only parts of a VAE.
+    only parts of a VAE, in this package or in modules that the caller has imported.
 
     Raises:
         CheckpointError: where a file is missing, damaged, or does not fit the other.
@@ -105,12 +106,26 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
             raise CheckpointError(
                 f"{folder / _WEIGHTS} is damaged: its SHA-256 is not the saved one"
             )
+        for group in ("network", "likelihood", "guide"):
+            _refuse_unknown_module(description[group]["_target_"])
         description["image_shape"] = tuple(description["image_shape"])
         vae = Blueprint(**description).build()
         vae.load_state_dict(safetensors.torch.load(weights))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError
+    ) as error:  # fmt: skip
         raise CheckpointError(
             f"no trained model can be read from {folder}: {error}; expected the model/ folder of a "
             f"run, with {_BLUEPRINT} and {_WEIGHTS}"
         ) from error
-    return vae.to(device)
+    return vae.to(device).eval()
+
+
+def _refuse_unknown_module(target: str) -> None:
+    """Importing a module runs it, so a file must not choose which."""
+    module = target.rpartition(".")[0]
+    if not module.startswith("vae_pyro.") and module not in sys.modules:
+        raise CheckpointError(
+            f"the model is made of {target}: import {module or target} before loading it, "
+            "if you trust it"
+        )

@@ -102,14 +102,21 @@ def resolve(options: Options, base: type[T], where: str) -> tuple[type[T], dict[
         ConfigError: naming the key and what was expected.
     """
     target = options.get("_target_")
-    cls = _locate(target) if isinstance(target, str) else None
+    try:
+        cls = _locate(target) if isinstance(target, str) else None
+        cause = ""
+    except Exception as error:  # whatever a user's own module raises when it is imported
+        cls, cause = None, f" ({type(error).__name__}: {error})"
     if cls is None or not _is_concrete(cls, base):
         raise ConfigError(
-            f"{where}._target_: {target!r} is not a {base.__name__} that can be imported; "
+            f"{where}._target_: {target!r} is not a {base.__name__} that can be imported{cause}; "
             f"expected the dotted path of a {base.__module__}.{base.__name__} subclass"
         )
     arguments: dict[str, Any] = {
-        name: (parameter.annotation, ... if parameter.default is parameter.empty else None)
+        name: (
+            Any if parameter.annotation is parameter.empty else parameter.annotation,
+            ... if parameter.default is parameter.empty else None,
+        )
         for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         and name not in _given_by_code(base)
@@ -165,10 +172,7 @@ def _given_by_code(base: type) -> Iterable[str]:
 
 def _locate(target: str) -> Any:
     module, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError):
-        return None
+    return getattr(importlib.import_module(module), name, None)
 
 
 def _keys_of(schema: type, prefix: str = "") -> list[str]:

@@ -84,9 +84,11 @@ class Dataset:
         )
 
     def held_out_stream(self, split: Literal["valid", "test"]) -> RandomStream:
-        """The randomness with which a held-out split is prepared: the same in every job."""
-        device = self.train.levels.device
-        return RandomStream(f"prepare {split}", self.binarisation_seed, device)
+        """The randomness with which a held-out split is prepared: the same in every job.
+
+        On the CPU whatever the job's device, because a GPU draws other numbers from one seed.
+        """
+        return RandomStream(f"prepare {split}", self.binarisation_seed)
 
 
 def binarise(levels: Tensor, max_level: int, generator: torch.Generator) -> Tensor:
@@ -214,10 +216,12 @@ class MNIST(ImageSource):
     def _read(self) -> Dataset:
         folder = Path(self.root) / "MNIST" / "raw"
         missing = [name for name in _MNIST_MD5 if not (folder / name).is_file()]
+        for name in _MNIST_MD5.keys() - missing:
+            _verify(folder / name, _MNIST_MD5[name])
         if missing:
             self._download(folder, missing)
-        for name, md5 in _MNIST_MD5.items():
-            _verify(folder / name, md5)
+        for name in missing:
+            _verify(folder / name, _MNIST_MD5[name])
 
         from torchvision.datasets.mnist import read_image_file, read_label_file
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,20 +72,25 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         config.latent_dim, dataset.image_shape, config.network, config.likelihood, config.guide
     )
     with RandomStream("initial weights", config.seed).active():
-        vae = blueprint.build().to(device)
+        vae = blueprint.build().to(device).eval()
     tags = {"fingerprint": fingerprint(tree, dataset.checksum), **git_tags()}
     run = tracker.start_run(job.name, tags, job.parent)
     try:
         run.log_params(_params(tree, job.choices))
         run.log_file(_write_config(tree, job.output))
-        metrics = _Experiment(config, dataset, vae, objective, run, console, job).conduct()
-        save_model(job.output / "model", vae, blueprint)
+        experiment = _Experiment(config, dataset, vae, objective, run, console, job)
+        seconds = experiment.train()
+        save_model(job.output / "model", vae, blueprint)  # before anything else can fail
         run.log_file(job.output / "model", "model")
+        metrics = experiment.evaluate(seconds)
         result = JobResult(job.name, dict(job.settings), config.latent_dim, metrics=metrics)
         result.write(job.output)
     except Exception as error:
-        run.describe(f"Failed: {error}")
-        run.end("FAILED")
+        with suppress(
+            Exception
+        ):  # the tracker may be what failed; the first error is the one to tell
+            run.end("FAILED")
+            run.describe(f"Failed: {error}")
         raise
     except BaseException:  # Ctrl-C
         run.end("KILLED")
@@ -110,9 +116,8 @@ class _Experiment:
     console: Console
     job: Job
 
-    def conduct(self) -> dict[str, float]:
-        """Train, test, draw; returns the final metrics."""
-        seconds = self._train()
+    def evaluate(self, seconds: float) -> dict[str, float]:
+        """Test and draw; returns the final metrics."""
         metrics = self._test()
         metrics["time/train_seconds"] = seconds
         self.run.log_metrics(metrics, step=self.config.training.epochs)
@@ -125,9 +130,11 @@ class _Experiment:
     def _held_out(self, split: Literal["valid", "test"]) -> torch.Tensor:
         levels = getattr(self.dataset, split).levels
         generator = self.dataset.held_out_stream(split).generator
-        return self.vae.model.likelihood.prepare(levels, self.dataset.max_level, generator)
+        x = self.vae.model.likelihood.prepare(levels.cpu(), self.dataset.max_level, generator)
+        return x.to(levels.device)
 
-    def _train(self) -> float:
+    def train(self) -> float:
+        """Train, recording every epoch; returns the seconds spent on steps."""
         training, likelihood = self.config.training, self.vae.model.likelihood
         order = self._stream("batches").generator
         valid_x, test_x = self._held_out("valid"), self._held_out("test")

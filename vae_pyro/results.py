@@ -106,7 +106,7 @@ def summary_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[st
         rows.append(
             [
                 *(setting(result, key) for key in keys),
-                *(f"{m[name]:.2f}" for name in names[:-1]),
+                *(f"{m[name]:.2f}" if name in m else "" for name in names[:-1]),
                 f"{m['test/log_px']:.2f} ± {m['test/log_px_std_error']:.3f}",
                 f"{m['test/gap']:.2f}",
                 f"{m['test/bits_per_dim']:.4f}",

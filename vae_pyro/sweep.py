@@ -6,6 +6,7 @@ Hydra loads this module at every start, ``--help`` included, so heavy imports wa
 from __future__ import annotations
 
 import atexit
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -45,7 +46,13 @@ class SweepCallback(Callback):
         """Record table and chart, and end with status 1 where a job failed."""
         with _failing_loudly():
             results = self._results()
-            self._report(results)
+            try:
+                self._report(results)
+            except Exception:
+                if self._run is not None:
+                    self._run.end("FAILED")
+                    self._run = None
+                raise
             self._close(results)
 
     def _open(self, config: DictConfig) -> None:
@@ -88,8 +95,11 @@ class SweepCallback(Callback):
 
         failed = [result for result in results if result.error is not None]
         if self._run is not None:
-            self._run.end("FAILED" if failed else "FINISHED")
+            self._run.end("FINISHED" if results and not failed else "FAILED")
             self._run = None
+        if not results:
+            fail(f"no job left a result in {self._folder}")
+            sys.exit(1)
         if failed:
             lines = [f"  {result.name}: {result.error}" for result in failed]
             fail(f"{len(failed)} of {len(results)} jobs failed\n" + "\n".join(lines))
@@ -97,6 +107,7 @@ class SweepCallback(Callback):
 
     def _results(self) -> list[JobResult]:
         from vae_pyro.app import split_overrides
+        from vae_pyro.config import without_passwords
         from vae_pyro.results import RESULT_FILE, JobResult
 
         results = []
@@ -104,15 +115,19 @@ class SweepCallback(Callback):
             if self._is_of_this_sweep(job / RESULT_FILE):
                 results.append(JobResult.read(job))
             else:  # killed: it could not even say that it failed
-                overrides = list(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
+                typed = OmegaConf.load(job / ".hydra" / "overrides.yaml")
+                overrides = [without_passwords(str(override)) for override in typed]
                 error = "ended without a result"
                 settings = dict(split_overrides(overrides))
                 results.append(JobResult(", ".join(overrides), settings, error=error))
         return results
 
     def _job_folders(self) -> list[Path]:
-        started = self._folder.glob("**/.hydra/overrides.yaml")
-        folders = [path.parent.parent for path in started if self._is_of_this_sweep(path)]
+        from vae_pyro.results import RESULT_FILE
+
+        started = filter(self._is_of_this_sweep, self._folder.glob("**/.hydra/overrides.yaml"))
+        ended = filter(self._is_of_this_sweep, self._folder.glob(f"**/{RESULT_FILE}"))
+        folders = {path.parent.parent for path in started} | {path.parent for path in ended}
         return sorted(folders, key=lambda job: (len(job.name), job.name))
 
     def _is_of_this_sweep(self, path: Path) -> bool:
@@ -134,7 +149,10 @@ class SweepCallback(Callback):
             ordered=ordered,
             series={
                 bound_label(name): [
-                    (result.metrics[name], result.metrics[f"{name}_std_error"])
+                    (
+                        result.metrics.get(name, math.nan),
+                        result.metrics.get(f"{name}_std_error", math.nan),
+                    )
                     for result in results
                 ]
                 for name in names

@@ -1,5 +1,6 @@
 """Where a run's numbers and files go: MLflow, or nowhere. The only file that imports mlflow."""
 
+import http.client
 import logging
 import os
 import socket
@@ -115,8 +116,8 @@ class MLflow(Tracker):
                 created = client.create_experiment(self.experiment, self._artifacts(), tags=kind)
                 return client, created
         except Exception as error:  # the stores raise SQLAlchemy's, requests' and MLflow's own
-            first_line = str(error).strip().splitlines()[0].rstrip(".")
-            raise self._unusable(without_passwords(first_line)) from error
+            first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
+            raise self._unusable(without_passwords(first_line.rstrip("."))) from error
         if experiment.lifecycle_stage != "active":
             raise self._unusable(
                 f"its experiment {self.experiment!r} was deleted; restore it, or choose another "
@@ -126,6 +127,8 @@ class MLflow(Tracker):
 
     def _reach(self) -> None:
         """Find out within seconds what MLflow's own retries take minutes to tell."""
+        if not self.uri:
+            raise self._unusable("it is empty")
         parts = urlsplit(self.uri)
         if parts.scheme == "sqlite":
             folder = self._sqlite_folder()
@@ -137,13 +140,13 @@ class MLflow(Tracker):
                 urllib.request.urlopen(health, timeout=_ANSWER_WITHIN).close()  # noqa: S310
             except urllib.error.HTTPError:
                 pass  # somebody answers; what they say to MLflow's own calls will be seen
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 raise self._unusable(f"nobody answers there ({error})") from error
         elif (database := parts.scheme.partition("+")[0]) in _DATABASE_PORTS:
-            port = parts.port or _DATABASE_PORTS[database]
             try:
+                port = parts.port or _DATABASE_PORTS[database]
                 socket.create_connection((parts.hostname, port), timeout=_ANSWER_WITHIN).close()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise self._unusable(f"nobody answers there ({error})") from error
 
     def _sqlite_folder(self) -> Path:

@@ -49,7 +49,7 @@ def train(
     """Maximise the objective by ``pyro.infer.SVI`` with Adam, yielding after every epoch.
 
     Args:
-        vae: the pair; its weights are changed in place.
+        vae: the pair; its weights are changed in place. In evaluation mode whenever this yields.
         objective: what to maximise.
         epoch_batches: gives the batches of one epoch, x ``(batch, C, H, W)``, anew at each call.
         epochs: how many passes over the data.
@@ -57,7 +57,8 @@ def train(
         noise: where the guide's draws come from.
 
     Raises:
-        DivergenceError: at the first step whose objective is not a finite number.
+        DivergenceError: at the first step whose objective, or the first epoch whose weights are
+            not finite numbers.
     """
     svi = pyro.infer.SVI(
         vae.model,
@@ -67,6 +68,7 @@ def train(
     )
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
+        vae.train()
         elbos: list[float] = []
         sizes: list[int] = []
         # Pyro 1.9's SVI finds parameters through the global store; the weights themselves live in
@@ -76,17 +78,26 @@ def train(
             for x in epoch_batches():
                 elbo = -svi.step(x) / len(x)
                 if not math.isfinite(elbo):
-                    raise DivergenceError(
-                        f"the ELBO became {elbo} in epoch {epoch}, step {len(elbos) + 1}: try a "
-                        f"smaller training.learning_rate (it is {learning_rate:g})"
+                    raise _divergence(
+                        f"the ELBO became {elbo}", epoch, len(elbos) + 1, learning_rate
                     )
                 elbos.append(elbo)
                 sizes.append(len(x))
+        vae.eval()
+        if not all(parameter.isfinite().all() for parameter in vae.parameters()):
+            raise _divergence("a weight is no longer finite", epoch, len(elbos), learning_rate)
         yield EpochRecord(
             epoch,
             *_weighted_mean(torch.tensor(elbos).double(), torch.tensor(sizes).double()),
             time.perf_counter() - start,
         )
+
+
+def _divergence(what: str, epoch: int, step: int, learning_rate: float) -> DivergenceError:
+    return DivergenceError(
+        f"{what} in epoch {epoch}, step {step}: try a smaller training.learning_rate "
+        f"(it is {learning_rate:g})"
+    )
 
 
 def _weighted_mean(values: Tensor, sizes: Tensor) -> tuple[float, float]:

@@ -45,6 +45,11 @@ def test_groups_of_any_size_in_chunks_of_any_size(
     if groups > 1:
         expected = means.std(0, ddof=1) / math.sqrt(groups)
         np.testing.assert_allclose(running.std_error, expected, rtol=1e-6, atol=1e-9)
+    elif group_size > 1:  # whatever is left over after the one group
+        weights = np.exp(whole[0] - whole[0].max(0))
+        spread = weights.var(0, ddof=1) / weights.mean(0) ** 2
+        expected = np.sqrt(spread / group_size)
+        np.testing.assert_allclose(running.std_error, expected, rtol=1e-6, atol=1e-7)
 
 
 @given(cut_matrices())

@@ -67,6 +67,7 @@ class GroupedLogMeanExp:
         self._mean = torch.zeros(batch, dtype=torch.float64)
         self._squares = torch.zeros(batch, dtype=torch.float64)
         self._open = RunningLogSumExp(batch)
+        self._within_group = torch.full((batch,), math.nan, dtype=torch.float64)
 
     def update(self, log_w: Tensor) -> None:
         """Take in the next log weights, float64, ``(any, batch)``."""
@@ -84,6 +85,7 @@ class GroupedLogMeanExp:
                 self._open.update(part)
                 log_w = log_w[len(part) :]
                 if self._open.count == k:
+                    self._within_group = self._open.std_error
                     self._take(self._open.log_mean[None])
 
     def _take(self, values: Tensor) -> None:
@@ -108,7 +110,7 @@ class GroupedLogMeanExp:
     def std_error(self) -> Tensor:
         """Of ``value``: between groups where there are several, else within the one group."""
         if self.num_groups == 1:
-            return self._open.std_error
+            return self._within_group
         return (self._squares / (self.num_groups * (self.num_groups - 1))).sqrt()
 
 

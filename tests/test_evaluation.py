@@ -1,0 +1,49 @@
+"""Every metric of the contract, on a model whose exact answers are known."""
+
+import math
+
+import pytest
+import torch
+
+from tests.linear_gaussian import PIXELS, LinearGaussian
+from vae_pyro.evaluation import evaluate, validate
+
+
+def test_metrics_are_the_closed_forms() -> None:
+    """K = 150 does not divide the 200 samples: one group and a rest."""
+    truth = LinearGaussian(shift=0.2, stretch=1.3)
+    x = truth.sample(400)
+    m = evaluate(truth.vae, x, 200, [10, 150])
+    exact = truth.log_marginal(x).mean().item()
+    elbo = truth.elbo(x).mean().item()
+    assert m["test/log_px"] == pytest.approx(exact, abs=4.5 * m["test/log_px_std_error"])
+    assert m["test/elbo"] == pytest.approx(elbo, abs=4.5 * m["test/elbo_std_error"])
+    assert m["test/gap"] == pytest.approx(m["test/log_px"] - m["test/elbo"])
+    assert m["test/bits_per_dim"] == pytest.approx(-m["test/log_px"] / math.log(2) / PIXELS)
+    assert m["test/elbo"] < m["test/iwae_10"] < exact
+    assert 0 < m["test/iwae_150_std_error"] < 2 * m["test/log_px_std_error"]
+    assert m["test/active_units"] == 2
+    assert all(math.isfinite(value) for value in m.values())
+
+
+def test_diagnostics_tell_a_good_guide_from_a_bad_one() -> None:
+    truth = LinearGaussian()
+    x = truth.sample(100)
+    perfect = evaluate(truth.vae, x, 200, [1])
+    assert perfect["test/effective_sample_size"] == pytest.approx(200)
+    assert perfect["test/pareto_k_high"] == 0
+    narrow = LinearGaussian(stretch=0.1)
+    bad = evaluate(narrow.vae, x, 200, [1])
+    assert bad["test/effective_sample_size"] < 50
+    assert bad["test/pareto_k_high"] > 0.5
+    assert bad["test/log_px"] < truth.log_marginal(x).mean() - 0.1  # too low, and k-hat said so
+
+
+def test_validation_parts_add_up() -> None:
+    truth = LinearGaussian(shift=0.2, stretch=1.3)
+    x = truth.sample(300)
+    m = validate(truth.vae, x, 50)
+    elbo = truth.elbo(x).mean().item()
+    assert m["valid/elbo"] == pytest.approx(elbo, abs=4.5 * m["valid/elbo_std_error"])
+    assert m["valid/elbo"] == pytest.approx(m["valid/reconstruction"] - m["valid/kl"])
+    assert torch.tensor(list(m.values())).isfinite().all()
