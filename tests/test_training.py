@@ -128,8 +128,9 @@ def test_a_linear_vae_learns_the_truth() -> None:
         pass
     reached, exact = learner.elbo(x).mean().item(), truth.log_marginal(x).mean().item()
     assert start_elbo < exact - 0.3
-    # The fit may exceed the truth on its own training images by about (parameters / 2) / 2000.
-    assert exact - 0.02 < reached < exact + 0.02
+    # Fitted on these 2000 images, 18 decoder parameters may exceed the truth by chi^2_18 / 4000.
+    excess, spread = 18 / 4000, (2 * 18) ** 0.5 / 4000
+    assert exact - excess < reached < exact + excess + 4.5 * spread
 
 
 def test_epoch_mean_counts_images_not_batches() -> None:

@@ -33,7 +33,8 @@ def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, Estimate]:
         num_samples: z's drawn per image; with fewer than 2 the standard errors are NaN.
 
     Returns:
-        ``elbo``; ``reconstruction``, E_q[log p(x | z)]; ``kl``, E_q[log q(z | x) - log p(z)].
+        ``elbo``; ``reconstruction``, E_q[log p(x | z)]; ``kl``, E_q[log q(z | x) - log p(z)]. Of
+        the three only ``elbo`` is itself a bound; the others carry its mark as its parts.
     """
     draws: dict[str, list[Tensor]] = {"elbo": [], "reconstruction": [], "kl": []}
     with torch.no_grad():
