@@ -12,9 +12,10 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from vae_pyro.config import build, resolve
-from vae_pyro.errors import CheckpointError
+from vae_pyro.errors import CheckpointError, ConfigError
 from vae_pyro.guide import Guide
 from vae_pyro.likelihoods import Likelihood
 from vae_pyro.networks import Network
@@ -31,30 +32,46 @@ class Blueprint:
     Attributes:
         latent_dim: the size of z.
         image_shape: ``(C, H, W)``.
+        num_levels: how many values a pixel of the data can have; None for real-valued pixels.
         network, likelihood, guide: the groups of the configuration, ``_target_`` and options.
     """
 
     latent_dim: int
     image_shape: tuple[int, int, int]
+    num_levels: int | None
     network: Mapping[str, Any]
     likelihood: Mapping[str, Any]
     guide: Mapping[str, Any]
 
-    def build(self) -> VAE:
+    def build_likelihood(self) -> Likelihood:
+        """The likelihood alone, which says how x is drawn of an image.
+
+        Raises:
+            ConfigError: where the group does not name a likelihood.
+            DataError: where it cannot score data of so many levels.
+        """
+        return build(self.likelihood, Likelihood, "likelihood", num_levels=self.num_levels)
+
+    def build(self, train_x: Tensor | None = None) -> VAE:
         """The VAE with freshly initialised weights.
+
+        Args:
+            train_x: prepared training images for the decoder's first output bias.
 
         Raises:
             ConfigError: where a group does not name a part of its kind.
+            DataError: where the likelihood cannot score data of so many levels.
         """
         guide, guide_options = resolve(self.guide, Guide, "guide")
-        return build_vae(
-            self.latent_dim,
-            self.image_shape,
-            build(self.network, Network, "network"),
-            build(self.likelihood, Likelihood, "likelihood"),
-            guide,
-            guide_options,
-        )
+        network = build(self.network, Network, "network")
+        likelihood = self.build_likelihood()
+        try:
+            return build_vae(
+                self.latent_dim, self.image_shape, network, likelihood, guide, guide_options,
+                train_x,
+            )  # fmt: skip
+        except ValueError as error:  # an option of the guide, the only part still to be built
+            raise ConfigError(f"guide.{error}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -80,6 +97,7 @@ def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> None:
     description = {
         "latent_dim": blueprint.latent_dim,
         "image_shape": list(blueprint.image_shape),
+        "num_levels": blueprint.num_levels,
         "network": dict(blueprint.network),
         "likelihood": dict(blueprint.likelihood),
         "guide": dict(blueprint.guide),

@@ -128,15 +128,21 @@ def resolve(options: Options, base: type[T], where: str) -> tuple[type[T], dict[
     return found, {key: getattr(checked, key) for key in given}
 
 
-def build(options: Options, base: type[T], where: str) -> T:
+def build(options: Options, base: type[T], where: str, **given: Any) -> T:
     """Construct what ``resolve`` found.
+
+    Args:
+        options: ``{"_target_": ..., **keyword arguments}``.
+        base: what the class must be a kind of.
+        where: the group's name, for messages.
+        **given: what the program and not the user passes to the constructor.
 
     Raises:
         ConfigError: as ``resolve``, and where the class itself refuses a value.
     """
     cls, keywords = resolve(options, base, where)
     try:
-        return cls(**keywords)
+        return cls(**given, **keywords)
     except ValueError as error:
         raise ConfigError(f"{where}.{error}") from error
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vae_pyro.latent import active_units, posterior_means
+from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import ELBO, IWAE, ImportanceSampling, elbo_parts, estimate_together
 from vae_pyro.log_marginal.importance import WeightEstimator
 from vae_pyro.log_marginal.weights import OnProgress
@@ -38,6 +39,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Every ``test/`` metric, from one set of weights: nats per image, higher is better.
 
+    ``test/bits_per_dim`` is of the images as levels, also for a density of dequantised pixels;
+    there is none for real-valued data.
+
     Args:
         vae: the pair.
         x: test images, ``(N, C, H, W)``.
@@ -56,12 +60,14 @@ def evaluate(
         metrics[f"test/{name}"] = estimate.mean()
         metrics[f"test/{name}_std_error"] = estimate.mean_std_error()
     log_px = estimates["log_px"]
-    nats_per_bit_of_image = math.log(2) * x[0].numel()
     metrics["test/gap"] = metrics["test/log_px"] - metrics["test/elbo"]
-    metrics["test/bits_per_dim"] = -metrics["test/log_px"] / nats_per_bit_of_image
-    metrics["test/bits_per_dim_std_error"] = (
-        metrics["test/log_px_std_error"] / nats_per_bit_of_image
-    )
+    cell = log_cell_volume(vae.model.likelihood, x.shape[1:])
+    if cell is not None:
+        nats_per_bit_of_image = math.log(2) * x[0].numel()
+        metrics["test/bits_per_dim"] = -(metrics["test/log_px"] + cell) / nats_per_bit_of_image
+        metrics["test/bits_per_dim_std_error"] = (
+            metrics["test/log_px_std_error"] / nats_per_bit_of_image
+        )
     metrics["test/effective_sample_size"] = (
         log_px.diagnostics["effective_sample_size"].mean().item()
     )
@@ -69,3 +75,15 @@ def evaluate(
     metrics["test/pareto_k_high"] = high.double().mean().item()
     metrics["test/active_units"] = float(active_units(posterior_means(vae, x)))
     return metrics
+
+
+def log_cell_volume(likelihood: Likelihood, image_shape: Sequence[int]) -> float | None:
+    """What turns log p(x) into (a lower bound on) the log probability of the image, in nats.
+
+    0 for probabilities; -D log L for a density of images of D pixels and channels with L levels
+    each; None for real-valued data.
+
+    Source: Theis et al. (2016), equation 8.
+    """
+    width = likelihood.log_cell_width
+    return None if width is None else math.prod(image_shape) * width

@@ -1,38 +1,53 @@
 """The guide q_phi(z | x): which z may have led to this image, as the encoder sees it."""
 
+import warnings
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import pyro
+import torch
 from pyro import distributions as dist
-from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule
+from pyro.distributions import TorchDistribution, transforms
+from pyro.nn import ConditionalAutoRegressiveNN, PyroModule
 from torch import Tensor, nn
+from torch.distributions import register_kl
 from torch.nn.functional import softplus
+
+MIN_SCALE = 1e-4
+"""Keeps log q finite in float32 whatever the encoder says."""
+
+BuildEncoder = Callable[[int], nn.Module]
+"""num_outputs -> a module from images ``(*batch, C, H, W)`` to ``(*batch, num_outputs)``."""
 
 
 class Guide(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
-    """q_phi(z | x): one distribution over z per image, its parameters read off by the encoder.
+    """q_phi(z | x): one distribution over z per image, its parameters read off by an encoder.
 
     A subclass is a choice for ``guide=``: one class, and one YAML file that names it.
 
     Args:
         latent_dim: the size of z, D.
-        encoder: images ``(*batch, C, H, W)`` -> ``(*batch, num_outputs(D))``.
+        build_encoder: makes the encoder, given how many numbers it is to say of an image.
     """
 
-    def __init__(self, latent_dim: int, encoder: nn.Module) -> None:
+    def __init__(self, latent_dim: int, build_encoder: BuildEncoder) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.encoder = encoder
+        self.encoder = build_encoder(self.num_outputs())
 
-    @classmethod
     @abstractmethod
-    def num_outputs(cls, latent_dim: int) -> int:
-        """How many numbers the encoder must give per image."""
+    def num_outputs(self) -> int:
+        """How many numbers the encoder is to say of an image."""
 
     @abstractmethod
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q_phi(z | x) for x ``(batch, C, H, W)``: batch shape ``(batch,)``, event ``(D,)``."""
+
+    def posterior_mean(self, x: Tensor) -> Tensor:
+        """E_q(z|x)[z] for x ``(batch, C, H, W)``; returns ``(batch, D)``."""
+        mean: Tensor = self.posterior(x).mean
+        return mean
 
     def forward(self, x: Tensor) -> Tensor:
         """Draw a z for every image of x ``(batch, C, H, W)``; returns ``(batch, D)``."""
@@ -44,15 +59,122 @@ class Guide(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
 class DiagNormal(Guide):
     """q(z | x) = N(z | mu(x), diag(sigma(x)^2)), with sigma = softplus(s) + 1e-4.
 
-    The small floor keeps log q finite in float32 whatever the encoder says.
-
     Source: Kingma and Welling (2014), equation 9.
     """
 
-    @classmethod
-    def num_outputs(cls, latent_dim: int) -> int:
-        return 2 * latent_dim
+    def num_outputs(self) -> int:
+        return 2 * self.latent_dim
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         loc, raw_scale = self.encoder(x).chunk(2, dim=-1)
-        return dist.Normal(loc, softplus(raw_scale) + 1e-4, validate_args=False).to_event(1)
+        return dist.Normal(loc, softplus(raw_scale) + MIN_SCALE, validate_args=False).to_event(1)
+
+
+class CholeskyNormal(dist.MultivariateNormal):  # type: ignore[misc]
+    """A multivariate normal with a closed-form KL to independent normals."""
+
+
+@register_kl(CholeskyNormal, dist.Independent)  # type: ignore[untyped-decorator]
+def _kl_cholesky_independent(q: CholeskyNormal, p: dist.Independent) -> Tensor:
+    if not isinstance(p.base_dist, dist.Normal) or p.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError
+    # Whitened by p: KL(N(m, L L') || N(0, I)) = (tr L L' + m'm - D) / 2 - log det L.
+    factor = q.scale_tril / p.base_dist.scale.unsqueeze(-1)
+    shift = (q.loc - p.base_dist.loc) / p.base_dist.scale
+    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    squares = factor.square().sum((-2, -1)) + shift.square().sum(-1)
+    kl: Tensor = 0.5 * (squares - q.loc.shape[-1]) - log_det
+    return kl
+
+
+class FullRankNormal(Guide):
+    """q(z | x) = N(z | mu(x), L(x) L(x)'), L lower triangular with diagonal softplus(s) + 1e-4.
+
+    Source: Kucukelbir et al. (2017), section 2.4, with parameters that depend on x.
+    """
+
+    def num_outputs(self) -> int:
+        return self.latent_dim + self.latent_dim * (self.latent_dim + 1) // 2
+
+    def posterior(self, x: Tensor) -> TorchDistribution:
+        d = self.latent_dim
+        loc, raw_diagonal, below = self.encoder(x).split([d, d, d * (d - 1) // 2], dim=-1)
+        rows, columns = torch.tril_indices(d, d, offset=-1, device=x.device)
+        scale_tril = torch.diag_embed(softplus(raw_diagonal) + MIN_SCALE)
+        scale_tril[..., rows, columns] = below
+        return CholeskyNormal(loc, scale_tril=scale_tril, validate_args=False)
+
+
+class Flow(Guide):
+    """z = T_n(.. T_1(mu(x) + sigma(x) e)), e ~ N(0, I): inverse autoregressive flow.
+
+    Each step is z' = s z + (1 - s) m with s in (0, 1) and m read off by a masked network from the
+    z's before it and from the encoder's context h(x); the order of the z's is reversed between
+    steps. Drawing and weighing a draw takes one pass; the density of any other z, one pass of
+    every step per latent dimension.
+
+    Args:
+        num_transforms: steps, n.
+        hidden: width of each step's masked hidden layer.
+        context: the size of h(x).
+
+    Raises:
+        ValueError: where a number is not positive.
+
+    Source: Kingma et al. (2016), equations 13 and 14; the masks, Germain et al. (2015).
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        build_encoder: BuildEncoder,
+        num_transforms: int = 2,
+        hidden: int = 64,
+        context: int = 32,
+    ) -> None:
+        for name, value in (
+            ("num_transforms", num_transforms), ("hidden", hidden), ("context", context)
+        ):  # fmt: skip
+            if value < 1:
+                raise ValueError(f"{name}: must be at least 1, got {value}")
+        self._context = context
+        super().__init__(latent_dim, build_encoder)
+        # A masked unit must see some z's and not others: with fewer units than z's none is left.
+        width = max(hidden, latent_dim)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "ConditionalAutoRegressiveNN input_dim = 1")
+            networks = [
+                ConditionalAutoRegressiveNN(
+                    latent_dim, context, [width], permutation=torch.arange(latent_dim)
+                )
+                for _ in range(num_transforms)
+            ]
+        self.steps: Any = nn.ModuleList(
+            transforms.ConditionalAffineAutoregressive(network, stable=True) for network in networks
+        )
+
+    def num_outputs(self) -> int:
+        return 2 * self.latent_dim + self._context
+
+    def posterior(self, x: Tensor) -> TorchDistribution:
+        d = self.latent_dim
+        loc, raw_scale, h = self.encoder(x).split([d, d, self._context], dim=-1)
+        base = dist.Normal(loc, softplus(raw_scale) + MIN_SCALE, validate_args=False).to_event(1)
+        reverse = torch.arange(d - 1, -1, -1, device=x.device)
+        chain: list[Any] = []
+        for step in self.steps:
+            chain += [step.condition(h), transforms.Permute(reverse, cache_size=1)]
+        return dist.TransformedDistribution(base, chain[:-1], validate_args=False)
+
+    def posterior_mean(self, x: Tensor, num_samples: int = 256) -> Tensor:
+        """E_q(z|x)[z], by Monte Carlo with the same e for every image.
+
+        Noise that all images share does not make a latent dimension look as if it told them apart.
+        """
+        q = self.posterior(x)
+        generator = torch.Generator().manual_seed(0)
+        e = torch.randn(num_samples, 1, self.latent_dim, generator=generator).to(x)
+        z: Tensor = q.base_dist.base_dist.loc + q.base_dist.base_dist.scale * e
+        for transform in q.transforms:
+            z = transform(z)
+        return z.mean(0)

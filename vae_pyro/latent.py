@@ -11,7 +11,7 @@ ACTIVE_VARIANCE = 0.01
 def posterior_means(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
     """E_q(z|x)[z] of every image of x ``(N, C, H, W)``; returns ``(N, D)``."""
     with torch.no_grad():
-        return torch.cat([vae.guide.posterior(part).mean for part in x.split(batch_size)])
+        return torch.cat([vae.guide.posterior_mean(part) for part in x.split(batch_size)])
 
 
 def active_units(means: Tensor) -> int:

@@ -2,11 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -28,21 +31,24 @@ class Network(ABC):
         """A module from images ``(*batch, C, H, W)`` to ``(*batch, num_outputs)``."""
 
     @abstractmethod
-    def decoder(
-        self, latent_dim: int, num_parameters: int, image_shape: tuple[int, int, int]
-    ) -> nn.Module:
-        """A module from z ``(*batch, latent_dim)`` to ``(*batch, num_parameters, C, H, W)``."""
+    def decoder(self, latent_dim: int, initial: Tensor) -> nn.Module:
+        """A module from z ``(*batch, latent_dim)`` to parameters ``(*batch, P, C, H, W)``.
+
+        Args:
+            latent_dim: the size of z.
+            initial: the bias of the output layer at the start, ``(P, C, H, W)``: what the decoder
+                says before it has learned anything of z.
+        """
 
 
-class Reshape(nn.Module):
-    """``(*batch, prod(shape))`` -> ``(*batch, *shape)``, whatever the number of batch axes."""
+class Linear(Network):
+    """One affine map each way. With ``normal_learned_scale``: probabilistic PCA."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.shape = shape
+    def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(image_shape), num_outputs))
 
-    def forward(self, flat: Tensor) -> Tensor:
-        return flat.reshape(*flat.shape[:-1], *self.shape)
+    def decoder(self, latent_dim: int, initial: Tensor) -> nn.Module:
+        return nn.Sequential(*_output_layer(latent_dim, initial))
 
 
 @dataclass(frozen=True)
@@ -50,33 +56,183 @@ class MLP(Network):
     """Fully connected layers, the decoder mirroring the encoder.
 
     Args:
-        hidden: widths of the hidden layers, from the image's side to the latent's.
-        activation: between the layers.
+        hidden: widths of the hidden layers, from the image's side to the latent's; their number is
+            the depth.
+        activation: after each of them.
 
     Raises:
-        ValueError: where a width is not positive.
+        ValueError: where a width is not positive, or there is none.
     """
 
     hidden: tuple[int, ...] = (400, 400)
     activation: Activation = "relu"
 
     def __post_init__(self) -> None:
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden: every width must be at least 1, got {list(self.hidden)}")
+        _require_widths("hidden", self.hidden)
 
     def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
-        widths = (math.prod(image_shape), *self.hidden, num_outputs)
-        return nn.Sequential(nn.Flatten(-3), *self._layers(widths))
+        widths = (math.prod(image_shape), *self.hidden)
+        last = nn.Linear(widths[-1], num_outputs)
+        return nn.Sequential(nn.Flatten(-3), *self._layers(widths), last)
 
-    def decoder(
-        self, latent_dim: int, num_parameters: int, image_shape: tuple[int, int, int]
-    ) -> nn.Module:
-        shape = (num_parameters, *image_shape)
-        widths = (latent_dim, *reversed(self.hidden), math.prod(shape))
-        return nn.Sequential(*self._layers(widths), Reshape(shape))
+    def decoder(self, latent_dim: int, initial: Tensor) -> nn.Module:
+        widths = (latent_dim, *reversed(self.hidden))
+        return nn.Sequential(*self._layers(widths), *_output_layer(widths[-1], initial))
 
-    def _layers(self, widths: tuple[int, ...]) -> list[nn.Module]:
+    def _layers(self, widths: Sequence[int]) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), ACTIVATIONS[self.activation]()]
-        return layers[:-1]
+        return layers
+
+
+@dataclass(frozen=True)
+class Conv(Network):
+    """A residual convolutional network, for images of any size, grey or in colour.
+
+    Every stage halves the image (28, 14, 7) or, in the decoder, doubles it, and then adds one
+    residual block. Blocks start as the identity, so that no normalisation layer is needed, whose
+    statistics would tie the images of a batch together.
+
+    Args:
+        channels: of each stage, from the image's side to the latent's.
+        activation: between convolutions.
+
+    Raises:
+        ValueError: where a number of channels is not positive, or there is none.
+
+    Source: He et al. (2016), identity mappings; the start, Zhang et al. (2019), section 3.
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    activation: Activation = "silu"
+
+    def __post_init__(self) -> None:
+        _require_widths("channels", self.channels)
+
+    def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
+        colours, height, width = image_shape
+        layers: list[nn.Module] = []
+        for before, after in pairwise((colours, *self.channels)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), self._block(after)]
+        height, width = self._sizes(height, width)[-1]
+        return nn.Sequential(
+            OverBatchAxes(nn.Sequential(*layers, self._activation()), event_dim=3),
+            nn.Flatten(-3),
+            nn.Linear(self.channels[-1] * height * width, num_outputs),
+        )
+
+    def decoder(self, latent_dim: int, initial: Tensor) -> nn.Module:
+        num_parameters, colours, height, width = initial.shape
+        sizes = self._sizes(height, width)[::-1]
+        first = (self.channels[-1], *sizes[0])
+        layers: list[nn.Module] = [self._block(self.channels[-1])]
+        for (before, after), size in zip(
+            pairwise((*reversed(self.channels), self.channels[0])), sizes[1:], strict=True
+        ):
+            layers += [Resize(size), nn.Conv2d(before, after, 3, padding=1), self._block(after)]
+        last = nn.Conv2d(self.channels[0], num_parameters * colours, 3, padding=1, bias=False)
+        return nn.Sequential(
+            nn.Linear(latent_dim, math.prod(first)),
+            Reshape(first),
+            OverBatchAxes(nn.Sequential(*layers, self._activation(), last), event_dim=3),
+            Reshape(tuple(initial.shape), event_dim=3),
+            Bias(initial),
+        )
+
+    def _activation(self) -> nn.Module:
+        return ACTIVATIONS[self.activation]()
+
+    def _block(self, channels: int) -> nn.Module:
+        return Residual(channels, self._activation)
+
+    def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """From the image's size to that of the last stage, rounded up."""
+        sizes = [(height, width)]
+        for _ in self.channels:
+            height, width = -(-height // 2), -(-width // 2)
+            sizes.append((height, width))
+        return sizes
+
+
+class Reshape(nn.Module):
+    """Gives the last ``event_dim`` axes another shape, whatever the number of batch axes."""
+
+    def __init__(self, shape: tuple[int, ...], event_dim: int = 1) -> None:
+        super().__init__()
+        self.shape = shape
+        self.event_dim = event_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[: -self.event_dim], *self.shape)
+
+
+class Bias(nn.Module):
+    """Adds a learned number to every output, so that each pixel has its own."""
+
+    def __init__(self, initial: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(initial.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+class Resize(nn.Module):
+    """Nearest-neighbour scaling of ``(N, C, H, W)`` to a given height and width."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return interpolate(x, size=self.size)
+
+
+class Residual(nn.Module):
+    """x + conv(act(conv(act(x)))), its last convolution starting at zero."""
+
+    def __init__(self, channels: int, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        last = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.branch = nn.Sequential(activation(), first, activation(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change: Tensor = self.branch(x)
+        return x + change
+
+
+class OverBatchAxes(nn.Module):
+    """Applies a module that takes one batch axis to a tensor with any number of them.
+
+    Args:
+        module: from ``(N, ...)`` to ``(N, ...)``.
+        event_dim: how many axes of its input are not batch axes.
+    """
+
+    def __init__(self, module: nn.Module, event_dim: int) -> None:
+        super().__init__()
+        self.module = module
+        self.event_dim = event_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, event = x.shape[: -self.event_dim], x.shape[-self.event_dim :]
+        y: Tensor = self.module(x.reshape(-1, *event))
+        return y.reshape(*batch, *y.shape[1:])
+
+
+def _output_layer(num_inputs: int, initial: Tensor) -> tuple[nn.Linear, Reshape]:
+    layer = nn.Linear(num_inputs, initial.numel())
+    with torch.no_grad():
+        layer.bias.copy_(initial.flatten())
+    return layer, Reshape(tuple(initial.shape))
+
+
+def _require_widths(name: str, widths: Sequence[int]) -> None:
+    if not widths or any(width < 1 for width in widths):
+        raise ValueError(
+            f"{name}: needs one or more numbers, each at least 1, got {list(widths)} "
+            "(network=linear has no hidden layer)"
+        )

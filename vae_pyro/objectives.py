@@ -1,9 +1,22 @@
-"""What SVI maximises."""
+"""What SVI maximises. Only ``train/objective`` ever sees beta, free bits or K: bounds never do."""
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import pyro.infer
+import torch
+from pyro import distributions as dist
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from vae_pyro.errors import ConfigError
+from vae_pyro.guide import Guide
+from vae_pyro.log_marginal.weights import LogWeights, particle_traces, read_log_weights
+from vae_pyro.model import Model
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,15 @@ class Objective(ABC):
 
     @abstractmethod
     def estimator(self) -> pyro.infer.ELBO:
-        """Pyro's estimator of this objective, which ``pyro.infer.SVI`` takes as its loss."""
+        """Pyro's estimator of this objective, which ``pyro.infer.SVI`` takes as its loss.
+
+        Its losses are sums over the batch. One whose objective is not the ELBO returns two of
+        them: (-objective, -ELBO).
+        """
+
+    def at_epoch(self, epoch: int) -> Self:  # noqa: ARG002
+        """The objective that is maximised in one epoch, 1 being the first."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -41,3 +62,202 @@ class ELBO(Objective):
             max_plate_nesting=1,
             vectorize_particles=self.num_particles > 1,
         )
+
+
+@dataclass(frozen=True)
+class ELBOAnalyticKL(Objective):
+    """E_q(z|x)[log p(x | z)] - KL(q(z | x) || p(z)), the KL in closed form.
+
+    The same ELBO with another gradient noise: ``pyro.infer.TraceMeanField_ELBO``.
+
+    Raises:
+        ConfigError: from the estimator, where the guide has no closed-form KL.
+
+    Source: Kingma and Welling (2014), equation 10.
+    """
+
+    def estimator(self) -> pyro.infer.ELBO:
+        return _ClosedFormKL(
+            num_particles=self.num_particles,
+            max_plate_nesting=1,
+            vectorize_particles=self.num_particles > 1,
+        )
+
+
+@dataclass(frozen=True)
+class IWAE(Objective):
+    """E[log (1/K) sum_k w_k], w_k = p(x, z_k) / q(z_k | x), K = ``num_particles``.
+
+    Source: Burda et al. (2016), equation 8 and, for the gradient, 14.
+    """
+
+    num_particles: int = 5
+
+    def estimator(self) -> pyro.infer.ELBO:
+        return _WeightEstimator(self._surrogate)
+
+    def _surrogate(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_w = _draw(model, guide, x, self.num_particles).total
+        bound = _log_mean_exp(log_w)
+        return bound, bound, log_w
+
+
+@dataclass(frozen=True)
+class DReG(Objective):
+    """The IWAE bound with doubly reparameterised gradients of the guide's parameters.
+
+    With v_k = w_k / sum_j w_j: d/d theta gets sum_k v_k d log w_k / d theta as in IWAE, and
+    d/d phi gets sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi), without the score of q, whose
+    expectation is zero but whose noise drowns the rest as K grows.
+
+    Source: Tucker et al. (2019), equation 8.
+    """
+
+    num_particles: int = 5
+
+    def estimator(self) -> pyro.infer.ELBO:
+        return _WeightEstimator(self._surrogate)
+
+    def _surrogate(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        guide_trace, model_trace = particle_traces(model, guide, x, self.num_particles)
+        drawn = read_log_weights(guide_trace, model_trace, (self.num_particles, len(x)))
+        z = guide_trace.nodes["z"]["value"]
+        with _frozen(guide):
+            log_q = guide.posterior(x).log_prob(z)
+        log_w = drawn.log_likelihood + drawn.log_prior - log_q
+        normalised = log_w.detach().softmax(0)
+        # One factor v_k from the surrogate's weights, for theta and for z; the other on the way to
+        # phi, which is reached through z alone.
+        z.register_hook(lambda gradient: normalised.unsqueeze(-1) * gradient)
+        surrogate = (normalised * log_w).sum(0)
+        return surrogate, _log_mean_exp(log_w), log_w
+
+
+@dataclass(frozen=True)
+class BetaELBO(Objective):
+    """E_q[log p(x | z)] - beta max(KL, free bits): a trade, and a bound only at beta = 1.
+
+    Args:
+        num_particles: z's drawn per image and step.
+        beta: the weight of the KL term.
+        warmup_epochs: beta grows linearly from 0 in the first epoch to its value after so many.
+        free_bits: nats per latent dimension and image that the KL is not charged for: KL_d, its
+            batch mean in closed form, counts as at least so much. Needs a guide of independent
+            normals (``diag_normal``).
+
+    Raises:
+        ValueError: where a number is negative.
+        ConfigError: from the estimator, for free bits with another guide.
+
+    Source: Higgins et al. (2017), equation 4; Bowman et al. (2016), section 3.1; Kingma et al.
+        (2016), equation 15.
+    """
+
+    beta: float = 4.0
+    warmup_epochs: int = 0
+    free_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta", "warmup_epochs", "free_bits"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: must be a number from 0 up, got {value}")
+
+    def at_epoch(self, epoch: int) -> Self:
+        if epoch > self.warmup_epochs:
+            return self
+        return replace(self, beta=self.beta * (epoch - 1) / self.warmup_epochs)
+
+    def estimator(self) -> pyro.infer.ELBO:
+        return _WeightEstimator(self._surrogate)
+
+    def _surrogate(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        guide_trace, model_trace = particle_traces(model, guide, x, self.num_particles)
+        drawn = read_log_weights(guide_trace, model_trace, (self.num_particles, len(x)))
+        if self.free_bits:
+            kl = _kl_per_dimension(guide_trace.nodes["z"]["fn"], model_trace.nodes["z"]["fn"])
+            charged = kl.mean((0, 1)).clamp(min=self.free_bits).sum()
+        else:
+            charged = (drawn.log_proposal - drawn.log_prior).mean(0)
+        objective = drawn.log_likelihood.mean(0) - self.beta * charged
+        return objective, objective, drawn.total
+
+
+# model, guide, x -> what to differentiate and the objective, both (batch,); log w, (K, batch)
+_Surrogate = Callable[[Model, Guide, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+class _WeightEstimator(pyro.infer.ELBO):  # type: ignore[misc]
+    """A function of the importance weights as a loss for ``pyro.infer.SVI``."""
+
+    def __init__(self, surrogate: _Surrogate) -> None:
+        super().__init__(max_plate_nesting=1)
+        self._surrogate = surrogate
+
+    def loss(self, model: Model, guide: Guide, x: Tensor) -> tuple[float, float]:
+        """(-objective, -ELBO), each a sum over the batch, from one set of draws."""
+        with torch.no_grad():
+            return self._losses(*self._surrogate(model, guide, x)[1:])
+
+    def loss_and_grads(self, model: Model, guide: Guide, x: Tensor) -> tuple[float, float]:
+        """As ``loss``; gradients of -objective are added to the parameters' ``grad``."""
+        surrogate, objective, log_w = self._surrogate(model, guide, x)
+        (-surrogate.sum()).backward()
+        return self._losses(objective, log_w)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("weights are read by vae_pyro.log_marginal.weights")
+
+    @staticmethod
+    def _losses(objective: Tensor, log_w: Tensor) -> tuple[float, float]:
+        return -objective.sum().item(), -log_w.mean(0).sum().item()
+
+
+class _ClosedFormKL(pyro.infer.TraceMeanField_ELBO):  # type: ignore[misc]
+    """Pyro's estimator, refusing where it would quietly fall back on sampling."""
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        q, p = guide_trace.nodes["z"]["fn"], model_trace.nodes["z"]["fn"]
+        try:
+            kl_divergence(q, p)
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"objective=elbo_analytic_kl: KL(q || p) of this guide ({type(q).__name__}) has no "
+                "closed form; use objective=elbo, or guide=diag_normal or full_rank_normal"
+            ) from error
+        return super()._differentiable_loss_particle(model_trace, guide_trace)
+
+
+def _draw(model: Model, guide: Guide, x: Tensor, num_particles: int) -> LogWeights:
+    traces = particle_traces(model, guide, x, num_particles)
+    return read_log_weights(*traces, (num_particles, len(x)))
+
+
+def _log_mean_exp(log_w: Tensor) -> Tensor:
+    """``(K, batch)`` -> ``(batch,)``."""
+    return log_w.logsumexp(0) - math.log(len(log_w))
+
+
+def _kl_per_dimension(q: Any, p: Any) -> Tensor:
+    """KL(q(z_d | x) || p(z_d)), ``(K, batch, D)``."""
+    if not (isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal)):
+        raise ConfigError(
+            "objective.free_bits needs a guide whose latent dimensions are independent given x; "
+            "use guide=diag_normal, or objective.free_bits=0"
+        )
+    kl: Tensor = kl_divergence(q.base_dist, p.base_dist.expand(q.base_dist.batch_shape))
+    return kl
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients pass through the module to its inputs but not to its parameters."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -20,6 +20,7 @@ from vae_pyro.config import Config, build, flatten, parse_config, without_passwo
 from vae_pyro.data import Dataset, ImageSource, batches
 from vae_pyro.errors import ConfigError
 from vae_pyro.latent import posterior_means
+from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.objectives import Objective
 from vae_pyro.progress import show_progress
 from vae_pyro.randomness import RandomStream
@@ -67,12 +68,23 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
     tracker = build(config.tracking, Tracker, "tracking")
     source = build(config.data, ImageSource, "data")
     objective = build(config.objective, Objective, "objective")
-    dataset = source.load().to(device)
+    dataset = source.load()
     blueprint = Blueprint(
-        config.latent_dim, dataset.image_shape, config.network, config.likelihood, config.guide
+        config.latent_dim,
+        dataset.image_shape,
+        dataset.num_levels,
+        config.network,
+        config.likelihood,
+        config.guide,
     )
-    with RandomStream("initial weights", config.seed).active():
-        vae = blueprint.build().to(device).eval()
+    likelihood = blueprint.build_likelihood()
+    if source.binarisation == "static" and likelihood.support is Support.BINARY:
+        dataset = dataset.binarised_once()
+    start = RandomStream("initial weights", config.seed)
+    with start.active():
+        train_x = likelihood.prepare(dataset.train.images, start.generator)
+        vae = blueprint.build(train_x).to(device).eval()
+    dataset = dataset.to(device)
     tags = {"fingerprint": fingerprint(tree, dataset.checksum), **git_tags()}
     run = tracker.start_run(job.name, tags, job.parent)
     try:
@@ -83,7 +95,14 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         save_model(job.output / "model", vae, blueprint)  # before anything else can fail
         run.log_file(job.output / "model", "model")
         metrics = experiment.evaluate(seconds)
-        result = JobResult(job.name, dict(job.settings), config.latent_dim, metrics=metrics)
+        result = JobResult(
+            job.name,
+            dict(job.settings),
+            config.latent_dim,
+            x=describe_x(job.choices.get("data", ""), source, likelihood),
+            log_cell_volume=evaluation.log_cell_volume(likelihood, dataset.image_shape),
+            metrics=metrics,
+        )
         result.write(job.output)
     except Exception as error:
         with suppress(
@@ -125,13 +144,12 @@ class _Experiment:
         return metrics
 
     def _stream(self, name: str) -> RandomStream:
-        return RandomStream(name, self.config.seed, self.dataset.train.levels.device)
+        return RandomStream(name, self.config.seed, self.dataset.train.images.device)
 
     def _held_out(self, split: Literal["valid", "test"]) -> torch.Tensor:
-        levels = getattr(self.dataset, split).levels
+        images = getattr(self.dataset, split).images
         generator = self.dataset.held_out_stream(split).generator
-        x = self.vae.model.likelihood.prepare(levels.cpu(), self.dataset.max_level, generator)
-        return x.to(levels.device)
+        return self.vae.model.likelihood.prepare(images.cpu(), generator).to(images.device)
 
     def train(self) -> float:
         """Train, recording every epoch; returns the seconds spent on steps."""
@@ -143,8 +161,8 @@ class _Experiment:
             self.vae,
             self.objective,
             lambda: batches(
-                self.dataset.train.levels,
-                lambda levels: likelihood.prepare(levels, self.dataset.max_level, order),
+                self.dataset.train.images,
+                lambda images: likelihood.prepare(images, order),
                 training.batch_size,
                 order,
             ),
@@ -265,8 +283,18 @@ def git_tags() -> dict[str, str]:
         return {}
 
 
+def describe_x(data: str, source: ImageSource, likelihood: Likelihood) -> str:
+    """What log p(x) is of, for instance ``digits: 17 levels``; compare only what has one x."""
+    static = source.binarisation == "static" and likelihood.support is Support.BINARY
+    return f"{data}: {likelihood.x_kind}{' (static)' if static else ''}"
+
+
 def _train_metrics(record: EpochRecord) -> dict[str, float]:
-    return {"train/elbo": record.elbo, "train/elbo_std_error": record.elbo_std_error}
+    metrics = {"train/elbo": record.elbo, "train/elbo_std_error": record.elbo_std_error}
+    if record.objective is not None and record.objective_std_error is not None:
+        metrics["train/objective"] = record.objective
+        metrics["train/objective_std_error"] = record.objective_std_error
+    return metrics
 
 
 def _params(tree: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, Any]:

@@ -15,8 +15,16 @@ from rich.table import Table
 from vae_pyro.checkpoint import write_atomically
 
 RESULT_FILE = "result.json"
-_SPARED_FIRST = ("ESS", "bits/dim", "k-hat > 0.7", "gap", "seconds")
+_SPARED_FIRST = ("ESS", "bits/dim", "k-hat > 0.7", "gap", "seconds", "rank")
 CAPTION = "nats per test image, higher is better; ± is one Monte Carlo standard error"
+DENSITIES = (
+    "densities count as what they bound, log P(image): log p(x) of the dequantised x plus the log "
+    "volume of the image's cell"
+)
+INCOMPARABLE = (
+    "one table for each kind of x, ranked by log p(x) within it: probabilities of different things "
+    "are not to be compared"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,9 @@ class JobResult:
         settings: what the user set for it, by key.
         latent_dim: the size of z; None where the configuration was refused.
         error: why it failed; None where it finished.
+        x: what log p(x) is of, for instance ``digits: 17 levels``.
+        log_cell_volume: nats that make log p(x) (a lower bound on) the log probability of the
+            image as levels: 0 for probabilities; None for real-valued data.
         metrics: final metrics by their contract names.
     """
 
@@ -35,10 +46,16 @@ class JobResult:
     settings: dict[str, str]
     latent_dim: int | None = None
     error: str | None = None
+    x: str = ""
+    log_cell_volume: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         write_atomically(folder / RESULT_FILE, json.dumps(asdict(self), indent=2).encode())
+
+    def nats(self, name: str) -> float:
+        """One bound per image; of a density of dequantised images, as bound on log P(image)."""
+        return self.metrics[name] + (self.log_cell_volume or 0.0)
 
     @classmethod
     def read(cls, folder: Path) -> "JobResult":
@@ -79,6 +96,15 @@ def bound_label(name: str) -> str:
     return {"elbo": "ELBO", "log_px": "log p(x)"}.get(short, short.upper().replace("_", "-"))
 
 
+def groups(results: Sequence[JobResult]) -> dict[str, list[JobResult]]:
+    """The finished jobs by what their x is: only within a group may log p(x) be compared."""
+    by_x: dict[str, list[JobResult]] = {}
+    for result in results:
+        if result.error is None:
+            by_x.setdefault(result.x, []).append(result)
+    return by_x
+
+
 def summary_csv(results: Sequence[JobResult]) -> str:
     """Every finished job and every final metric, one row per job."""
     keys = varying_settings(results)
@@ -86,65 +112,106 @@ def summary_csv(results: Sequence[JobResult]) -> str:
     metrics = list({name: None for result in finished for name in result.metrics})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, *metrics])
+    writer.writerow(["x", "log_cell_volume", *keys, *metrics])
     for result in finished:
+        volume = "" if result.log_cell_volume is None else result.log_cell_volume
         values = (setting(result, key) for key in keys)
-        writer.writerow([*values, *(result.metrics.get(name, "") for name in metrics)])
+        writer.writerow(
+            [result.x, volume, *values, *(result.metrics.get(name, "") for name in metrics)]
+        )
     return text.getvalue()
 
 
-def summary_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows that a run or a sweep ends with: nats per test image."""
-    finished = [result for result in results if result.error is None]
+@dataclass(frozen=True)
+class SummaryTable:
+    """The jobs of one group, as they are shown.
+
+    Attributes:
+        title: what x is.
+        header, rows: cells in words.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def summary_tables(results: Sequence[JobResult]) -> list[SummaryTable]:
+    """One table for every kind of x, in nats per test image; ranks are within a table."""
     keys = varying_settings(results)
-    names = bound_names(finished)
-    header = [*keys, *map(bound_label, names)]
-    header += ["gap", "bits/dim", "ESS", "k-hat > 0.7", "active units", "seconds"]
-    rows = []
-    for result in finished:
-        m = result.metrics
-        rows.append(
-            [
-                *(setting(result, key) for key in keys),
-                *(f"{m[name]:.2f}" if name in m else "" for name in names[:-1]),
-                f"{m['test/log_px']:.2f} ± {m['test/log_px_std_error']:.3f}",
-                f"{m['test/gap']:.2f}",
-                f"{m['test/bits_per_dim']:.4f}",
-                f"{m['test/effective_sample_size']:.0f}",
-                f"{m['test/pareto_k_high']:.0%}",
-                f"{m['test/active_units']:.0f}",
-                f"{m['time/train_seconds'] + m['time/evaluate_seconds']:.0f}",
-            ]
-        )
-    return header, rows
+    tables = []
+    for x, group in groups(results).items():
+        names = bound_names(group)
+        header = [*keys, *map(bound_label, names)]
+        header += ["gap", "bits/dim", "ESS", "k-hat > 0.7", "active units", "seconds"]
+        best_first = sorted((result.nats("test/log_px") for result in group), reverse=True)
+        rows = [_row(result, keys, names) for result in group]
+        if len(group) > 1:
+            header.append("rank")
+            for row, result in zip(rows, group, strict=True):
+                row.append(str(1 + best_first.index(result.nats("test/log_px"))))
+        tables.append(SummaryTable(x, header, rows))
+    return tables
+
+
+def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> list[str]:
+    m = result.metrics
+    return [
+        *(setting(result, key) for key in keys),
+        *(f"{result.nats(name):.2f}" if name in m else "" for name in names[:-1]),
+        f"{result.nats('test/log_px'):.2f} ± {m['test/log_px_std_error']:.3f}",
+        f"{m['test/gap']:.2f}",
+        f"{m['test/bits_per_dim']:.4f}" if "test/bits_per_dim" in m else "",
+        f"{m['test/effective_sample_size']:.0f}",
+        f"{m['test/pareto_k_high']:.0%}",
+        f"{m['test/active_units']:.0f}",
+        f"{m['time/train_seconds'] + m['time/evaluate_seconds']:.0f}",
+    ]
+
+
+def summary_notes(results: Sequence[JobResult]) -> list[str]:
+    """What a reader must know to compare the numbers, a line each."""
+    notes = [CAPTION]
+    by_x = groups(results)
+    if any(result.log_cell_volume for group in by_x.values() for result in group):
+        notes.append(DENSITIES)
+    if len(by_x) > 1:
+        notes.append(INCOMPARABLE)
+    return notes
 
 
 def print_summary(results: Sequence[JobResult], console: Console) -> None:
-    """Print the table; on a narrow terminal without the columns that can best be spared."""
-    header, rows = summary_table(results)
-    left_out: list[str] = []
-    for spared in (None, *_SPARED_FIRST):
-        left_out += [spared] if spared else []
-        table = _table(header, rows, left_out)
-        any_width = console.options.update_width(1000)
-        if Measurement.get(console, any_width, table).maximum <= console.width:
-            break
-    console.print(table)
+    """Print the tables; on a narrow terminal without the columns that can best be spared."""
+    tables = summary_tables(results)
+    for table in tables:
+        left_out: list[str] = []
+        for spared in (None, *_SPARED_FIRST):
+            left_out += [spared] if spared else []
+            shown = _rich_table(table, left_out)
+            any_width = console.options.update_width(1000)
+            if Measurement.get(console, any_width, shown).maximum <= console.width:
+                break
+        console.print(shown)
+    for note in summary_notes(results):
+        console.print(note, style="italic dim", highlight=False)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left_out: Sequence[str]) -> Table:
-    shown = [index for index, name in enumerate(header) if name not in left_out]
-    table = Table(caption=CAPTION, caption_justify="left", box=SIMPLE_HEAVY, padding=(0, 1, 0, 0))
+def _rich_table(table: SummaryTable, left_out: Sequence[str]) -> Table:
+    shown = [index for index, name in enumerate(table.header) if name not in left_out]
+    rich = Table(title=table.title, title_justify="left", box=SIMPLE_HEAVY, padding=(0, 1, 0, 0))
     for index in shown:
-        name = header[index].replace("active ", "active\n").replace("k-hat ", "k-hat\n")
-        table.add_column(name, justify="right", vertical="bottom")
-    for row in rows:
-        table.add_row(*(row[index] for index in shown))
-    return table
+        name = table.header[index].replace("active ", "active\n").replace("k-hat ", "k-hat\n")
+        rich.add_column(name, justify="right", vertical="bottom")
+    for row in table.rows:
+        rich.add_row(*(row[index] for index in shown))
+    return rich
 
 
 def summary_markdown(results: Sequence[JobResult]) -> str:
-    """The table for a page of notes."""
-    header, rows = summary_table(results)
-    lines = [header, ["---:"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{CAPTION}"
+    """The tables for a page of notes."""
+    parts = []
+    for table in summary_tables(results):
+        lines = [table.header, ["---:"] * len(table.header), *table.rows]
+        parts.append(f"**{table.title}**")
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join([*parts, *summary_notes(results)])

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from vae_pyro.results import JobResult
     from vae_pyro.tracking import Run
+    from vae_pyro.visualization import Panel
 
 
 class SweepCallback(Callback):
@@ -135,29 +136,10 @@ class SweepCallback(Callback):
         return path.is_file() and path.stat().st_mtime >= self._start - 1
 
     def _draw(self, results: list[JobResult]) -> Path:
-        from vae_pyro.results import bound_label, bound_names, setting, varying_settings
+        from vae_pyro.results import groups
         from vae_pyro.visualization import sweep_figure
 
-        keys = varying_settings(results)
-        names = bound_names(results)
-        ordered = len(keys) == 1
-        if ordered:
-            results = sorted(results, key=lambda result: float(setting(result, keys[0])))
-        figure = sweep_figure(
-            labels=["\n".join(setting(result, key) for key in keys) for result in results],
-            axis=", ".join(keys),
-            ordered=ordered,
-            series={
-                bound_label(name): [
-                    (
-                        result.metrics.get(name, math.nan),
-                        result.metrics.get(f"{name}_std_error", math.nan),
-                    )
-                    for result in results
-                ]
-                for name in names
-            },
-        )
+        figure = sweep_figure([_panel(x, group) for x, group in groups(results).items()])
         path = self._folder / "elbo_vs_iwae.png"
         figure.savefig(path)
         return path
@@ -169,6 +151,34 @@ class SweepCallback(Callback):
             self._run.end("KILLED")
         else:
             self._run.discard()
+
+
+def _panel(x: str, group: list[JobResult]) -> Panel:
+    """The bounds of the jobs that share one kind of x."""
+    from vae_pyro.results import bound_label, bound_names, setting, varying_settings
+    from vae_pyro.visualization import Panel
+
+    keys = varying_settings(group)
+    ordered = keys == ["latent_dim"]
+    group = sorted(
+        group,
+        key=lambda result: (result.latent_dim or 0) if ordered else -result.nats("test/log_px"),
+    )
+    return Panel(
+        title=x,
+        labels=[", ".join(setting(result, key) for key in keys) for result in group],
+        axis=", ".join(keys),
+        ordered=ordered,
+        series={
+            bound_label(name): [
+                (result.nats(name), result.metrics[f"{name}_std_error"])
+                if name in result.metrics
+                else (math.nan, math.nan)
+                for result in group
+            ]
+            for name in bound_names(group)
+        },
+    )
 
 
 @contextmanager

@@ -24,17 +24,21 @@ class EpochRecord:
 
     Attributes:
         epoch: 1 for the first.
-        elbo: mean over the epoch's images of the objective's estimate, nats per image, taken while
-            the weights moved.
+        elbo: mean over the epoch's images of the ELBO's estimate, nats per image, taken while the
+            weights moved; the true ELBO, whatever the objective.
         elbo_std_error: of that mean, from the spread between batches. It also contains the
             batches' differences, so it errs on the wide side.
         seconds: spent on the epoch's steps.
+        objective: mean of what was maximised, from the same draws; None where that is the ELBO.
+        objective_std_error: of that mean, likewise.
     """
 
     epoch: int
     elbo: float
     elbo_std_error: float
     seconds: float
+    objective: float | None = None
+    objective_std_error: float | None = None
 
 
 def train(
@@ -60,37 +64,37 @@ def train(
         DivergenceError: at the first step whose objective, or the first epoch whose weights are
             not finite numbers.
     """
-    svi = pyro.infer.SVI(
-        vae.model,
-        vae.guide,
-        pyro.optim.Adam({"lr": learning_rate}),
-        objective.estimator(),
-    )
+    adam = pyro.optim.Adam({"lr": learning_rate})
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
         vae.train()
-        elbos: list[float] = []
+        estimator = objective.at_epoch(epoch).estimator()
+        svi = pyro.infer.SVI(vae.model, vae.guide, adam, estimator)
+        steps: list[tuple[float, ...]] = []  # nats per image: (ELBO,) or (objective, ELBO)
         sizes: list[int] = []
         # Pyro 1.9's SVI finds parameters through the global store; the weights themselves live in
         # the modules. So an empty store for every epoch, and nothing reaches the next job.
         with pyro.get_param_store().scope(), noise.active(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # told below
             for x in epoch_batches():
-                elbo = -svi.step(x) / len(x)
-                if not math.isfinite(elbo):
-                    raise _divergence(
-                        f"the ELBO became {elbo}", epoch, len(elbos) + 1, learning_rate
-                    )
-                elbos.append(elbo)
+                losses = svi.step(x)
+                losses = losses if isinstance(losses, tuple) else (losses,)
+                steps.append(tuple(-loss / len(x) for loss in losses))
                 sizes.append(len(x))
+                for name, value in zip(("ELBO", "objective"), steps[-1][::-1], strict=False):
+                    if not math.isfinite(value):
+                        raise _divergence(
+                            f"the {name} became {value}", epoch, len(steps), learning_rate
+                        )
         vae.eval()
         if not all(parameter.isfinite().all() for parameter in vae.parameters()):
-            raise _divergence("a weight is no longer finite", epoch, len(elbos), learning_rate)
-        yield EpochRecord(
-            epoch,
-            *_weighted_mean(torch.tensor(elbos).double(), torch.tensor(sizes).double()),
-            time.perf_counter() - start,
+            raise _divergence("a weight is no longer finite", epoch, len(steps), learning_rate)
+        *maximised, elbo = (
+            _weighted_mean(torch.tensor(values).double(), torch.tensor(sizes).double())
+            for values in zip(*steps, strict=True)
         )
+        seconds = time.perf_counter() - start
+        yield EpochRecord(epoch, *elbo, seconds, *(maximised[0] if maximised else ()))
 
 
 def _divergence(what: str, epoch: int, step: int, learning_rate: float) -> DivergenceError:

@@ -1,9 +1,11 @@
 """The pair: a model and the guide that reads it backwards."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vae_pyro.guide import Guide
 from vae_pyro.likelihoods import Likelihood
@@ -32,6 +34,7 @@ def build_vae(
     likelihood: Likelihood,
     guide: type[Guide],
     guide_options: Mapping[str, Any] | None = None,
+    train_x: Tensor | None = None,
 ) -> VAE:
     """Assemble a VAE from one choice of each kind.
 
@@ -42,10 +45,18 @@ def build_vae(
         likelihood: what the decoder's outputs mean.
         guide: the family of q(z | x).
         guide_options: further keyword arguments of that family.
+        train_x: prepared training images, ``(N, C, H, W)``, whose pixels set the bias of the
+            decoder's output layer (Burda et al., 2016, for Bernoulli); 0 where None.
+
+    Raises:
+        ValueError: where an option of the guide is out of range.
     """
-    decoder = network.decoder(latent_dim, likelihood.num_parameters, image_shape)
-    encoder = network.encoder(image_shape, guide.num_outputs(latent_dim))
+    if train_x is None:
+        initial = torch.zeros(likelihood.num_parameters, *image_shape)
+    else:
+        initial = likelihood.initial_parameters(train_x)
+    decoder = network.decoder(latent_dim, initial)
     return VAE(
         Model(latent_dim, decoder, likelihood),
-        guide(latent_dim, encoder, **(guide_options or {})),
+        guide(latent_dim, partial(network.encoder, image_shape), **(guide_options or {})),
     )

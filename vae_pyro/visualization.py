@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -184,39 +185,63 @@ def bounds_figure(
     return figure
 
 
-def sweep_figure(
-    labels: Sequence[str],
-    axis: str,
-    ordered: bool,
-    series: Mapping[str, Sequence[tuple[float, float]]],
-) -> Figure:
-    """ELBO, IWAE-K and log p(x) of every job of a sweep, +- 2 standard errors.
+@dataclass(frozen=True)
+class Panel:
+    """The jobs of a sweep whose x is of one kind.
 
-    Args:
+    Attributes:
+        title: what x is.
         labels: one per job.
         axis: what the labels are values of.
         ordered: whether neighbouring jobs are steps of one quantity, to be joined by a line.
         series: by name, from the loosest bound to log p(x): one (value, standard error) per job.
     """
-    figure = Figure(figsize=(max(8, 0.9 * len(labels) + 5), 5), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, points) in enumerate(series.items()):
-        values, errors = (np.array([point[i] for point in points]) for i in (0, 1))
-        last = index == len(series) - 1
-        axes.errorbar(
-            range(len(labels)),
-            values,
-            2 * errors,
-            fmt="D" if last else "osv^<>"[index % 6],
-            ls="-" if ordered else "",
-            color=_BOUND_COLOURS[-1 if last else index % (len(_BOUND_COLOURS) - 1)],
-            capsize=4,
-            label=name,
-        )
-    axes.set_xticks(range(len(labels)), labels, rotation=0 if ordered else 20)
-    axes.set(xlabel=axis, ylabel=_AXIS)
-    axes.grid(axis="y", alpha=0.3)
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False)
-    axes.set_title("from the ELBO up to log p(x); bars: 2 Monte Carlo standard errors")
+
+    title: str
+    labels: Sequence[str]
+    axis: str
+    ordered: bool
+    series: Mapping[str, Sequence[tuple[float, float]]]
+
+
+def sweep_figure(panels: Sequence[Panel]) -> Figure:
+    """ELBO, IWAE-K and log p(x) of every job, +- 2 standard errors; one panel for each kind of x.
+
+    Ordered jobs stand side by side, others one above the other.
+    """
+    heights = [4.5 if panel.ordered else 1.2 + 0.32 * len(panel.labels) for panel in panels]
+    width = max(8 if panel.ordered else 10 for panel in panels)
+    figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
+    all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for index, (name, points) in enumerate(panel.series.items()):
+            values, errors = (np.array([point[i] for point in points]) for i in (0, 1))
+            last = index == len(panel.series) - 1
+            axes.errorbar(
+                *((range(len(values)), values) if panel.ordered else (values, range(len(values)))),
+                **{"yerr" if panel.ordered else "xerr": 2 * errors},
+                fmt="D" if last else "osv^<>"[index % 6],
+                ls="-" if panel.ordered else "",
+                color=_BOUND_COLOURS[-1 if last else index % (len(_BOUND_COLOURS) - 1)],
+                capsize=4,
+                label=name,
+            )
+        if panel.ordered:
+            axes.set_xticks(range(len(panel.labels)), panel.labels)
+            axes.set(xlabel=panel.axis, ylabel=_AXIS)
+        else:
+            axes.set_yticks(range(len(panel.labels)), panel.labels)
+            axes.invert_yaxis()
+            axes.set(ylabel=panel.axis, xlabel=_AXIS)
+        axes.grid(axis="y" if panel.ordered else "both", alpha=0.3)
+        axes.set_title(panel.title)
+    handles = {
+        name: handle
+        for axes in all_axes
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(handles.values())[::-1], list(handles)[::-1], loc="outside right upper", frameon=False
+    )
+    figure.suptitle("from the ELBO up to log p(x); bars: 2 Monte Carlo standard errors")
     return figure

@@ -38,7 +38,7 @@ def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, Estimate]:
     """
     draws: dict[str, list[Tensor]] = {"elbo": [], "reconstruction": [], "kl": []}
     with torch.no_grad():
-        for images in x.split(max(1, rows_per_chunk(x) // num_samples)):
+        for images in x.split(max(1, rows_per_chunk(vae, x) // num_samples)):
             log_w = log_weights(vae, images, num_samples)
             draws["elbo"].append(log_w.total)
             draws["reconstruction"].append(log_w.log_likelihood)

@@ -12,9 +12,12 @@ from torch import Tensor
 from vae_pyro.log_marginal.running import RunningWeights
 from vae_pyro.vae import VAE
 
-# Samples x pixels decoded in one go: 8 MB of logits, about what a processor's caches hold.
-CHUNK_PIXELS = 2**21
+# Decoder outputs computed in one go: 8 MB, about what a processor's caches hold.
+CHUNK_SIZE = 2**21
 IMAGES_PER_CHUNK = 100
+
+Program = Callable[[Tensor], Any]
+"""A Pyro program of images x ``(batch, C, H, W)``."""
 
 OnProgress = Callable[[int, float], None]
 """Called with (weights done, mean of the log weights so far, which is an ELBO)."""
@@ -51,42 +54,73 @@ def log_weights(vae: VAE, x: Tensor, num_samples: int) -> LogWeights:
         x: images, ``(batch, C, H, W)``.
         num_samples: K.
     """
+    # A fresh parameter store: evaluating one VAE must leave no trace for the next.
+    with pyro.get_param_store().scope():
+        traces = particle_traces(vae.model, vae.guide, x, num_samples)
+    return read_log_weights(*traces, (num_samples, len(x)))
 
-    def particles(program: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+
+def particle_traces(
+    model: Program, guide: Program, x: Tensor, num_samples: int
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Run the guide K times for every image, and the model with the z's it drew.
+
+    Args:
+        model: a Pyro program of x.
+        guide: likewise, over the same latent sites.
+        x: images, ``(batch, C, H, W)``.
+        num_samples: K, the size of a plate at dimension -2.
+
+    Returns:
+        the guide's and the model's trace.
+    """
+
+    def particles(program: Program) -> Program:
         def run(x: Tensor) -> Any:
             with pyro.plate("particles", num_samples, dim=-2):
                 return program(x)
 
         return run
 
-    # A fresh parameter store: evaluating one VAE must leave no trace for the next.
-    with pyro.get_param_store().scope():
-        guide = poutine.trace(particles(vae.guide)).get_trace(x)
-        model = poutine.trace(poutine.replay(particles(vae.model), trace=guide)).get_trace(x)
-        model.compute_log_prob()
-        guide.compute_log_prob()
-    shape = (num_samples, len(x))
-    log_likelihood, log_prior, log_proposal = (x.new_zeros(shape) for _ in range(3))
-    for site in model.nodes.values():
+    guide_trace = poutine.trace(particles(guide)).get_trace(x)
+    model_trace = poutine.trace(poutine.replay(particles(model), trace=guide_trace)).get_trace(x)
+    return guide_trace, model_trace
+
+
+def read_log_weights(
+    guide_trace: poutine.Trace, model_trace: poutine.Trace, shape: tuple[int, int]
+) -> LogWeights:
+    """The log weights of what two traces hold.
+
+    Args:
+        guide_trace: of one draw of all particles.
+        model_trace: of the model with the same z's.
+        shape: ``(K, batch)``.
+    """
+    model_trace.compute_log_prob()
+    guide_trace.compute_log_prob()
+    log_likelihood, log_prior, log_proposal = (torch.zeros(()) for _ in range(3))
+    for site in model_trace.nodes.values():
         if site["type"] == "sample" and not _is_plate(site):
             if site["is_observed"]:
                 log_likelihood = log_likelihood + site["unscaled_log_prob"]
             else:
                 log_prior = log_prior + site["unscaled_log_prob"]
-    for site in guide.nodes.values():
+    for site in guide_trace.nodes.values():
         if site["type"] == "sample" and not _is_plate(site):
             log_proposal = log_proposal + site["unscaled_log_prob"]
-    return LogWeights(log_likelihood, log_prior, log_proposal)
+    return LogWeights(*(part.expand(shape) for part in (log_likelihood, log_prior, log_proposal)))
 
 
 def _is_plate(site: dict[str, Any]) -> bool:
     return isinstance(site["fn"], poutine.subsample_messenger._Subsample)
 
 
-def rows_per_chunk(x: Tensor, chunk_pixels: int = CHUNK_PIXELS) -> int:
+def rows_per_chunk(vae: VAE, x: Tensor, chunk_size: int = CHUNK_SIZE) -> int:
     """How many z's to decode at once for images like x ``(N, C, H, W)``."""
-    # Below 256 pixels it is the hidden layers, not the image, that fill the cache.
-    return max(1, chunk_pixels // max(x[0].numel(), 256))
+    outputs = x[0].numel() * vae.model.likelihood.num_parameters
+    # Below 256 outputs it is the hidden layers, not the image, that fill the cache.
+    return max(1, chunk_size // max(outputs, 256))
 
 
 @dataclass(frozen=True)
@@ -113,11 +147,11 @@ def summarise_log_weights(
     num_samples: int,
     group_sizes: Sequence[int],
     on_progress: OnProgress | None = None,
-    chunk_pixels: int = CHUNK_PIXELS,
+    chunk_size: int = CHUNK_SIZE,
 ) -> WeightSummary:
     """Draw and weigh K samples per image in chunks, keeping running sums only.
 
-    Memory is bounded by ``chunk_pixels`` whatever K and the number of images.
+    Memory is bounded by ``chunk_size`` whatever K and the number of images.
 
     Args:
         vae: the pair.
@@ -125,7 +159,7 @@ def summarise_log_weights(
         num_samples: K.
         group_sizes: the k of each bound, none above K.
         on_progress: called after every chunk.
-        chunk_pixels: samples x pixels decoded at once.
+        chunk_size: decoder outputs computed at once.
 
     Raises:
         ValueError: where a group size lies outside 1..K.
@@ -134,7 +168,7 @@ def summarise_log_weights(
         raise ValueError(f"group sizes must lie in 1..{num_samples}, got {sorted(group_sizes)}")
     parts = []
     done, elbo_sum = 0, 0.0
-    rows = rows_per_chunk(x, chunk_pixels)
+    rows = rows_per_chunk(vae, x, chunk_size)
     for images in x.split(min(rows, IMAGES_PER_CHUNK)):
         running = RunningWeights(num_samples, group_sizes, len(images))
         left = num_samples

@@ -1,0 +1,31 @@
+"""Data sets as integer levels (or real numbers) in memory; one file for each kind of source."""
+
+from vae_pyro.data.cifar10 import CIFAR10
+from vae_pyro.data.dataset import (
+    Dataset,
+    ImageSource,
+    Split,
+    batches,
+    binarise,
+    dequantise,
+)
+from vae_pyro.data.digits import Digits
+from vae_pyro.data.linear_gaussian import LinearGaussian
+from vae_pyro.data.mnist import KMNIST, MNIST, FashionMNIST
+from vae_pyro.data.omniglot import Omniglot
+
+__all__ = [
+    "CIFAR10",
+    "KMNIST",
+    "MNIST",
+    "Dataset",
+    "Digits",
+    "FashionMNIST",
+    "ImageSource",
+    "LinearGaussian",
+    "Omniglot",
+    "Split",
+    "batches",
+    "binarise",
+    "dequantise",
+]

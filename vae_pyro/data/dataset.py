@@ -1,0 +1,188 @@
+"""A data set in memory: splits, what is drawn of them, batches, and where they come from."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vae_pyro.randomness import RandomStream
+
+Binarisation = Literal["dynamic", "static"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split.
+
+    Attributes:
+        images: ``(N, C, H, W)``; grey levels ``0 .. num_levels - 1`` as ``uint8``, or real numbers
+            as ``float32`` where the data set has no levels.
+        labels: class labels, ``int64``, shape ``(N,)``.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Train, validation and test images of one source, all in memory.
+
+    Attributes:
+        train, valid, test: the splits.
+        num_levels: how many values a pixel can have (17 for digits, 256 for MNIST); None where
+            pixels are real numbers.
+        preparation_seed: fixes which x is drawn of the held-out images (their binarisation or
+            dequantisation), whatever the job's own seed, so that all jobs are scored on the same x.
+    """
+
+    train: Split
+    valid: Split
+    test: Split
+    num_levels: int | None
+    preparation_seed: int = 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over every image and label of every split, in hexadecimal."""
+        digest = hashlib.sha256(f"num_levels={self.num_levels}".encode())
+        for split in (self.train, self.valid, self.test):
+            for tensor in (split.images, split.labels):
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The same images, resident on ``device``."""
+        return self._map(lambda images: images.to(device))
+
+    def binarised_once(self) -> "Dataset":
+        """The same data set after one binary draw of every image, its pixels at the two extremes.
+
+        A later draw with probability level / (num_levels - 1) is then certain.
+        """
+        assert self.num_levels is not None
+        num_levels = self.num_levels
+        stream = RandomStream("static binarisation", self.preparation_seed)
+
+        def binary(images: Tensor) -> Tensor:
+            drawn = binarise(images.cpu(), num_levels, stream.generator)
+            return drawn.mul(num_levels - 1).to(torch.uint8).to(images.device)
+
+        return self._map(binary)
+
+    def held_out_stream(self, split: Literal["valid", "test"]) -> RandomStream:
+        """The randomness with which a held-out split is prepared: the same in every job.
+
+        On the CPU whatever the job's device, because a GPU draws other numbers from one seed.
+        """
+        return RandomStream(f"prepare {split}", self.preparation_seed)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Dataset":
+        def changed(split: Split) -> Split:
+            images = change(split.images)
+            return Split(images, split.labels.to(images.device))
+
+        return replace(
+            self, train=changed(self.train), valid=changed(self.valid), test=changed(self.test)
+        )
+
+
+def binarise(images: Tensor, num_levels: int, generator: torch.Generator) -> Tensor:
+    """Draw each pixel anew: x = 1 with probability ``level / (num_levels - 1)``.
+
+    The draw compares integers, u ~ Uniform{0, .., num_levels - 2} and x = [u < level], so the
+    probability is the ratio itself and not the nearest multiple of 1/256.
+
+    Args:
+        images: levels ``0 .. num_levels - 1``, ``uint8`` of any shape.
+        num_levels: so that the highest level is always drawn as 1.
+        generator: on the device of ``images``.
+
+    Returns:
+        float32 zeros and ones of the same shape.
+
+    Source: Salakhutdinov and Murray (2008); Burda et al. (2016), section 5.
+    """
+    draws = torch.empty_like(images).random_(0, num_levels - 1, generator=generator)
+    return (draws < images).to(torch.float32)
+
+
+def dequantise(images: Tensor, num_levels: int, generator: torch.Generator) -> Tensor:
+    """Draw a real number from each pixel's cell: x = (level + u) / num_levels, u ~ Uniform(0, 1).
+
+    For a density p, E_u[log p(x)] - D log num_levels <= log P(image), where P(image) is the
+    integral of p over the image's cell and D the number of pixels and channels.
+
+    Args:
+        images: levels ``0 .. num_levels - 1``, ``uint8`` of any shape.
+        num_levels: how many cells the interval (0, 1) is cut into.
+        generator: on the device of ``images``.
+
+    Returns:
+        float32 of the same shape, strictly between 0 and 1.
+
+    Source: Uria et al. (2013), section 5.1; Theis et al. (2016), section 3.1.
+    """
+    u = torch.rand(images.shape, generator=generator, device=images.device)
+    # Rounding must reach neither 0 nor 1, where some densities are infinite.
+    return ((images + u) / num_levels).clamp(2**-30, 1 - 2**-24)
+
+
+def batches(
+    images: Tensor,
+    prepare: Callable[[Tensor], Tensor],
+    batch_size: int,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """One epoch: every image once, in a new random order, prepared batch by batch.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        prepare: images of one batch -> the x that the likelihood scores.
+        batch_size: the last batch is shorter where N is not a multiple.
+        generator: of the order, on the device of ``images``.
+
+    Yields:
+        prepared batches, ``(batch, C, H, W)``.
+    """
+    order = torch.randperm(len(images), generator=generator, device=images.device)
+    for index in order.split(batch_size):
+        yield prepare(images[index])
+
+
+@dataclass(frozen=True)
+class ImageSource(ABC):
+    """Where images come from: one subclass and one YAML file per data set.
+
+    Args:
+        binarisation: for binary likelihoods only; ``dynamic`` draws training pixels anew for every
+            batch, ``static`` draws them once.
+        preparation_seed: fixes the static draw, and what is drawn of the held-out splits.
+    """
+
+    binarisation: Binarisation = "dynamic"
+    preparation_seed: int = 0
+
+    def load(self) -> Dataset:
+        """Read and split.
+
+        Raises:
+            DataError: where the files are missing or damaged.
+        """
+        return replace(self._read(), preparation_seed=self.preparation_seed)
+
+    @abstractmethod
+    def _read(self) -> Dataset: ...

@@ -1,0 +1,52 @@
+"""What data sets in files share: where they lie, and what is said when a download fails."""
+
+from abc import ABC
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from vae_pyro.data.dataset import ImageSource
+from vae_pyro.errors import DataError
+
+
+@dataclass(frozen=True)
+class DownloadedSource(ImageSource, ABC):
+    """A data set in torchvision's folder layout under ``root``; what is missing is downloaded.
+
+    Args:
+        root: the folder that holds all such data sets, each in its own subfolder.
+    """
+
+    root: str = "data"
+
+    name: ClassVar[str]
+    """As people call it."""
+    subfolder: ClassVar[str]
+    """Where torchvision keeps it under ``root``."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.root) / self.subfolder
+
+    @contextmanager
+    def downloading(self, missing: str) -> Iterator[None]:
+        """Turn what goes wrong in a download into one message, and leave no empty folder behind.
+
+        Args:
+            missing: what is to be put into the folder by hand where the download fails.
+        """
+        new_folders = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            for path in new_folders:
+                with suppress(OSError):  # not empty: a part of the download is kept
+                    path.rmdir()
+            raise DataError(
+                f"{self.name} is not in {self.folder.resolve()} and could not be downloaded: "
+                f"missing or damaged {missing}. Put it there, point data.root or VAE_PYRO_DATA at "
+                f"a folder that holds {self.subfolder}, or use data=digits, which needs no "
+                "download."
+            ) from error

@@ -1,0 +1,20 @@
+"""p_theta(x | z): what the decoder's outputs mean as a distribution over images."""
+
+from vae_pyro.likelihoods.base import Likelihood, Support
+from vae_pyro.likelihoods.binary import Bernoulli
+from vae_pyro.likelihoods.levels import Categorical, DiscretizedLogisticMixture
+from vae_pyro.likelihoods.normal import Normal, NormalHeteroscedastic, NormalLearnedScale
+from vae_pyro.likelihoods.unit_interval import Beta, ContinuousBernoulli
+
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogisticMixture",
+    "Likelihood",
+    "Normal",
+    "NormalHeteroscedastic",
+    "NormalLearnedScale",
+    "Support",
+]

@@ -1,0 +1,75 @@
+"""Probabilities of the grey (or colour) levels themselves."""
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from vae_pyro import distributions
+from vae_pyro.likelihoods.base import Likelihood, Support, inverse_softplus, require_positive
+
+
+class Categorical(Likelihood):
+    """P(level of pixel i = l | z) = softmax(outputs of pixel i)_l, over all L levels.
+
+    It knows nothing of the order of levels and can take any shape, at L outputs per pixel.
+
+    Source: van den Oord et al. (2016), section 3.2.
+    """
+
+    support = Support.LEVELS
+
+    def __init__(self, num_levels: int | None) -> None:
+        super().__init__(num_levels)
+        assert num_levels is not None
+        self.num_parameters = num_levels
+
+    def forward(self, parameters: Tensor) -> TorchDistribution:
+        return distributions.CategoricalLevels(parameters.movedim(-4, -1)).to_event(3)
+
+    def initial_parameters(self, x: Tensor) -> Tensor:
+        """Log frequency of each level at each pixel, with one count added to every level."""
+        levels = torch.round(x * (self.num_parameters - 1)).long()
+        counts = x.new_ones(self.num_parameters, *x.shape[1:])
+        counts.scatter_add_(0, levels, torch.ones_like(x))
+        return (counts / (len(x) + self.num_parameters)).log()
+
+
+class DiscretizedLogisticMixture(Likelihood):
+    """Each level gets the mass between its edges of a mixture of logistic densities, tails closed.
+
+    Of each pixel and channel by itself, given z. Scales are softplus(output) + min_scale.
+
+    Args:
+        num_components: logistic densities per pixel and channel.
+        min_scale: no component's scale is below it, in units of the brightest level.
+
+    Source: Salimans et al. (2017), section 2.1, without its links between channels.
+    """
+
+    support = Support.LEVELS
+
+    def __init__(
+        self, num_levels: int | None, num_components: int = 5, min_scale: float = 1e-3
+    ) -> None:
+        super().__init__(num_levels)
+        require_positive("num_components", num_components)
+        require_positive("min_scale", min_scale)
+        self.num_components = num_components
+        self.min_scale = min_scale
+        self.num_parameters = 3 * num_components
+
+    def forward(self, parameters: Tensor) -> TorchDistribution:
+        assert self.num_levels is not None
+        logits, loc, raw_scale = parameters.movedim(-4, -1).chunk(3, dim=-1)
+        return distributions.DiscretizedLogisticMixture(
+            self.num_levels, logits, loc, softplus(raw_scale) + self.min_scale
+        ).to_event(3)
+
+    def initial_parameters(self, x: Tensor) -> Tensor:
+        """Equal weights, means side by side over [0, 1], scales of half their distance."""
+        k = self.num_components
+        loc = (torch.arange(k, device=x.device) + 0.5) / k
+        scale = inverse_softplus(torch.full((k,), 0.5 / k, device=x.device))
+        start = torch.cat([torch.zeros_like(loc), loc, scale])
+        return start.to(x.dtype).reshape(-1, 1, 1, 1).expand(-1, *x.shape[1:])
