@@ -44,22 +44,22 @@ def digits() -> Dataset:
 @pytest.fixture(scope="session")
 def binary_test_digits(digits: Dataset) -> torch.Tensor:
     generator = digits.held_out_stream("test").generator
-    return Bernoulli().prepare(digits.test.levels, digits.max_level, generator)
+    return Bernoulli(17).prepare(digits.test.images, generator)
 
 
 @pytest.fixture(scope="session")
 def digits_vae(digits: Dataset) -> VAE:
     """A VAE with two latent dimensions, trained on digits for a few seconds."""
     with RandomStream("initial weights", 0).active():
-        vae = build_vae(2, digits.image_shape, MLP((100,), "tanh"), Bernoulli(), DiagNormal)
+        vae = build_vae(2, digits.image_shape, MLP((100,), "tanh"), Bernoulli(17), DiagNormal)
     stream = RandomStream("batches", 0).generator
     likelihood = vae.model.likelihood
     records = train(
         vae,
         ELBO(),
         lambda: batches(
-            digits.train.levels,
-            lambda levels: likelihood.prepare(levels, digits.max_level, stream),
+            digits.train.images,
+            lambda images: likelihood.prepare(images, stream),
             64,
             stream,
         ),

@@ -7,12 +7,11 @@ so the true posterior has a diagonal covariance and a diagonal normal guide can 
 import math
 
 import torch
-from pyro import distributions as dist
 from scipy.stats import multivariate_normal
 from torch import Tensor, nn
 
 from vae_pyro.guide import DiagNormal
-from vae_pyro.likelihoods import Likelihood
+from vae_pyro.likelihoods import Normal
 from vae_pyro.model import Model
 from vae_pyro.networks import Reshape
 from vae_pyro.vae import VAE
@@ -21,29 +20,18 @@ IMAGE_SHAPE = (1, 2, 3)
 PIXELS, LATENT_DIM, SCALE = 6, 2, 0.7
 
 
-class FixedNormal(Likelihood):
-    support = None
-    num_parameters = 1
-
-    def forward(self, parameters: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(parameters.squeeze(-4), SCALE).to_event(3)
-
-    def prepare(self, levels: Tensor, max_level: int, generator: torch.Generator) -> Tensor:
-        raise NotImplementedError
-
-    def check(self, x: Tensor) -> None:
-        pass
-
-
 class LinearGaussian:
     """The VAE (float64) and its closed forms.
 
     Args:
         shift: moves the guide's mean off the true posterior's.
         stretch: multiplies the guide's scale.
+        num_levels: of the images that x is taken to be a dequantisation of; None for none.
     """
 
-    def __init__(self, shift: float = 0.0, stretch: float = 1.0) -> None:
+    def __init__(
+        self, shift: float = 0.0, stretch: float = 1.0, num_levels: int | None = None
+    ) -> None:
         generator = torch.Generator().manual_seed(7)
         basis = torch.linalg.qr(
             torch.randn(PIXELS, LATENT_DIM, generator=generator, dtype=torch.float64)
@@ -66,8 +54,12 @@ class LinearGaussian:
             encoder.bias[LATENT_DIM:] = torch.log(torch.expm1(scale - 1e-4))
         self.decoder, self.encoder = decoder, encoder
         self.vae = VAE(
-            Model(LATENT_DIM, nn.Sequential(decoder, Reshape((1, *IMAGE_SHAPE))), FixedNormal()),
-            DiagNormal(LATENT_DIM, nn.Sequential(nn.Flatten(-3), encoder)),
+            Model(
+                LATENT_DIM,
+                nn.Sequential(decoder, Reshape((1, *IMAGE_SHAPE))),
+                Normal(num_levels, SCALE),
+            ),
+            DiagNormal(LATENT_DIM, lambda _: nn.Sequential(nn.Flatten(-3), encoder)),
         ).double()
 
     def sample(self, num_images: int, seed: int = 0) -> Tensor:

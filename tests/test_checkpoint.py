@@ -15,6 +15,7 @@ from vae_pyro.vae import VAE
 BLUEPRINT = Blueprint(
     latent_dim=2,
     image_shape=(1, 3, 4),
+    num_levels=17,
     network={"_target_": "vae_pyro.networks.MLP", "hidden": [5], "activation": "tanh"},
     likelihood={"_target_": "vae_pyro.likelihoods.Bernoulli"},
     guide={"_target_": "vae_pyro.guide.DiagNormal"},

@@ -7,6 +7,10 @@ import torch
 
 from tests.linear_gaussian import PIXELS, LinearGaussian
 from vae_pyro.evaluation import evaluate, validate
+from vae_pyro.guide import DiagNormal
+from vae_pyro.likelihoods import Bernoulli
+from vae_pyro.networks import MLP
+from vae_pyro.vae import build_vae
 
 
 def test_metrics_are_the_closed_forms() -> None:
@@ -19,11 +23,25 @@ def test_metrics_are_the_closed_forms() -> None:
     assert m["test/log_px"] == pytest.approx(exact, abs=4.5 * m["test/log_px_std_error"])
     assert m["test/elbo"] == pytest.approx(elbo, abs=4.5 * m["test/elbo_std_error"])
     assert m["test/gap"] == pytest.approx(m["test/log_px"] - m["test/elbo"])
-    assert m["test/bits_per_dim"] == pytest.approx(-m["test/log_px"] / math.log(2) / PIXELS)
+    assert not any(name.startswith("test/bits_per_dim") for name in m)  # x is not made of levels
     assert m["test/elbo"] < m["test/iwae_10"] < exact
     assert 0 < m["test/iwae_150_std_error"] < 2 * m["test/log_px_std_error"]
     assert m["test/active_units"] == 2
     assert all(math.isfinite(value) for value in m.values())
+
+
+def test_bits_per_dim_is_of_the_levels() -> None:
+    """A density of x = (level + u) / L is 1 / L^D of a probability: D log L nats are added."""
+    truth = LinearGaussian(num_levels=17)
+    m = evaluate(truth.vae, truth.sample(50), 30, [1])
+    expected = (-m["test/log_px"] + PIXELS * math.log(17)) / (PIXELS * math.log(2))
+    assert m["test/bits_per_dim"] == pytest.approx(expected)
+    assert m["test/bits_per_dim_std_error"] == pytest.approx(
+        m["test/log_px_std_error"] / (PIXELS * math.log(2)), abs=1e-12
+    )
+    vae = build_vae(2, (1, 2, 3), MLP((4,)), Bernoulli(17), DiagNormal)
+    m = evaluate(vae, torch.bernoulli(torch.full((5, 1, 2, 3), 0.5)), 30, [1])
+    assert m["test/bits_per_dim"] == pytest.approx(-m["test/log_px"] / (6 * math.log(2)))
 
 
 def test_diagnostics_tell_a_good_guide_from_a_bad_one() -> None:

@@ -19,7 +19,7 @@ from vae_pyro.vae import VAE, build_vae
 
 @pytest.fixture
 def vae() -> VAE:
-    return build_vae(3, (1, 4, 5), MLP((16,)), Bernoulli(), DiagNormal)
+    return build_vae(3, (1, 4, 5), MLP((16,)), Bernoulli(17), DiagNormal)
 
 
 def test_trace_has_one_z_and_one_x_per_image(vae: VAE) -> None:

@@ -22,14 +22,14 @@ from vae_pyro.vae import VAE, build_vae
 
 def start(digits: Dataset, seed: int = 0, epochs: int = 3) -> tuple[VAE, Iterator[EpochRecord]]:
     with RandomStream("initial weights", seed).active():
-        vae = build_vae(2, digits.image_shape, MLP((30,)), Bernoulli(), DiagNormal)
+        vae = build_vae(2, digits.image_shape, MLP((30,)), Bernoulli(17), DiagNormal)
     order = RandomStream("batches", seed).generator
     likelihood = vae.model.likelihood
     records = train(
         vae,
         ELBO(),
         lambda: batches(
-            digits.train.levels, lambda levels: likelihood.prepare(levels, 16, order), 100, order
+            digits.train.images, lambda images: likelihood.prepare(images, order), 100, order
         ),
         epochs=epochs,
         learning_rate=1e-3,
@@ -163,7 +163,7 @@ def test_draws_come_from_the_stream_and_go_on_between_epochs() -> None:
 
 
 def test_weights_lost_in_the_last_step_are_noticed() -> None:
-    vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(), DiagNormal)
+    vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(17), DiagNormal)
     vae.model.decoder[0].weight.data[0, 0] = math.nan
     vae.model.decoder[0].weight.requires_grad_(False)
     with pytest.raises(DivergenceError, match="epoch 1, step 0"):
@@ -182,7 +182,7 @@ def test_networks_train_in_training_mode_and_are_left_in_evaluation_mode() -> No
 
 
 def test_divergence_stops_with_the_place_and_the_way_out() -> None:
-    vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(), DiagNormal)
+    vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(17), DiagNormal)
     x = torch.ones(3, *IMAGE_SHAPE)
     with pytest.raises(DivergenceError, match=r"epoch \d+, step 1: try a smaller"):
         for _ in train(

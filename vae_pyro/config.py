@@ -30,6 +30,8 @@ class Training:
         batch_size: images per step.
         learning_rate: Adam's.
         valid_samples: z's per validation image and epoch, for valid/elbo and its parts.
+        keep: which weights are tested and saved: those of the ``last`` epoch, or of the ``best``
+            by valid/elbo.
         snapshots: how often pictures are drawn, the last epoch included; and once before.
     """
 
@@ -37,6 +39,7 @@ class Training:
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     valid_samples: Annotated[int, Field(ge=2)]
+    keep: Literal["best", "last"]
     snapshots: Positive
 
 

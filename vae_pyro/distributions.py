@@ -46,9 +46,10 @@ class PixelDistribution(TorchDistribution):  # type: ignore[misc]  # Pyro's clas
 class ContinuousBernoulli(PixelDistribution):
     """p(x) = exp(eta x) eta / (exp(eta) - 1) on [0, 1].
 
-    With h = eta / 2: log p(x) = eta (x - 1/2) - log(sinh(h) / h), in a form that stays exact in
-    float32 for every eta; PyTorch's clamps the probability, and its density then no longer
-    integrates to 1 beyond abs(eta) = 16.
+    Written so that it stays exact in float32 for every eta: with a = abs(eta) and d the distance
+    of x from the mode, log p = -a d - log((1 - exp(-a)) / a); near eta = 0, with h = eta / 2,
+    log p = eta (x - 1/2) - log(sinh(h) / h) as a series. PyTorch's clamps the probability, and
+    beyond a = 16 its density no longer integrates to 1.
 
     Args:
         eta: natural parameters ("logits"), of the batch shape.
@@ -63,7 +64,14 @@ class ContinuousBernoulli(PixelDistribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density at x in [0, 1]."""
-        return self.eta * (x - 0.5) - _log_sinhc(self.eta / 2)
+        a = self.eta.abs()
+        small = a < 0.2
+        h = self.eta / 2
+        series = self.eta * (x - 0.5) - (h**2 / 6 - h**4 / 180 + h**6 / 2835)
+        safe = torch.where(small, 1.0, a)  # keeps the unused branch's gradient finite
+        distance = torch.where(self.eta > 0, 1 - x, x)
+        log_norm = torch.log(-torch.expm1(-safe) / safe)
+        return torch.where(small, series, -safe * distance - log_norm)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw by the inverse of the distribution function."""
@@ -92,17 +100,6 @@ class ContinuousBernoulli(PixelDistribution):
         safe = torch.where(small, 1.0, h)
         series = 1 / 3 - h**2 / 15 + 2 * h**4 / 189
         return 0.25 * torch.where(small, series, safe**-2 - torch.sinh(safe) ** -2)
-
-
-def _log_sinhc(h: Tensor) -> Tensor:
-    """log(sinh(h) / h), even in h and 0 at 0."""
-    h = h.abs()
-    small = h < 0.1
-    safe = torch.where(small, 1.0, h)  # keeps the unused branch's gradient finite
-    series = h**2 / 6 - h**4 / 180 + h**6 / 2835
-    return torch.where(
-        small, series, safe + torch.log1p(-torch.exp(-2 * safe)) - torch.log(2 * safe)
-    )
 
 
 class Beta(PixelDistribution):

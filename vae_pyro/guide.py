@@ -108,10 +108,10 @@ class FullRankNormal(Guide):
 class Flow(Guide):
     """z = T_n(.. T_1(mu(x) + sigma(x) e)), e ~ N(0, I): inverse autoregressive flow.
 
-    Each step is z' = s z + (1 - s) m with s in (0, 1) and m read off by a masked network from the
-    z's before it and from the encoder's context h(x); the order of the z's is reversed between
-    steps. Drawing and weighing a draw takes one pass; the density of any other z, one pass of
-    every step per latent dimension.
+    Each step is z'_d = s_d z_d + m_d, with m_d and log s_d (held between -5 and 3) read off by a
+    masked network from z_1 .. z_(d-1) and from the encoder's context h(x); the order of the z's is
+    reversed between steps. Drawing and weighing a draw takes one pass; the density of any other z,
+    one pass of every step per latent dimension.
 
     Args:
         num_transforms: steps, n.
@@ -121,7 +121,7 @@ class Flow(Guide):
     Raises:
         ValueError: where a number is not positive.
 
-    Source: Kingma et al. (2016), equations 13 and 14; the masks, Germain et al. (2015).
+    Source: Kingma et al. (2016), equation 10; the masks, Germain et al. (2015).
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Flow(Guide):
                 for _ in range(num_transforms)
             ]
         self.steps: Any = nn.ModuleList(
-            transforms.ConditionalAffineAutoregressive(network, stable=True) for network in networks
+            transforms.ConditionalAffineAutoregressive(network) for network in networks
         )
 
     def num_outputs(self) -> int:

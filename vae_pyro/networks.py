@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -19,12 +19,20 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
 }
+OutputBias = Literal["zero", "data"]
 Activation = Literal["elu", "gelu", "relu", "silu", "softplus", "tanh"]
 
 
 @dataclass(frozen=True)
 class Network(ABC):
-    """An architecture: builds an encoder and a decoder of one kind."""
+    """An architecture: builds an encoder and a decoder of one kind.
+
+    Args:
+        output_bias: where the bias of the decoder's output layer starts: at ``zero``, or at what
+            the likelihood reads off the training ``data`` (for Bernoulli, Burda et al., 2016).
+    """
+
+    output_bias: OutputBias = field(default="zero", kw_only=True)
 
     @abstractmethod
     def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
@@ -41,6 +49,7 @@ class Network(ABC):
         """
 
 
+@dataclass(frozen=True)
 class Linear(Network):
     """One affine map each way. With ``normal_learned_scale``: probabilistic PCA."""
 
@@ -59,6 +68,7 @@ class MLP(Network):
         hidden: widths of the hidden layers, from the image's side to the latent's; their number is
             the depth.
         activation: after each of them.
+        output_bias: see ``Network``.
 
     Raises:
         ValueError: where a width is not positive, or there is none.
@@ -97,6 +107,7 @@ class Conv(Network):
     Args:
         channels: of each stage, from the image's side to the latent's.
         activation: between convolutions.
+        output_bias: see ``Network``.
 
     Raises:
         ValueError: where a number of channels is not positive, or there is none.
@@ -196,6 +207,7 @@ class Residual(nn.Module):
         super().__init__()
         last = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         first = nn.Conv2d(channels, channels, 3, padding=1)
         self.branch = nn.Sequential(activation(), first, activation(), last)
 

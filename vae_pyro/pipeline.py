@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import subprocess
 import time
 from collections.abc import Mapping
@@ -91,10 +92,10 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         run.log_params(_params(tree, job.choices))
         run.log_file(_write_config(tree, job.output))
         experiment = _Experiment(config, dataset, vae, objective, run, console, job)
-        seconds = experiment.train()
+        trained = experiment.train()
         save_model(job.output / "model", vae, blueprint)  # before anything else can fail
         run.log_file(job.output / "model", "model")
-        metrics = experiment.evaluate(seconds)
+        metrics = experiment.evaluate(trained)
         result = JobResult(
             job.name,
             dict(job.settings),
@@ -135,10 +136,9 @@ class _Experiment:
     console: Console
     job: Job
 
-    def evaluate(self, seconds: float) -> dict[str, float]:
-        """Test and draw; returns the final metrics."""
-        metrics = self._test()
-        metrics["time/train_seconds"] = seconds
+    def evaluate(self, trained: Mapping[str, float]) -> dict[str, float]:
+        """Test and draw; returns the final metrics, those of the training among them."""
+        metrics = {**self._test(), **trained}
         self.run.log_metrics(metrics, step=self.config.training.epochs)
         self._draw_bounds(metrics)
         return metrics
@@ -151,12 +151,16 @@ class _Experiment:
         generator = self.dataset.held_out_stream(split).generator
         return self.vae.model.likelihood.prepare(images.cpu(), generator).to(images.device)
 
-    def train(self) -> float:
-        """Train, recording every epoch; returns the seconds spent on steps."""
+    def train(self) -> dict[str, float]:
+        """Train, recording every epoch; leaves the VAE with the weights to be kept.
+
+        Returns:
+            the seconds spent on steps, and the epoch whose weights are kept.
+        """
         training, likelihood = self.config.training, self.vae.model.likelihood
         order = self._stream("batches").generator
         valid_x, test_x = self._held_out("valid"), self._held_out("test")
-        snapshots = snapshot_epochs(training.epochs, training.snapshots)
+        on_the_way = snapshot_epochs(training.epochs, training.snapshots) - {training.epochs}
         records = train(
             self.vae,
             self.objective,
@@ -171,7 +175,8 @@ class _Experiment:
             noise=self._stream("training"),
         )
         self._draw(test_x, 0)
-        seconds = 0.0
+        seconds, kept, best = 0.0, 0, -math.inf
+        weights: dict[str, torch.Tensor] = {}
         with show_progress("training", training.epochs, self.console) as report:
             for record in records:
                 seconds += record.seconds
@@ -179,10 +184,15 @@ class _Experiment:
                 with self._stream("validation").active():
                     valid = evaluation.validate(self.vae, valid_x, training.valid_samples)
                 self.run.log_metrics({**_train_metrics(record), **valid}, record.epoch)
-                if record.epoch in snapshots:
+                if not weights or training.keep == "last" or valid["valid/elbo"] > best:
+                    kept, best = record.epoch, valid["valid/elbo"]
+                    weights = {k: v.clone() for k, v in self.vae.state_dict().items()}
+                if record.epoch in on_the_way:
                     self._draw(test_x, record.epoch)
                 report(record.epoch, f"valid ELBO {valid['valid/elbo']:.2f} nats")
-        return seconds
+        self.vae.load_state_dict(weights)
+        self._draw(test_x, training.epochs)
+        return {"time/train_seconds": seconds, "train/kept_epoch": float(kept)}
 
     def _test(self) -> dict[str, float]:
         x = self._held_out("test")

@@ -45,15 +45,14 @@ def build_vae(
         likelihood: what the decoder's outputs mean.
         guide: the family of q(z | x).
         guide_options: further keyword arguments of that family.
-        train_x: prepared training images, ``(N, C, H, W)``, whose pixels set the bias of the
-            decoder's output layer (Burda et al., 2016, for Bernoulli); 0 where None.
+        train_x: prepared training images, ``(N, C, H, W)``, for a network whose output bias starts
+            at what the data say; it starts at zero where they are None.
 
     Raises:
         ValueError: where an option of the guide is out of range.
     """
-    if train_x is None:
-        initial = torch.zeros(likelihood.num_parameters, *image_shape)
-    else:
+    initial = torch.zeros(likelihood.num_parameters, *image_shape)
+    if train_x is not None and network.output_bias == "data":
         initial = likelihood.initial_parameters(train_x)
     decoder = network.decoder(latent_dim, initial)
     return VAE(

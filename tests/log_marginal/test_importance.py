@@ -102,7 +102,7 @@ def test_two_dimensional_digits_agree_with_quadrature(
 
 
 def test_probabilities_of_all_images_sum_to_one() -> None:
-    vae = build_vae(2, (1, 2, 2), MLP((8,), "tanh"), Bernoulli(), DiagNormal)
+    vae = build_vae(2, (1, 2, 2), MLP((8,), "tanh"), Bernoulli(17), DiagNormal)
     for parameter in vae.model.parameters():  # away from a fresh network's near-uniform p(x)
         parameter.data.mul_(3)
     vae.guide.encoder[-1].bias.data[2:] = 1.5  # wider than the prior: weights of finite variance

@@ -118,11 +118,11 @@ class Tabled(dist.Normal):
         return self.loc + self.scale * self.guide.next_noise(self.x, self.batch_shape[0])
 
 
-def summarise(order: Tensor, chunk_pixels: int) -> dict[str, Tensor]:
+def summarise(order: Tensor, chunk_size: int) -> dict[str, Tensor]:
     truth = LinearGaussian(shift=0.5, stretch=1.3)
     x = truth.sample(230)
     vae = SimpleNamespace(model=truth.vae.model, guide=TabledGuide(truth, x, 60))
-    summary = summarise_log_weights(vae, x[order], 60, [1, 7, 60], chunk_pixels=chunk_pixels)
+    summary = summarise_log_weights(vae, x[order], 60, [1, 7, 60], chunk_size=chunk_size)
     values = {f"bound {k}": value for k, (value, _) in summary.bounds.items()}
     errors = {f"error {k}": error for k, (_, error) in summary.bounds.items()}
     return {
@@ -133,11 +133,11 @@ def summarise(order: Tensor, chunk_pixels: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("chunk_pixels", [1, 256, 256 * 13, 256 * 1000])
-def test_chunked_is_unchunked(chunk_pixels: int) -> None:
+@pytest.mark.parametrize("chunk_size", [1, 256, 256 * 13, 256 * 1000])
+def test_chunked_is_unchunked(chunk_size: int) -> None:
     order = torch.arange(230)
-    whole = summarise(order, chunk_pixels=256 * 100 * 60)
-    chunked = summarise(order, chunk_pixels)
+    whole = summarise(order, chunk_size=256 * 100 * 60)
+    chunked = summarise(order, chunk_size)
     for name, value in whole.items():
         torch.testing.assert_close(chunked[name], value, msg=name)
 

@@ -62,7 +62,8 @@ class LinearGaussian(ImageSource):
         generator = RandomStream("linear-Gaussian weight", self.seed).generator
         shape = (self.side**2, self.true_latent_dim)
         basis = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64)).Q
-        return basis * torch.linspace(1, 0.5, self.true_latent_dim, dtype=torch.float64)
+        weight: Tensor = basis * torch.linspace(1, 0.5, self.true_latent_dim, dtype=torch.float64)
+        return weight
 
     @property
     def bias(self) -> Tensor:

@@ -1,8 +1,10 @@
 """Omniglot, scaled down to the size of MNIST."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -47,15 +49,20 @@ class Omniglot(DownloadedSource):
 
 
 def _characters(reader: Any) -> tuple[Tensor, Tensor]:
-    """All images of one part, ``uint8 (N, 1, 28, 28)``, and the alphabet of each, ``(N,)``."""
-    alphabet_of = [path.split("/")[0] for path in reader._characters]
-    number = {name: index for index, name in enumerate(sorted(set(alphabet_of)))}
+    """All images of one part, ``uint8 (N, 1, 28, 28)``, and the alphabet of each, ``(N,)``.
+
+    In the order of their file names: a folder's own order differs from machine to machine.
+    """
+    drawings = reader._flat_character_images  # (file name, index of its character)
+    order = sorted(
+        range(len(reader)), key=lambda i: (reader._characters[drawings[i][1]], drawings[i][0])
+    )
+    alphabets = sorted(reader._alphabets)
     images = torch.empty(len(reader), 1, 28, 28, dtype=torch.uint8)
     labels = torch.empty(len(reader), dtype=torch.int64)
-    for index, (image, character) in enumerate(reader):
-        small = image.resize((28, 28), Image.Resampling.BOX)
-        images[index, 0] = 255 - torch.frombuffer(
-            bytearray(small.tobytes()), dtype=torch.uint8
-        ).view(28, 28)
-        labels[index] = number[alphabet_of[character]]
+    for row, index in enumerate(order):
+        image, character = reader[index]
+        small = np.asarray(image.resize((28, 28), Image.Resampling.BOX))
+        images[row, 0] = torch.from_numpy(255 - small)
+        labels[row] = alphabets.index(Path(reader._characters[character]).parts[0])
     return images, labels
