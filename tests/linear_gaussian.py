@@ -86,14 +86,24 @@ class LinearGaussian:
 
     def elbo(self, x: Tensor) -> Tensor:
         """E_q[log p(x, z) - log q(z | x)] in closed form, differentiable in every parameter."""
+        return self.reconstruction(x) - self.kl(x).sum(-1)
+
+    def reconstruction(self, x: Tensor) -> Tensor:
+        """E_q[log p(x | z)], likewise."""
         flat = x.flatten(1)
-        loc, raw_scale = self.encoder(flat).chunk(2, -1)
-        variance = (nn.functional.softplus(raw_scale) + 1e-4) ** 2
+        loc, variance = self._posterior(x)
         residual = flat - self.decoder(loc)
         spread = (self.decoder.weight.square().sum(0) * variance).sum(-1)
-        reconstruction = -0.5 * (
+        return -0.5 * (
             (residual.square().sum(-1) + spread) / SCALE**2
             + PIXELS * math.log(2 * math.pi * SCALE**2)
         )
-        kl = 0.5 * (loc.square() + variance - variance.log() - 1).sum(-1)
-        return reconstruction - kl
+
+    def kl(self, x: Tensor) -> Tensor:
+        """KL(q(z_d | x) || p(z_d)) of each latent dimension, ``(N, 2)``, likewise."""
+        loc, variance = self._posterior(x)
+        return 0.5 * (loc.square() + variance - variance.log() - 1)
+
+    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        loc, raw_scale = self.encoder(x.flatten(1)).chunk(2, -1)
+        return loc, (nn.functional.softplus(raw_scale) + 1e-4) ** 2

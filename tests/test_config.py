@@ -1,5 +1,6 @@
 """The schema accepts what is meant, and refuses the rest by name."""
 
+import inspect
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
+from vae_pyro.checkpoint import Blueprint
 from vae_pyro.config import build, flatten, parse_config, resolve, without_passwords
 from vae_pyro.data import MNIST, ImageSource
 from vae_pyro.errors import ConfigError
@@ -22,10 +24,25 @@ from vae_pyro.tracking import Tracker
 GROUPS = {
     "data": ImageSource,
     "network": Network,
-    "likelihood": Likelihood,
     "objective": Objective,
     "tracking": Tracker,
 }
+# Every name of the contract.
+OPTIONS = {
+    "data": {"digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "cifar10",
+             "linear_gaussian"},
+    "likelihood": {"bernoulli", "continuous_bernoulli", "normal", "normal_learned_scale",
+                   "normal_heteroscedastic", "beta", "categorical",
+                   "discretized_logistic_mixture"},
+    "network": {"mlp", "conv", "linear"},
+    "guide": {"diag_normal", "full_rank_normal", "flow"},
+    "objective": {"elbo", "elbo_analytic_kl", "iwae", "dreg", "beta_elbo"},
+    "evaluation": {"quick", "full"},
+    "tracking": {"mlflow", "none"},
+}  # fmt: skip
+
+
+BASES = {**GROUPS, "likelihood": Likelihood, "guide": Guide}
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -47,10 +64,45 @@ def test_every_option_of_every_group_is_valid() -> None:
     for path in sorted((ROOT / "conf").glob("*/*.yaml")):
         group, option = path.parent.name, path.stem
         tree = composed(f"{group}={option}")
-        parse_config(tree)
+        assert option in OPTIONS[group]
+        config = parse_config(tree)
         if group in GROUPS:
             assert isinstance(build(tree[group], GROUPS[group], group), GROUPS[group])
+        Blueprint(2, (1, 8, 8), 17, config.network, config.likelihood, config.guide).build()
+    assert {
+        group: {path.stem for path in (ROOT / "conf" / group).iterdir()} for group in OPTIONS
+    } == OPTIONS
     assert resolve(composed()["guide"], Guide, "guide") == (DiagNormal, {})
+
+
+@pytest.mark.parametrize("group", ["likelihood", "network", "guide", "objective", "data"])
+def test_every_options_keys_are_all_its_class_takes(group: str) -> None:
+    """A YAML spells out each option with the default of its class: one place to read them."""
+    for option in sorted(OPTIONS[group]):
+        written = composed(f"{group}={option}")[group]
+        cls = resolve(written, BASES[group], group)[0]
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(cls).parameters.items()
+            if parameter.default is not parameter.empty and name != "root"
+        }
+        shown = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in written.items()
+            if key not in ("_target_", "root")
+        }
+        assert shown.items() <= defaults.items(), option
+        if group != "data":
+            assert shown == defaults, option
+
+
+def test_linear_gaussian_data_choose_what_fits_them_unless_the_user_does() -> None:
+    chosen = composed("data=linear_gaussian")
+    assert chosen["likelihood"]["_target_"].endswith("NormalLearnedScale")
+    assert chosen["network"]["_target_"].endswith("Linear")
+    users = composed("data=linear_gaussian", "likelihood=normal", "network=mlp")
+    assert users["likelihood"]["_target_"].endswith("Normal")
+    assert users["network"]["_target_"].endswith("MLP")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +165,10 @@ def test_a_missing_key_is_named() -> None:
         ({"_target_": "vae_pyro.networks.MLP", "width": 3}, "network.width: no such key"),
         ({"_target_": "vae_pyro.networks.MLP", "hiden": [3]}, "did you mean network.hidden?"),
         ({"_target_": "vae_pyro.networks.MLP", "hidden": "wide"}, "network.hidden=wide"),
-        ({"_target_": "vae_pyro.networks.MLP", "hidden": [3, -1]}, "network.hidden: every width"),
+        ({"_target_": "vae_pyro.networks.MLP", "hidden": [3, -1]}, "network.hidden: needs one"),
+        ({"_target_": "vae_pyro.networks.MLP", "hidden": []}, "network.hidden: needs one or more"),
+        ({"_target_": "vae_pyro.networks.MLP", "output_bias": "mean"}, "network.output_bias=mean"),
+        ({"_target_": "vae_pyro.networks.Conv", "hidden": [3]}, "network.hidden: no such key"),
         ({"_target_": "vae_pyro.networks.MLP", "activation": "step"}, "network.activation=step"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from vae_pyro.results import (
     JobResult,
     bound_label,
     bound_names,
+    groups,
     print_summary,
     summary_csv,
     summary_markdown,
+    summary_tables,
     varying_settings,
 )
 
@@ -42,7 +45,15 @@ METRICS = {
 @pytest.fixture
 def results() -> list[JobResult]:
     return [
-        JobResult("latent_dim=2, seed=7", {"latent_dim": "2", "seed": "7"}, 2, None, METRICS),
+        JobResult(
+            "latent_dim=2, seed=7",
+            {"latent_dim": "2", "seed": "7"},
+            2,
+            None,
+            "digits: binary pixels",
+            0.0,
+            METRICS,
+        ),
         JobResult("latent_dim=0, seed=7", {"latent_dim": "0", "seed": "7"}, error="too small"),
     ]
 
@@ -71,6 +82,8 @@ def test_bounds_stand_in_order_and_iwae_1_is_the_elbo(results: list[JobResult]) 
 def test_csv_holds_every_metric_of_what_finished(results: list[JobResult]) -> None:
     (row,) = csv.DictReader(io.StringIO(summary_csv(results)))
     assert row.pop("latent_dim") == "2"
+    assert row.pop("x") == "digits: binary pixels"
+    assert float(row.pop("log_cell_volume")) == 0
     assert {name: float(value) for name, value in row.items()} == METRICS
 
 
@@ -89,7 +102,57 @@ def test_table_and_markdown_show_the_numbers(results: list[JobResult]) -> None:
 
 def test_a_narrow_terminal_loses_columns_but_no_digits(results: list[JobResult]) -> None:
     text = printed(results, 80)
-    for cell in ("-24.50", "-24.10", "-23.90", "-23.80 ± 0.004", "seconds"):
+    for cell in ("-24.50", "-24.10", "-23.90", "-23.80 ± 0.004", "0.5360"):
         assert cell in text
     assert "ESS" not in text
     assert "…" not in text
+
+
+def job(likelihood: str, log_px: float, x: str, volume: float | None) -> JobResult:
+    metrics = METRICS | {"test/log_px": log_px, "test/elbo": log_px - 1}
+    if volume is None:
+        metrics = {k: v for k, v in metrics.items() if "bits_per_dim" not in k}
+    return JobResult(likelihood, {"likelihood": likelihood}, 2, None, x, volume, metrics)
+
+
+@pytest.fixture
+def mixed() -> list[JobResult]:
+    """A density of 80 nats bounds a probability of -101.3: better than one of -110."""
+    return [
+        job("bernoulli", -24.0, "digits: binary pixels", 0.0),
+        job("categorical", -110.0, "digits: 17 levels", 0.0),
+        job("beta", 80.0, "digits: 17 levels", -64 * math.log(17)),
+        job("normal", 70.0, "digits: 17 levels", -64 * math.log(17)),
+    ]
+
+
+def test_ranks_are_within_what_x_is(mixed: list[JobResult]) -> None:
+    tables = {table.title: table for table in summary_tables(mixed)}
+    assert set(tables) == {"digits: binary pixels", "digits: 17 levels"}
+    assert "rank" not in tables["digits: binary pixels"].header  # it stands alone
+    grey = tables["digits: 17 levels"]
+    rows = [dict(zip(grey.header, row, strict=True)) for row in grey.rows]
+    assert [(row["likelihood"], row["rank"]) for row in rows] == [
+        ("categorical", "2"), ("beta", "1"), ("normal", "3"),
+    ]  # fmt: skip
+    assert rows[1]["log p(x)"] == "-101.33 ± 0.004"
+    assert rows[1]["ELBO"] == "-102.33"
+
+
+def test_a_mixed_sweep_says_why_it_is_not_ranked_as_one(mixed: list[JobResult]) -> None:
+    for text in (printed(mixed, 160), summary_markdown(mixed)):
+        assert "not to be compared" in text
+        assert "densities count as what they bound" in text
+        assert text.index("binary pixels") < text.index("17 levels")
+    alone = printed(mixed[:1], 160)
+    assert "not to be compared" not in alone
+    assert "densities" not in alone
+
+
+def test_real_valued_data_have_no_bits(mixed: list[JobResult]) -> None:
+    real = job("normal", -3.0, "linear_gaussian: real-valued pixels", None)
+    (table,) = summary_tables([real])
+    assert "bits/dim" not in table.header
+    assert "-3.00 ± 0.004" in table.rows[0]
+    grouped = groups([*mixed, real])
+    assert [len(group) for group in grouped.values()] == [1, 3, 1]

@@ -9,6 +9,7 @@ from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP
 from vae_pyro.vae import VAE, build_vae
 from vae_pyro.visualization import (
+    Panel,
     bounds_figure,
     latent_figure,
     reconstruction_grid,
@@ -81,9 +82,24 @@ def test_curves_are_drawn_at_the_numbers_given() -> None:
     assert line.get_xdata().tolist() == [1, 5, 100]
     assert line.get_ydata().tolist() == [-30.0, -28.0, -27.0]
 
+
+def test_every_kind_of_x_has_its_own_panel() -> None:
     series = {"ELBO": [(-3.0, 0.1), (-2.0, 0.1)], "log p(x)": [(-2.5, 0.2), (-1.5, 0.2)]}
-    figure = sweep_figure(["2", "10"], "latent_dim", ordered=True, series=series)
-    drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines]
+    ordered = Panel("binary pixels", ["2", "10"], "latent_dim", ordered=True, series=series)
+    others = Panel("17 levels", ["beta, 2", "normal, 2"], "likelihood", False, series)
+    figure = sweep_figure([ordered, others])
+    upright, lying = figure.axes
+    assert upright.get_title() == "binary pixels"
+    assert lying.get_title() == "17 levels"
+    drawn = [line.get_ydata().tolist() for line in upright.lines]
     assert [-3.0, -2.0] in drawn
     assert [-2.5, -1.5] in drawn
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["2", "10"]
+    assert [text.get_text() for text in upright.get_xticklabels()] == ["2", "10"]
+    drawn = [list(line.get_xdata()) for line in lying.lines]
+    assert [-3.0, -2.0] in drawn
+    assert [-2.5, -1.5] in drawn
+    assert [text.get_text() for text in lying.get_yticklabels()] == ["beta, 2", "normal, 2"]
+    assert lying.yaxis_inverted()  # the first, the best, on top
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["log p(x)", "ELBO"]  # once for both, log p(x) on top
+    assert render(figure).std() > 5

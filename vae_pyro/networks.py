@@ -206,8 +206,8 @@ class Residual(nn.Module):
     def __init__(self, channels: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
         last = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         first = nn.Conv2d(channels, channels, 3, padding=1)
         self.branch = nn.Sequential(activation(), first, activation(), last)
 

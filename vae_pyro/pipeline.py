@@ -1,9 +1,6 @@
 """One job, start to finish: data -> train -> evaluate -> record."""
 
-import hashlib
-import json
 import math
-import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,14 +21,12 @@ from vae_pyro.latent import posterior_means
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.objectives import Objective
 from vae_pyro.progress import show_progress
+from vae_pyro.provenance import fingerprint, git_tags
 from vae_pyro.randomness import RandomStream
 from vae_pyro.results import JobResult
 from vae_pyro.tracking import Run, Tracker
 from vae_pyro.training import EpochRecord, train
 from vae_pyro.vae import VAE
-
-# Recorded like the rest of the configuration, but no part of what a result depends on.
-_NOT_IN_FINGERPRINT = ("tracking.", "data.root")
 
 
 @dataclass(frozen=True)
@@ -261,36 +256,6 @@ def snapshot_epochs(epochs: int, snapshots: int) -> set[int]:
     """
     steps = snapshots - 1
     return {0, epochs} | {round(epochs ** (i / steps)) for i in range(steps)}
-
-
-def fingerprint(tree: Mapping[str, Any], data_checksum: str) -> str:
-    """SHA-256 of everything that a result depends on: configuration, code, data."""
-    relevant = {
-        key: value
-        for key, value in flatten(tree).items()
-        if not key.startswith(_NOT_IN_FINGERPRINT)
-    }
-    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
-    package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    digest.update(data_checksum.encode())
-    return digest.hexdigest()
-
-
-def git_tags() -> dict[str, str]:
-    """The commit of the code that runs, under MLflow's own tag; nothing outside a repository."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", __file__)  # not some other project's repository
-        return {"mlflow.source.git.commit": git("rev-parse", "HEAD")}
-    except (OSError, subprocess.SubprocessError):
-        return {}
 
 
 def describe_x(data: str, source: ImageSource, likelihood: Likelihood) -> str:

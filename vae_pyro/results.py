@@ -15,7 +15,7 @@ from rich.table import Table
 from vae_pyro.checkpoint import write_atomically
 
 RESULT_FILE = "result.json"
-_SPARED_FIRST = ("ESS", "bits/dim", "k-hat > 0.7", "gap", "seconds", "rank")
+_SPARED_FIRST = ("ESS", "k-hat > 0.7", "seconds", "active units", "gap", "bits/dim", "rank")
 CAPTION = "nats per test image, higher is better; ± is one Monte Carlo standard error"
 DENSITIES = (
     "densities count as what they bound, log P(image): log p(x) of the dequantised x plus the log "
@@ -142,31 +142,34 @@ def summary_tables(results: Sequence[JobResult]) -> list[SummaryTable]:
     tables = []
     for x, group in groups(results).items():
         names = bound_names(group)
-        header = [*keys, *map(bound_label, names)]
-        header += ["gap", "bits/dim", "ESS", "k-hat > 0.7", "active units", "seconds"]
-        best_first = sorted((result.nats("test/log_px") for result in group), reverse=True)
         rows = [_row(result, keys, names) for result in group]
         if len(group) > 1:
-            header.append("rank")
+            best_first = sorted((result.nats("test/log_px") for result in group), reverse=True)
             for row, result in zip(rows, group, strict=True):
-                row.append(str(1 + best_first.index(result.nats("test/log_px"))))
-        tables.append(SummaryTable(x, header, rows))
+                row["rank"] = str(1 + best_first.index(result.nats("test/log_px")))
+        header = list({name: None for row in rows for name in row})
+        cells = [[row.get(name, "") for name in header] for row in rows]
+        tables.append(SummaryTable(x, header, cells))
     return tables
 
 
-def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> list[str]:
+def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """One job's cells by column."""
     m = result.metrics
-    return [
-        *(setting(result, key) for key in keys),
-        *(f"{result.nats(name):.2f}" if name in m else "" for name in names[:-1]),
-        f"{result.nats('test/log_px'):.2f} ± {m['test/log_px_std_error']:.3f}",
-        f"{m['test/gap']:.2f}",
-        f"{m['test/bits_per_dim']:.4f}" if "test/bits_per_dim" in m else "",
-        f"{m['test/effective_sample_size']:.0f}",
-        f"{m['test/pareto_k_high']:.0%}",
-        f"{m['test/active_units']:.0f}",
-        f"{m['time/train_seconds'] + m['time/evaluate_seconds']:.0f}",
-    ]
+    row = {key: setting(result, key) for key in keys}
+    for name in names[:-1]:
+        row[bound_label(name)] = f"{result.nats(name):.2f}" if name in m else ""
+    row[bound_label(names[-1])] = (
+        f"{result.nats('test/log_px'):.2f} ± {m['test/log_px_std_error']:.3f}"
+    )
+    row["gap"] = f"{m['test/gap']:.2f}"
+    if "test/bits_per_dim" in m:
+        row["bits/dim"] = f"{m['test/bits_per_dim']:.4f}"
+    row["ESS"] = f"{m['test/effective_sample_size']:.0f}"
+    row["k-hat > 0.7"] = f"{m['test/pareto_k_high']:.0%}"
+    row["active units"] = f"{m['test/active_units']:.0f}"
+    row["seconds"] = f"{m['time/train_seconds'] + m['time/evaluate_seconds']:.0f}"
+    return row
 
 
 def summary_notes(results: Sequence[JobResult]) -> list[str]:
