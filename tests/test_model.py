@@ -12,9 +12,25 @@ from scipy import stats
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.errors import DataError
 from vae_pyro.guide import DiagNormal
-from vae_pyro.likelihoods import Bernoulli
-from vae_pyro.networks import MLP
+from vae_pyro.likelihoods import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogisticMixture,
+    Likelihood,
+    Normal,
+    NormalHeteroscedastic,
+    NormalLearnedScale,
+)
+from vae_pyro.log_marginal import log_weights
+from vae_pyro.networks import MLP, Conv, Linear, Network
 from vae_pyro.vae import VAE, build_vae
+
+LIKELIHOODS = [
+    Bernoulli, Beta, Categorical, ContinuousBernoulli, DiscretizedLogisticMixture, Normal,
+    NormalHeteroscedastic, NormalLearnedScale,
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -91,3 +107,23 @@ def test_plain_svi_trains_it(vae: VAE) -> None:
 def test_grey_pixels_are_refused_with_the_way_out(vae: VAE) -> None:
     with pytest.raises(DataError, match=r"20 of 40 pixel values.*Binarise"):
         vae.model(torch.tensor([0.5, 1.0]).repeat(20).reshape(2, 1, 4, 5))
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+@pytest.mark.parametrize("network", [Linear(), MLP((8,)), Conv((3, 4))])
+def test_every_likelihood_tells_the_story_in_colour(
+    kind: type[Likelihood], network: Network
+) -> None:
+    """Drawn images have their shape and support, and every axis of the particles is kept."""
+    vae = build_vae(2, (3, 5, 4), network, kind(7), DiagNormal)
+    drawn = vae.model(num_images=6)
+    assert drawn.shape == (6, 3, 5, 4)
+    vae.model.likelihood.check(drawn)
+    log_w = log_weights(vae, drawn.detach(), 9)
+    assert log_w.log_likelihood.shape == (9, 6)
+    trace = poutine.trace(vae.model).get_trace(drawn.detach())
+    trace.compute_log_prob()
+    z = trace.nodes["z"]["value"]
+    pixels = vae.model.decode(z).base_dist.log_prob(drawn)
+    assert pixels.shape == (6, 3, 5, 4)
+    torch.testing.assert_close(trace.nodes["x"]["log_prob"], pixels.sum((1, 2, 3)))

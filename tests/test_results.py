@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def results() -> list[JobResult]:
             2,
             None,
             "digits: binary pixels",
+            "abc",
             0.0,
             METRICS,
         ),
@@ -112,7 +114,7 @@ def job(likelihood: str, log_px: float, x: str, volume: float | None) -> JobResu
     metrics = METRICS | {"test/log_px": log_px, "test/elbo": log_px - 1}
     if volume is None:
         metrics = {k: v for k, v in metrics.items() if "bits_per_dim" not in k}
-    return JobResult(likelihood, {"likelihood": likelihood}, 2, None, x, volume, metrics)
+    return JobResult(likelihood, {"likelihood": likelihood}, 2, None, x, "abc", volume, metrics)
 
 
 @pytest.fixture
@@ -154,5 +156,10 @@ def test_real_valued_data_have_no_bits(mixed: list[JobResult]) -> None:
     (table,) = summary_tables([real])
     assert "bits/dim" not in table.header
     assert "-3.00 ± 0.004" in table.rows[0]
-    grouped = groups([*mixed, real])
-    assert [len(group) for group in grouped.values()] == [1, 3, 1]
+    assert [len(group) for group in groups([*mixed, real])] == [1, 3, 1]
+
+
+def test_other_images_are_another_x(mixed: list[JobResult]) -> None:
+    """Two synthetic data sets, say, of the same kind of pixel."""
+    other = replace(mixed[1], data_checksum="def")
+    assert [len(group) for group in groups([*mixed, other])] == [1, 3, 1]

@@ -25,8 +25,11 @@ from safetensors.torch import load_file
 from tests.conftest import QUICK, ROOT
 from tests.test_tracking import free_port, wait_until_healthy
 from vae_pyro.checkpoint import load_model
+from vae_pyro.data import Dataset
+from vae_pyro.evaluation import validate
 from vae_pyro.log_marginal import ELBO
 from vae_pyro.pipeline import snapshot_epochs
+from vae_pyro.randomness import RandomStream
 
 WITH_ERROR = (
     "train/elbo", "valid/elbo", "valid/reconstruction", "valid/kl", "test/elbo", "test/iwae_1",
@@ -35,7 +38,7 @@ WITH_ERROR = (
 CONTRACT = {
     *WITH_ERROR, *(f"{name}_std_error" for name in WITH_ERROR),
     "test/gap", "test/effective_sample_size", "test/pareto_k_high", "test/active_units",
-    "time/train_seconds", "time/evaluate_seconds",
+    "time/train_seconds", "time/evaluate_seconds", "train/kept_epoch",
 }  # fmt: skip
 
 
@@ -182,6 +185,20 @@ def test_the_saved_model_is_the_one_that_was_tested(
     assert estimate.mean() == pytest.approx(run.data.metrics["test/elbo"], abs=4.5 * error)
 
 
+def test_the_kept_weights_are_those_of_the_best_epoch(
+    sweep: Sweep, digits: Dataset, tmp_path: Path
+) -> None:
+    run = sweep.children[20]
+    history = sweep.client.get_metric_history(run.info.run_id, "valid/elbo")
+    best = max(history, key=lambda point: point.value)
+    assert run.data.metrics["train/kept_epoch"] == best.step
+    vae = load_model(sweep.client.download_artifacts(run.info.run_id, "model", str(tmp_path)))
+    generator = digits.held_out_stream("valid").generator
+    x = vae.model.likelihood.prepare(digits.valid.images, generator)
+    with RandomStream("validation", 0).active():  # the draws of the run itself
+        assert validate(vae, x, 5)["valid/elbo"] == pytest.approx(best.value, abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def ui(sweep: Sweep) -> Iterator[str]:
     """``make ui`` on a free port."""
@@ -322,6 +339,74 @@ def test_a_sweep_over_choices_names_them(run_py: Command) -> None:
     assert "tanh" in table
 
 
+LIKELIHOODS = (
+    "bernoulli", "continuous_bernoulli", "normal", "normal_learned_scale",
+    "normal_heteroscedastic", "beta", "categorical", "discretized_logistic_mixture",
+)  # fmt: skip
+
+
+def test_a_sweep_over_likelihoods_compares_what_may_be_compared(
+    run_py: Command, tmp_path: Path
+) -> None:
+    done = run_py(f"likelihood={','.join(LIKELIHOODS)}", "latent_dim=2", *QUICK, "-m")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("digits: binary pixels") == 1
+    assert done.stdout.count("digits: 17 levels") == 1
+    assert "not to be compared" in done.stdout
+    (summary,) = tmp_path.glob("multirun/*/*/summary.csv")
+    rows = {row["likelihood"]: row for row in csv.DictReader(summary.open())}
+    assert set(rows) == set(LIKELIHOODS)
+    for name, row in rows.items():
+        assert row["x"] == f"digits: {'binary pixels' if name == 'bernoulli' else '17 levels'}"
+        density = name.startswith(("normal", "beta", "continuous"))
+        log_prob = float(row["test/log_px"]) - density * 64 * np.log(17)
+        assert float(row["log_cell_volume"]) == pytest.approx(-density * 64 * np.log(17))
+        assert float(row["test/bits_per_dim"]) == pytest.approx(-log_prob / 64 / np.log(2))
+        assert 0 < float(row["test/bits_per_dim"]) < 5
+    (parent,) = [run for run in runs_in(tmp_path) if "mlflow.parentRunId" not in run.data.tags]
+    note = parent.data.tags["mlflow.note.content"]
+    tags = {run.data.params["likelihood"]: run.data.tags for run in runs_in(tmp_path)
+            if run.info.run_id != parent.info.run_id}  # fmt: skip
+    assert (tags["beta"]["x"], tags["beta"]["log_px"]) == ("digits: 17 levels", "density")
+    assert tags["categorical"]["log_px"] == "probability"
+    assert note.index("**digits: binary pixels**") < note.index("**digits: 17 levels**")
+    assert "not to be compared" in note
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["likelihood=categorical", "guide=flow", "objective=dreg", "network=conv"],
+        ["likelihood=beta", "guide=full_rank_normal", "objective=elbo_analytic_kl"],
+        ["likelihood=normal_heteroscedastic", "objective=iwae", "network=linear"],
+        ["objective=beta_elbo", "objective.warmup_epochs=2", "objective.free_bits=0.1"],
+        ["data=linear_gaussian", "guide=flow"],
+    ],
+    ids=" ".join,
+)
+def test_any_choice_goes_with_any_other(
+    run_py: Command, tmp_path: Path, overrides: list[str]
+) -> None:
+    done = run_py(*overrides, *QUICK)
+    assert done.returncode == 0, done.stderr
+    (run,) = runs_in(tmp_path)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        assert run.data.params[key] == value
+    is_elbo = run.data.params["objective"] in ("elbo", "elbo_analytic_kl")
+    assert ("train/objective" in run.data.metrics) != is_elbo
+    assert ("test/bits_per_dim" in run.data.metrics) == ("data=linear_gaussian" not in overrides)
+    assert np.isfinite(list(run.data.metrics.values())).all()
+
+
+def test_static_binarisation_is_for_binary_pixels_only(run_py: Command, tmp_path: Path) -> None:
+    done = run_py("likelihood=bernoulli,categorical", "data.binarisation=static", *QUICK, "-m")
+    assert done.returncode == 0, done.stderr
+    assert "digits: binary pixels (static)" in done.stdout
+    assert "digits: 17 levels (static)" not in done.stdout
+    assert "digits: 17 levels" in done.stdout
+
+
 def test_ctrl_c_ends_within_seconds_and_marks_the_runs(tmp_path: Path) -> None:
     sweep = subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), "latent_dim=2,3", "training.epochs=5000", "-m"],
@@ -379,6 +464,17 @@ def test_more_samples_leave_the_training_alone(run_py: Command, tmp_path: Path) 
         (["latent_dim=", "-m"], "latent_dim=: input should be a valid integer"),
         (["latent_dim=2,,3", "-m"], "latent_dim=2,,3"),
         (["device=cuda"], "no CUDA GPU"),
+        (["data=linear_gaussian", "likelihood=bernoulli"], "use likelihood=normal"),
+        (["likelihood=normal", "likelihood.scale=0"], "likelihood.scale: must be positive, got 0"),
+        (["likelihood=normal", "likelihood.num_levels=3"], "likelihood.num_levels: no such key"),
+        (["guide=flow", "guide.hidden=0"], "guide.hidden: must be at least 1, got 0"),
+        (["network=conv", "network.channels=[]"], "network.channels: needs one or more"),
+        (["objective=elbo_analytic_kl", "guide=flow"], "no closed form; use objective=elbo"),
+        (
+            ["objective=beta_elbo", "objective.free_bits=1.0", "guide=flow"],
+            "use guide=diag_normal, or objective.free_bits=0",
+        ),
+        (["training.keep=first"], "training.keep=first: input should be 'best' or 'last'"),
         (["tracking.uri=http://127.0.0.1:9"], "nobody answers there"),
         (["tracking.uri=http://127.0.0.1:9", "latent_dim=2,3", "-m"], "nobody answers there"),
         (["tracking.uri=sqlite:////no/such/folder/x.db"], "/no/such/folder is not a folder"),

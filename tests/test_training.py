@@ -13,10 +13,10 @@ from vae_pyro import log_marginal
 from vae_pyro.data import Dataset, batches
 from vae_pyro.data import LinearGaussian as LinearGaussianImages
 from vae_pyro.errors import DivergenceError
-from vae_pyro.guide import DiagNormal, FullRankNormal
+from vae_pyro.guide import DiagNormal, Flow, FullRankNormal, Guide
 from vae_pyro.likelihoods import Bernoulli, NormalLearnedScale
-from vae_pyro.networks import MLP, Linear
-from vae_pyro.objectives import ELBO, ELBOAnalyticKL
+from vae_pyro.networks import MLP, Conv, Linear
+from vae_pyro.objectives import ELBO, IWAE, BetaELBO, DReG, ELBOAnalyticKL, Objective
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training import EpochRecord, train
 from vae_pyro.vae import VAE, build_vae
@@ -81,6 +81,21 @@ def test_nothing_is_left_in_the_global_store(digits: Dataset) -> None:
     list(records)
     log_marginal.ELBO(3)(vae, torch.zeros(2, 1, 8, 8))
     assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.parametrize("objective", [ELBO(), IWAE(3), DReG(3), BetaELBO(warmup_epochs=3)])
+@pytest.mark.parametrize("guide", [DiagNormal, FullRankNormal, Flow])
+def test_every_parameter_is_trained(guide: type[Guide], objective: Objective) -> None:
+    """Also a flow's own networks, and a likelihood's own scale."""
+    network, likelihood = Conv((3, 4)), NormalLearnedScale(17)
+    vae = build_vae(2, (1, 4, 4), network, likelihood, guide)
+    before = {name: value.clone() for name, value in vae.named_parameters()}
+    x = torch.rand(6, 1, 4, 4)
+    for _ in train(vae, objective, lambda: [x], epochs=4, learning_rate=1e-2,
+                   noise=RandomStream("training", 0)):  # fmt: skip
+        pass
+    for name, value in vae.named_parameters():
+        assert not torch.equal(value, before[name]), name
 
 
 def test_the_elbo_rises(digits: Dataset) -> None:

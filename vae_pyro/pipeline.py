@@ -76,12 +76,20 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
     likelihood = blueprint.build_likelihood()
     if source.binarisation == "static" and likelihood.support is Support.BINARY:
         dataset = dataset.binarised_once()
-    start = RandomStream("initial weights", config.seed)
-    with start.active():
-        train_x = likelihood.prepare(dataset.train.images, start.generator)
+    train_x = None
+    if config.network.get("output_bias") == "data":
+        generator = RandomStream("output bias", config.seed).generator
+        train_x = likelihood.prepare(dataset.train.images, generator)
+    with RandomStream("initial weights", config.seed).active():
         vae = blueprint.build(train_x).to(device).eval()
     dataset = dataset.to(device)
-    tags = {"fingerprint": fingerprint(tree, dataset.checksum), **git_tags()}
+    x = describe_x(job.choices.get("data", ""), source, likelihood)
+    tags = {
+        "fingerprint": fingerprint(tree, dataset.checksum),
+        "x": x,
+        "log_px": "density" if likelihood.support.is_continuous else "probability",
+        **git_tags(),
+    }
     run = tracker.start_run(job.name, tags, job.parent)
     try:
         run.log_params(_params(tree, job.choices))
@@ -95,7 +103,8 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
             job.name,
             dict(job.settings),
             config.latent_dim,
-            x=describe_x(job.choices.get("data", ""), source, likelihood),
+            x=x,
+            data_checksum=dataset.checksum,
             log_cell_volume=evaluation.log_cell_volume(likelihood, dataset.image_shape),
             metrics=metrics,
         )

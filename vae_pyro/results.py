@@ -37,6 +37,7 @@ class JobResult:
         latent_dim: the size of z; None where the configuration was refused.
         error: why it failed; None where it finished.
         x: what log p(x) is of, for instance ``digits: 17 levels``.
+        data_checksum: of the images that x is drawn from.
         log_cell_volume: nats that make log p(x) (a lower bound on) the log probability of the
             image as levels: 0 for probabilities; None for real-valued data.
         metrics: final metrics by their contract names.
@@ -47,6 +48,7 @@ class JobResult:
     latent_dim: int | None = None
     error: str | None = None
     x: str = ""
+    data_checksum: str = ""
     log_cell_volume: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -96,13 +98,13 @@ def bound_label(name: str) -> str:
     return {"elbo": "ELBO", "log_px": "log p(x)"}.get(short, short.upper().replace("_", "-"))
 
 
-def groups(results: Sequence[JobResult]) -> dict[str, list[JobResult]]:
+def groups(results: Sequence[JobResult]) -> list[list[JobResult]]:
     """The finished jobs by what their x is: only within a group may log p(x) be compared."""
-    by_x: dict[str, list[JobResult]] = {}
+    by_x: dict[tuple[str, str], list[JobResult]] = {}
     for result in results:
         if result.error is None:
-            by_x.setdefault(result.x, []).append(result)
-    return by_x
+            by_x.setdefault((result.x, result.data_checksum), []).append(result)
+    return list(by_x.values())
 
 
 def summary_csv(results: Sequence[JobResult]) -> str:
@@ -140,7 +142,7 @@ def summary_tables(results: Sequence[JobResult]) -> list[SummaryTable]:
     """One table for every kind of x, in nats per test image; ranks are within a table."""
     keys = varying_settings(results)
     tables = []
-    for x, group in groups(results).items():
+    for group in groups(results):
         names = bound_names(group)
         rows = [_row(result, keys, names) for result in group]
         if len(group) > 1:
@@ -149,7 +151,7 @@ def summary_tables(results: Sequence[JobResult]) -> list[SummaryTable]:
                 row["rank"] = str(1 + best_first.index(result.nats("test/log_px")))
         header = list({name: None for row in rows for name in row})
         cells = [[row.get(name, "") for name in header] for row in rows]
-        tables.append(SummaryTable(x, header, cells))
+        tables.append(SummaryTable(group[0].x, header, cells))
     return tables
 
 
@@ -176,7 +178,7 @@ def summary_notes(results: Sequence[JobResult]) -> list[str]:
     """What a reader must know to compare the numbers, a line each."""
     notes = [CAPTION]
     by_x = groups(results)
-    if any(result.log_cell_volume for group in by_x.values() for result in group):
+    if any(result.log_cell_volume for group in by_x for result in group):
         notes.append(DENSITIES)
     if len(by_x) > 1:
         notes.append(INCOMPARABLE)

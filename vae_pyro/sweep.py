@@ -139,7 +139,7 @@ class SweepCallback(Callback):
         from vae_pyro.results import groups
         from vae_pyro.visualization import sweep_figure
 
-        figure = sweep_figure([_panel(x, group) for x, group in groups(results).items()])
+        figure = sweep_figure([_panel(group) for group in groups(results)])
         path = self._folder / "elbo_vs_iwae.png"
         figure.savefig(path)
         return path
@@ -153,7 +153,7 @@ class SweepCallback(Callback):
             self._run.discard()
 
 
-def _panel(x: str, group: list[JobResult]) -> Panel:
+def _panel(group: list[JobResult]) -> Panel:
     """The bounds of the jobs that share one kind of x."""
     from vae_pyro.results import bound_label, bound_names, setting, varying_settings
     from vae_pyro.visualization import Panel
@@ -165,7 +165,7 @@ def _panel(x: str, group: list[JobResult]) -> Panel:
         key=lambda result: (result.latent_dim or 0) if ordered else -result.nats("test/log_px"),
     )
     return Panel(
-        title=x,
+        title=group[0].x,
         labels=[", ".join(setting(result, key) for key in keys) for result in group],
         axis=", ".join(keys),
         ordered=ordered,
