@@ -226,8 +226,9 @@ class _Experiment:
                 "latent_space": visualization.latent_figure(self.vae, means, labels),
             }
         for key, figure in figures.items():
-            self.run.log_image(key, visualization.render(figure), epoch)
-            figure.savefig(self.job.output / f"{key}.png")
+            pixels = visualization.render(figure)
+            self.run.log_image(key, pixels, epoch)
+            write_atomically(self.job.output / f"{key}.png", visualization.png(pixels))
 
     def _draw_bounds(self, metrics: Mapping[str, float]) -> None:
         def with_error(name: str) -> tuple[float, float]:

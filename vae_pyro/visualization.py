@@ -31,6 +31,13 @@ def render(figure: Figure) -> np.ndarray:
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels as ``render`` gives them, as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images ``(N, C, H, W)`` in [0, 1] side by side, row by row; ``(rows H', columns W', 3)``.
 
