@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from tests.linear_gaussian import PIXELS, LinearGaussian
 from vae_pyro.evaluation import evaluate, validate
 from vae_pyro.guide import DiagNormal
-from vae_pyro.likelihoods import Bernoulli
+from vae_pyro.likelihoods import Bernoulli, Normal
 from vae_pyro.networks import MLP
 from vae_pyro.vae import build_vae
 
@@ -42,6 +43,26 @@ def test_bits_per_dim_is_of_the_levels() -> None:
     vae = build_vae(2, (1, 2, 3), MLP((4,)), Bernoulli(17), DiagNormal)
     m = evaluate(vae, torch.bernoulli(torch.full((5, 1, 2, 3), 0.5)), 30, [1])
     assert m["test/bits_per_dim"] == pytest.approx(-m["test/log_px"] / (6 * math.log(2)))
+
+
+def test_standard_errors_contain_the_dequantisation() -> None:
+    """Over fresh draws of x from the same images, the number moves as much as it says."""
+    likelihood = Normal(5, scale=0.05)
+    vae = build_vae(2, (1, 2, 3), MLP((4,)), likelihood, DiagNormal)
+    images = torch.randint(0, 5, (60, 1, 2, 3), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    values, std_errors = [], []
+    for _ in range(150):
+        x = torch.cat([likelihood.prepare(images, generator) for _ in range(3)])
+        m = evaluate(vae, x, 30, [1], draws=3)
+        values.append(m["test/log_px"])
+        std_errors.append(m["test/log_px_std_error"])
+    spread = torch.tensor(values).std().item()
+    assert spread == pytest.approx(np.mean(std_errors), rel=4.5 / (2 * 149) ** 0.5)
+    fixed = evaluate(vae, x, 30, [1])["test/log_px_std_error"]
+    assert fixed < 0.7 * spread  # the draw of x is most of it
+    with pytest.raises(ValueError, match="180 values are not 7 draws"):
+        evaluate(vae, x, 30, [1], draws=7)
 
 
 def test_diagnostics_tell_a_good_guide_from_a_bad_one() -> None:

@@ -137,18 +137,19 @@ def test_ranks_are_within_what_x_is(mixed: list[JobResult]) -> None:
     assert [(row["likelihood"], row["rank"]) for row in rows] == [
         ("categorical", "2"), ("beta", "1"), ("normal", "3"),
     ]  # fmt: skip
-    assert rows[1]["log p(x)"] == "-101.33 ± 0.004"
+    assert rows[1]["log p(x)"] == "≥ -101.33 ± 0.004"
+    assert rows[0]["log p(x)"] == "-110.00 ± 0.004"
     assert rows[1]["ELBO"] == "-102.33"
 
 
 def test_a_mixed_sweep_says_why_it_is_not_ranked_as_one(mixed: list[JobResult]) -> None:
     for text in (printed(mixed, 160), summary_markdown(mixed)):
         assert "not to be compared" in text
-        assert "densities count as what they bound" in text
+        assert "≥ marks a density" in text
         assert text.index("binary pixels") < text.index("17 levels")
     alone = printed(mixed[:1], 160)
     assert "not to be compared" not in alone
-    assert "densities" not in alone
+    assert "≥" not in alone
 
 
 def test_real_valued_data_have_no_bits(mixed: list[JobResult]) -> None:

@@ -50,10 +50,13 @@ class Evaluation:
     Attributes:
         num_samples: z's per test image. At least 25, so that Pareto k-hat has a tail to look at.
         iwae_samples: each K for which the IWAE-K bound is reported, none above ``num_samples``.
+        dequantisations: x's drawn per test image where p(x | z) is a density of dequantised
+            images; 2 or more, so that the spread between them is known.
     """
 
     num_samples: Annotated[int, Field(ge=25)]
     iwae_samples: tuple[Positive, ...]
+    dequantisations: Annotated[int, Field(ge=2)]
 
     def __post_init__(self) -> None:
         above = [k for k in self.iwae_samples if k > self.num_samples]

@@ -36,6 +36,7 @@ def evaluate(
     num_samples: int,
     iwae_samples: Sequence[int],
     on_progress: OnProgress | None = None,
+    draws: int = 1,
 ) -> dict[str, float]:
     """Every ``test/`` metric, from one set of weights: nats per image, higher is better.
 
@@ -48,6 +49,8 @@ def evaluate(
         num_samples: z's per image.
         iwae_samples: each K for an IWAE-K bound.
         on_progress: called after every chunk with (weights done, running ELBO).
+        draws: x holds so many blocks, each a fresh draw from the same images, and the numbers are
+            means over them; standard errors then contain the draw.
     """
     estimators: dict[str, WeightEstimator] = {
         "elbo": ELBO(num_samples),
@@ -58,7 +61,7 @@ def evaluate(
     metrics: dict[str, float] = {}
     for name, estimate in estimates.items():
         metrics[f"test/{name}"] = estimate.mean()
-        metrics[f"test/{name}_std_error"] = estimate.mean_std_error()
+        metrics[f"test/{name}_std_error"] = estimate.mean_std_error(draws)
     log_px = estimates["log_px"]
     metrics["test/gap"] = metrics["test/log_px"] - metrics["test/elbo"]
     cell = log_cell_volume(vae.model.likelihood, x.shape[1:])

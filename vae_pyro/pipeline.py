@@ -150,10 +150,11 @@ class _Experiment:
     def _stream(self, name: str) -> RandomStream:
         return RandomStream(name, self.config.seed, self.dataset.train.images.device)
 
-    def _held_out(self, split: Literal["valid", "test"]) -> torch.Tensor:
+    def _held_out(self, split: Literal["valid", "test"], draws: int = 1) -> torch.Tensor:
         images = getattr(self.dataset, split).images
         generator = self.dataset.held_out_stream(split).generator
-        return self.vae.model.likelihood.prepare(images.cpu(), generator).to(images.device)
+        x = [self.vae.model.likelihood.prepare(images.cpu(), generator) for _ in range(draws)]
+        return torch.cat(x).to(images.device)
 
     def train(self) -> dict[str, float]:
         """Train, recording every epoch; leaves the VAE with the weights to be kept.
@@ -199,7 +200,9 @@ class _Experiment:
         return {"time/train_seconds": seconds, "train/kept_epoch": float(kept)}
 
     def _test(self) -> dict[str, float]:
-        x = self._held_out("test")
+        log_cell_width = self.vae.model.likelihood.log_cell_width
+        draws = self.config.evaluation.dequantisations if log_cell_width else 1
+        x = self._held_out("test", draws)
         num_samples = self.config.evaluation.num_samples
         start = time.perf_counter()
         with (
@@ -212,6 +215,7 @@ class _Experiment:
                 num_samples,
                 self.config.evaluation.iwae_samples,
                 lambda done, elbo: report(done, f"ELBO {elbo:.2f} nats"),
+                draws,
             )
         metrics["time/evaluate_seconds"] = time.perf_counter() - start
         return metrics

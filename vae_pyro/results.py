@@ -18,8 +18,8 @@ RESULT_FILE = "result.json"
 _SPARED_FIRST = ("ESS", "k-hat > 0.7", "seconds", "active units", "gap", "bits/dim", "rank")
 CAPTION = "nats per test image, higher is better; ± is one Monte Carlo standard error"
 DENSITIES = (
-    "densities count as what they bound, log P(image): log p(x) of the dequantised x plus the log "
-    "volume of the image's cell"
+    "≥ marks a density, shown as its lower bound on log P(image): log p(x) of the dequantised x "
+    "plus the log volume of the image's cell"
 )
 INCOMPARABLE = (
     "one table for each kind of x, ranked by log p(x) within it: probabilities of different things "
@@ -58,6 +58,11 @@ class JobResult:
     def nats(self, name: str) -> float:
         """One bound per image; of a density of dequantised images, as bound on log P(image)."""
         return self.metrics[name] + (self.log_cell_volume or 0.0)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether ``nats`` speaks of the image by way of a density."""
+        return bool(self.log_cell_volume)
 
     @classmethod
     def read(cls, folder: Path) -> "JobResult":
@@ -162,7 +167,8 @@ def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> dict[s
     for name in names[:-1]:
         row[bound_label(name)] = f"{result.nats(name):.2f}" if name in m else ""
     row[bound_label(names[-1])] = (
-        f"{result.nats('test/log_px'):.2f} ± {m['test/log_px_std_error']:.3f}"
+        f"{'≥ ' * result.is_bound}{result.nats('test/log_px'):.2f} "
+        f"± {m['test/log_px_std_error']:.3f}"
     )
     row["gap"] = f"{m['test/gap']:.2f}"
     if "test/bits_per_dim" in m:
@@ -178,7 +184,7 @@ def summary_notes(results: Sequence[JobResult]) -> list[str]:
     """What a reader must know to compare the numbers, a line each."""
     notes = [CAPTION]
     by_x = groups(results)
-    if any(result.log_cell_volume for group in by_x for result in group):
+    if any(result.is_bound for group in by_x for result in group):
         notes.append(DENSITIES)
     if len(by_x) > 1:
         notes.append(INCOMPARABLE)

@@ -166,7 +166,10 @@ def _panel(group: list[JobResult]) -> Panel:
     )
     return Panel(
         title=group[0].x,
-        labels=[", ".join(setting(result, key) for key in keys) for result in group],
+        labels=[
+            ", ".join(setting(result, key) for key in keys) + " (≥)" * result.is_bound
+            for result in group
+        ],
         axis=", ".join(keys),
         ordered=ordered,
         series={

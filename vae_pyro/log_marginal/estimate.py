@@ -39,13 +39,26 @@ class Estimate:
         """Mean over the images, nats per image."""
         return self.value.mean().item()
 
-    def mean_std_error(self) -> float:
-        """Monte Carlo standard error of ``mean()``: sqrt(sum_i se_i^2) / N, nats per image.
+    def mean_std_error(self, draws: int = 1) -> float:
+        """Monte Carlo standard error of ``mean()``, nats per image.
 
-        It says how far the number may move when the same images are evaluated anew. It does not
-        contain the spread from image to image.
+        It says how far the number may move when the same images are evaluated anew: sqrt(sum_i
+        se_i^2) / N. It does not contain the spread from image to image.
+
+        Args:
+            draws: where the batch holds so many blocks, each a fresh draw of x (a dequantisation)
+                from the same N images, the error is read off the spread between them, and so
+                contains that of x itself: sqrt(sum_i var_i / draws) / N.
+
+        Raises:
+            ValueError: where the batch cannot be cut into so many blocks.
         """
-        return (self.std_error.square().sum().sqrt() / len(self.std_error)).item()
+        if draws == 1:
+            return (self.std_error.square().sum().sqrt() / len(self.std_error)).item()
+        if draws < 1 or len(self.value) % draws:
+            raise ValueError(f"{len(self.value)} values are not {draws} draws of the same images")
+        between = self.value.reshape(draws, -1).var(0) / draws
+        return (between.sum().sqrt() / len(between)).item()
 
 
 class Estimator(Protocol):
