@@ -15,6 +15,7 @@ from vae_pyro.results import (
     bound_names,
     groups,
     print_summary,
+    shared_settings,
     summary_csv,
     summary_markdown,
     summary_tables,
@@ -85,6 +86,7 @@ def test_csv_holds_every_metric_of_what_finished(results: list[JobResult]) -> No
     (row,) = csv.DictReader(io.StringIO(summary_csv(results)))
     assert row.pop("latent_dim") == "2"
     assert row.pop("x") == "digits: binary pixels"
+    assert row.pop("images") == "abc"
     assert float(row.pop("log_cell_volume")) == 0
     assert {name: float(value) for name, value in row.items()} == METRICS
 
@@ -162,5 +164,17 @@ def test_real_valued_data_have_no_bits(mixed: list[JobResult]) -> None:
 
 def test_other_images_are_another_x(mixed: list[JobResult]) -> None:
     """Two synthetic data sets, say, of the same kind of pixel."""
-    other = replace(mixed[1], data_checksum="def")
+    other = replace(mixed[1], images="def")
     assert [len(group) for group in groups([*mixed, other])] == [1, 3, 1]
+
+
+def test_what_a_group_shares_is_said_where_it_has_no_column(mixed: list[JobResult]) -> None:
+    assert shared_settings(mixed[:1], mixed) == "likelihood=bernoulli"
+    assert shared_settings(mixed[1:], mixed) == ""
+
+
+def test_the_truth_stands_beside_the_estimate_where_it_is_known() -> None:
+    result = job("normal", -3.0, "linear_gaussian: real-valued pixels", None)
+    known = replace(result, metrics=result.metrics | {"test/log_px_true": -2.875})
+    (table,) = summary_tables([known])
+    assert table.rows[0][table.header.index("true log p(x)")] == "-2.88"

@@ -381,6 +381,7 @@ def test_a_sweep_over_likelihoods_compares_what_may_be_compared(
         ["likelihood=normal_heteroscedastic", "objective=iwae", "network=linear"],
         ["objective=beta_elbo", "objective.warmup_epochs=2", "objective.free_bits=0.1"],
         ["data=linear_gaussian", "guide=flow"],
+        ["likelihood=categorical", "network.output_bias=data"],
     ],
     ids=" ".join,
 )
@@ -395,8 +396,30 @@ def test_any_choice_goes_with_any_other(
         assert run.data.params[key] == value
     is_elbo = run.data.params["objective"] in ("elbo", "elbo_analytic_kl")
     assert ("train/objective" in run.data.metrics) != is_elbo
-    assert ("test/bits_per_dim" in run.data.metrics) == ("data=linear_gaussian" not in overrides)
+    known = "data=linear_gaussian" in overrides
+    assert ("test/bits_per_dim" in run.data.metrics) != known
+    assert ("test/log_px_true" in run.data.metrics) == known
     assert np.isfinite(list(run.data.metrics.values())).all()
+
+
+def test_the_output_bias_starts_where_it_is_told(run_py: Command, tmp_path: Path) -> None:
+    """A step too small to see leaves it at the log frequencies of the training levels."""
+    options = ("likelihood=categorical", "network.output_bias=data", "tracking=none",
+               "training.learning_rate=1e-9")  # fmt: skip
+    assert run_py(*options, *QUICK).returncode == 0
+    (weights,) = tmp_path.rglob("weights.safetensors")
+    bias = load_file(weights)["model.decoder.4.bias"].reshape(17, 64)
+    torch.testing.assert_close(bias.exp().sum(0), torch.ones(64), atol=1e-4, rtol=0)
+    assert bias[0, 0] > np.log(0.99)  # the corner of a digit is dark
+
+
+def test_epochs_of_the_warm_up_are_not_kept(run_py: Command, tmp_path: Path) -> None:
+    """Its early epochs have the higher ELBO, and another objective than was asked for."""
+    options = ("objective=beta_elbo", "objective.beta=50", "objective.warmup_epochs=6")
+    done = run_py(*options, "training.epochs=10", "training.snapshots=1", *QUICK[2:])
+    assert done.returncode == 0, done.stderr
+    (run,) = runs_in(tmp_path)
+    assert run.data.metrics["train/kept_epoch"] > 6
 
 
 def test_static_binarisation_is_for_binary_pixels_only(run_py: Command, tmp_path: Path) -> None:

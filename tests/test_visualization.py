@@ -83,6 +83,15 @@ def test_curves_are_drawn_at_the_numbers_given() -> None:
     assert line.get_ydata().tolist() == [-30.0, -28.0, -27.0]
 
 
+@pytest.mark.parametrize(("number", "rows", "per_row"), [(20, 1, 16), (5, 1, 5), (1, 1, 1)])
+def test_what_fills_no_row_is_left_out(
+    digits_vae: VAE, number: int, rows: int, per_row: int
+) -> None:
+    figure = reconstruction_grid(digits_vae, torch.zeros(number, 1, 8, 8))
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.shape[:2] == (2 * rows * 9 + 1, per_row * 9 + 1)
+
+
 def test_every_kind_of_x_has_its_own_panel() -> None:
     series = {"ELBO": [(-3.0, 0.1), (-2.0, 0.1)], "log p(x)": [(-2.5, 0.2), (-1.5, 0.2)]}
     ordered = Panel("binary pixels", ["2", "10"], "latent_dim", ordered=True, series=series)

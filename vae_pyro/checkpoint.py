@@ -70,8 +70,11 @@ class Blueprint:
                 self.latent_dim, self.image_shape, network, likelihood, guide, guide_options,
                 train_x,
             )  # fmt: skip
-        except ValueError as error:  # an option of the guide, the only part still to be built
-            raise ConfigError(f"guide.{error}") from error
+        except ValueError as error:
+            option = str(error).partition(":")[0]
+            if option in guide_options:
+                raise ConfigError(f"guide.{error}") from error
+            raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:

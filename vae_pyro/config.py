@@ -31,7 +31,7 @@ class Training:
         learning_rate: Adam's.
         valid_samples: z's per validation image and epoch, for valid/elbo and its parts.
         keep: which weights are tested and saved: those of the ``last`` epoch, or of the ``best``
-            by valid/elbo.
+            by valid/elbo, once the objective no longer warms up.
         snapshots: how often pictures are drawn, the last epoch included; and once before.
     """
 

@@ -54,7 +54,7 @@ class ContinuousBernoulli(PixelDistribution):
     Args:
         eta: natural parameters ("logits"), of the batch shape.
 
-    Source: Loaiza-Ganem and Cunningham (2019), equations 6 to 8.
+    Source: Loaiza-Ganem and Cunningham (2019).
     """
 
     eta: Tensor
@@ -74,14 +74,14 @@ class ContinuousBernoulli(PixelDistribution):
         return torch.where(small, series, -safe * distance - log_norm)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw by the inverse of the distribution function."""
+        """Draws by the inverse of the distribution function, kept strictly inside (0, 1)."""
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
             u = torch.rand(shape, dtype=self.eta.dtype, device=self.eta.device)
             # For eta = -a < 0; the density for +a is its mirror image.
             a = self.eta.abs().clamp(min=1e-4)
-            x = (torch.log1p(u * torch.expm1(-a)) / -a).clamp(0, 1)
-            return torch.where(self.eta > 0, 1 - x, x)
+            x = torch.log1p(u * torch.expm1(-a)) / -a
+            return torch.where(self.eta > 0, 1 - x, x).clamp(2**-30, 1 - 2**-24)
 
     @property
     def mean(self) -> Tensor:
@@ -163,31 +163,6 @@ class LevelDistribution(PixelDistribution):
         self.num_levels = num_levels
         super().__init__(batch_shape, **parameters)
 
-    def survival(self, level: int) -> Tensor:
-        """P(X >= level), of the batch shape."""
-        raise NotImplementedError
-
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        """E[level] and E[level^2], by E[g(X)] = g(0) + sum_l (g(l) - g(l - 1)) P(X >= l)."""
-        first = second = torch.zeros(())
-        for level in range(1, self.num_levels):
-            tail = self.survival(level)
-            first = first + tail
-            second = second + (2 * level - 1) * tail
-        return first, second
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x]."""
-        return self._moments()[0] / (self.num_levels - 1)
-
-    @property
-    def variance(self) -> Tensor:
-        """Var[x]."""
-        first, second = self._moments()
-        variance: Tensor = (second - first**2) / (self.num_levels - 1) ** 2
-        return variance
-
 
 class CategoricalLevels(LevelDistribution):
     """P(level = l) = softmax(logits)_l.
@@ -217,13 +192,11 @@ class CategoricalLevels(LevelDistribution):
             )
             return levels.to(self.logits.dtype) / (self.num_levels - 1)
 
-    def survival(self, level: int) -> Tensor:
-        return self.logits.softmax(-1)[..., level:].sum(-1)
-
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        levels = torch.arange(self.num_levels, device=self.logits.device)
-        p = self.logits.softmax(-1)
-        return (p * levels).sum(-1), (p * levels**2).sum(-1)
+    @property
+    def mean(self) -> Tensor:
+        """E[x]."""
+        x = torch.linspace(0, 1, self.num_levels).to(self.logits)
+        return self.logits.softmax(-1) @ x
 
 
 class DiscretizedLogisticMixture(LevelDistribution):
@@ -281,7 +254,11 @@ class DiscretizedLogisticMixture(LevelDistribution):
             steps = self.num_levels - 1
             return torch.round((loc + scale * torch.logit(u)) * steps).clamp(0, steps) / steps
 
-    def survival(self, level: int) -> Tensor:
-        edge = (level - 0.5) / (self.num_levels - 1)
-        above = torch.sigmoid((self.loc - edge) / self.scale)
-        return (self.logits.softmax(-1) * above).sum(-1)
+    @property
+    def mean(self) -> Tensor:
+        """E[x] = sum_l P(X >= l) / (L - 1), l = 1 .. L - 1."""
+        total, weight, steps = torch.zeros(()), self.logits.softmax(-1), self.num_levels - 1
+        for level in range(1, self.num_levels):
+            above = torch.sigmoid((self.loc - (level - 0.5) / steps) / self.scale)
+            total = total + (weight * above).sum(-1)
+        return total / steps

@@ -18,6 +18,8 @@ HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not 
 def validate(vae: VAE, x: Tensor, num_samples: int) -> dict[str, float]:
     """``valid/elbo``, ``valid/reconstruction`` and ``valid/kl``, each with its standard error.
 
+    Of the x given: the errors contain no other draw of x (binarisation or dequantisation).
+
     Args:
         vae: the pair.
         x: validation images, ``(N, C, H, W)``.
@@ -86,7 +88,7 @@ def log_cell_volume(likelihood: Likelihood, image_shape: Sequence[int]) -> float
     0 for probabilities; -D log L for a density of images of D pixels and channels with L levels
     each; None for real-valued data.
 
-    Source: Theis et al. (2016), equation 8.
+    Source: Theis et al. (2016), section 3.1.
     """
     width = likelihood.log_cell_width
     return None if width is None else math.prod(image_shape) * width

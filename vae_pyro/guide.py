@@ -90,7 +90,7 @@ def _kl_cholesky_independent(q: CholeskyNormal, p: dist.Independent) -> Tensor:
 class FullRankNormal(Guide):
     """q(z | x) = N(z | mu(x), L(x) L(x)'), L lower triangular with diagonal softplus(s) + 1e-4.
 
-    Source: Kucukelbir et al. (2017), section 2.4, with parameters that depend on x.
+    Source: Kucukelbir et al. (2017), the full-rank family, here with parameters that depend on x.
     """
 
     def num_outputs(self) -> int:

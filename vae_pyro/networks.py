@@ -112,7 +112,7 @@ class Conv(Network):
     Raises:
         ValueError: where a number of channels is not positive, or there is none.
 
-    Source: He et al. (2016), identity mappings; the start, Zhang et al. (2019), section 3.
+    Source: He et al. (2016), identity mappings; the start, Zhang et al. (2019), Fixup.
     """
 
     channels: tuple[int, ...] = (32, 64)

@@ -53,7 +53,7 @@ class Objective(ABC):
 class ELBO(Objective):
     """E_q(z|x)[log p(x, z) - log q(z | x)], by reparameterised draws: ``pyro.infer.Trace_ELBO``.
 
-    Source: Kingma and Welling (2014), equation 3.
+    Source: Kingma and Welling (2014), equation 2.
     """
 
     def estimator(self) -> pyro.infer.ELBO:
@@ -73,7 +73,7 @@ class ELBOAnalyticKL(Objective):
     Raises:
         ConfigError: from the estimator, where the guide has no closed-form KL.
 
-    Source: Kingma and Welling (2014), equation 10.
+    Source: Kingma and Welling (2014), equations 3 and 10.
     """
 
     def estimator(self) -> pyro.infer.ELBO:
@@ -88,7 +88,7 @@ class ELBOAnalyticKL(Objective):
 class IWAE(Objective):
     """E[log (1/K) sum_k w_k], w_k = p(x, z_k) / q(z_k | x), K = ``num_particles``.
 
-    Source: Burda et al. (2016), equation 8 and, for the gradient, 14.
+    Source: Burda et al. (2016), section 3.
     """
 
     num_particles: int = 5
@@ -110,7 +110,7 @@ class DReG(Objective):
     d/d phi gets sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi), without the score of q, whose
     expectation is zero but whose noise drowns the rest as K grows.
 
-    Source: Tucker et al. (2019), equation 8.
+    Source: Tucker et al. (2019).
     """
 
     num_particles: int = 5
@@ -128,7 +128,8 @@ class DReG(Objective):
         normalised = log_w.detach().softmax(0)
         # One factor v_k from the surrogate's weights, for theta and for z; the other on the way to
         # phi, which is reached through z alone.
-        z.register_hook(lambda gradient: normalised.unsqueeze(-1) * gradient)
+        if z.requires_grad:
+            z.register_hook(lambda gradient: normalised.unsqueeze(-1) * gradient)
         surrogate = (normalised * log_w).sum(0)
         return surrogate, _log_mean_exp(log_w), log_w
 
@@ -149,8 +150,8 @@ class BetaELBO(Objective):
         ValueError: where a number is negative.
         ConfigError: from the estimator, for free bits with another guide.
 
-    Source: Higgins et al. (2017), equation 4; Bowman et al. (2016), section 3.1; Kingma et al.
-        (2016), equation 15.
+    Source: Higgins et al. (2017), beta; Bowman et al. (2016), warm-up; Kingma et al. (2016), free
+        bits.
     """
 
     beta: float = 4.0

@@ -18,14 +18,15 @@ from vae_pyro.config import Config, build, flatten, parse_config, without_passwo
 from vae_pyro.data import Dataset, ImageSource, batches
 from vae_pyro.errors import ConfigError
 from vae_pyro.latent import posterior_means
-from vae_pyro.likelihoods import Likelihood, Support
+from vae_pyro.likelihoods import Support
+from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
 from vae_pyro.progress import show_progress
-from vae_pyro.provenance import fingerprint, git_tags
+from vae_pyro.provenance import describe_x, fingerprint, git_tags, identify_x
 from vae_pyro.randomness import RandomStream
 from vae_pyro.results import JobResult
 from vae_pyro.tracking import Run, Tracker
-from vae_pyro.training import EpochRecord, train
+from vae_pyro.training import EpochRecord, train, try_out
 from vae_pyro.vae import VAE
 
 
@@ -77,13 +78,17 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
     if source.binarisation == "static" and likelihood.support is Support.BINARY:
         dataset = dataset.binarised_once()
     train_x = None
-    if config.network.get("output_bias") == "data":
+    if build(config.network, Network, "network").output_bias == "data":
         generator = RandomStream("output bias", config.seed).generator
         train_x = likelihood.prepare(dataset.train.images, generator)
     with RandomStream("initial weights", config.seed).active():
         vae = blueprint.build(train_x).to(device).eval()
     dataset = dataset.to(device)
-    x = describe_x(job.choices.get("data", ""), source, likelihood)
+    first = RandomStream("first try", config.seed, device)
+    few = likelihood.prepare(dataset.valid.images[:2], first.generator)
+    with first.active():
+        try_out(vae, objective, few)
+    x = describe_x(job.choices.get("data", ""), source.binarisation, likelihood)
     tags = {
         "fingerprint": fingerprint(tree, dataset.checksum),
         "x": x,
@@ -104,7 +109,7 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
             dict(job.settings),
             config.latent_dim,
             x=x,
-            data_checksum=dataset.checksum,
+            images=identify_x(dataset, likelihood),
             log_cell_volume=evaluation.log_cell_volume(likelihood, dataset.image_shape),
             metrics=metrics,
         )
@@ -189,8 +194,10 @@ class _Experiment:
                 with self._stream("validation").active():
                     valid = evaluation.validate(self.vae, valid_x, training.valid_samples)
                 self.run.log_metrics({**_train_metrics(record), **valid}, record.epoch)
-                if not weights or training.keep == "last" or valid["valid/elbo"] > best:
-                    kept, best = record.epoch, valid["valid/elbo"]
+                # While the objective warms up, a high ELBO is of another one than was asked for.
+                settled = self.objective.at_epoch(record.epoch) == self.objective
+                if training.keep == "last" or not settled or not valid["valid/elbo"] <= best:
+                    kept, best = record.epoch, valid["valid/elbo"] if settled else -math.inf
                     weights = {k: v.clone() for k, v in self.vae.state_dict().items()}
                 if record.epoch in on_the_way:
                     self._draw(test_x, record.epoch)
@@ -217,6 +224,8 @@ class _Experiment:
                 lambda done, elbo: report(done, f"ELBO {elbo:.2f} nats"),
                 draws,
             )
+        if self.dataset.log_prob is not None:
+            metrics["test/log_px_true"] = self.dataset.log_prob(x).mean().item()
         metrics["time/evaluate_seconds"] = time.perf_counter() - start
         return metrics
 
@@ -270,12 +279,6 @@ def snapshot_epochs(epochs: int, snapshots: int) -> set[int]:
     """
     steps = snapshots - 1
     return {0, epochs} | {round(epochs ** (i / steps)) for i in range(steps)}
-
-
-def describe_x(data: str, source: ImageSource, likelihood: Likelihood) -> str:
-    """What log p(x) is of, for instance ``digits: 17 levels``; compare only what has one x."""
-    static = source.binarisation == "static" and likelihood.support is Support.BINARY
-    return f"{data}: {likelihood.x_kind}{' (static)' if static else ''}"
 
 
 def _train_metrics(record: EpochRecord) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Where a result comes from: configuration, code and data in one hash, and the commit."""
+"""Where a result comes from, and what it is of: configuration, code, data, and x."""
 
 import hashlib
 import json
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vae_pyro.config import flatten
+from vae_pyro.data import Dataset
+from vae_pyro.data.dataset import Binarisation
+from vae_pyro.likelihoods import Likelihood, Support
 
 # Recorded like the rest of the configuration, but no part of what a result depends on.
 _NOT_IN_FINGERPRINT = ("tracking.", "data.root")
@@ -41,3 +44,16 @@ def git_tags() -> dict[str, str]:
         return {"mlflow.source.git.commit": git("rev-parse", "HEAD")}
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+def describe_x(data: str, binarisation: Binarisation, likelihood: Likelihood) -> str:
+    """What log p(x) is of, for instance ``digits: 17 levels``; compare only what has one x."""
+    static = binarisation == "static" and likelihood.support is Support.BINARY
+    return f"{data}: {likelihood.x_kind}{' (static)' if static else ''}"
+
+
+def identify_x(dataset: Dataset, likelihood: Likelihood) -> str:
+    """What tells one set of test x from another: the data, and the draw of binary pixels."""
+    if likelihood.support is Support.BINARY:
+        return f"{dataset.checksum} {dataset.preparation_seed}"
+    return dataset.checksum

@@ -37,7 +37,7 @@ class JobResult:
         latent_dim: the size of z; None where the configuration was refused.
         error: why it failed; None where it finished.
         x: what log p(x) is of, for instance ``digits: 17 levels``.
-        data_checksum: of the images that x is drawn from.
+        images: tells one set of test images from another.
         log_cell_volume: nats that make log p(x) (a lower bound on) the log probability of the
             image as levels: 0 for probabilities; None for real-valued data.
         metrics: final metrics by their contract names.
@@ -48,7 +48,7 @@ class JobResult:
     latent_dim: int | None = None
     error: str | None = None
     x: str = ""
-    data_checksum: str = ""
+    images: str = ""
     log_cell_volume: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -83,6 +83,13 @@ def setting(result: JobResult, key: str) -> str:
     return result.settings.get(key, "")
 
 
+def shared_settings(group: Sequence[JobResult], results: Sequence[JobResult]) -> str:
+    """What the jobs of a group have in common and others have not, in words."""
+    own = varying_settings(group)
+    shared = [key for key in varying_settings(results) if key not in own]
+    return ", ".join(f"{key}={setting(group[0], key)}" for key in shared)
+
+
 def bound_names(results: Sequence[JobResult]) -> list[str]:
     """Metrics from the loosest bound to log p(x): elbo, iwae_K in order of K, log_px.
 
@@ -108,7 +115,7 @@ def groups(results: Sequence[JobResult]) -> list[list[JobResult]]:
     by_x: dict[tuple[str, str], list[JobResult]] = {}
     for result in results:
         if result.error is None:
-            by_x.setdefault((result.x, result.data_checksum), []).append(result)
+            by_x.setdefault((result.x, result.images), []).append(result)
     return list(by_x.values())
 
 
@@ -119,12 +126,18 @@ def summary_csv(results: Sequence[JobResult]) -> str:
     metrics = list({name: None for result in finished for name in result.metrics})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["x", "log_cell_volume", *keys, *metrics])
+    writer.writerow(["x", "images", "log_cell_volume", *keys, *metrics])
     for result in finished:
         volume = "" if result.log_cell_volume is None else result.log_cell_volume
         values = (setting(result, key) for key in keys)
         writer.writerow(
-            [result.x, volume, *values, *(result.metrics.get(name, "") for name in metrics)]
+            [
+                result.x,
+                result.images,
+                volume,
+                *values,
+                *(result.metrics.get(name, "") for name in metrics),
+            ]
         )
     return text.getvalue()
 
@@ -170,6 +183,8 @@ def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> dict[s
         f"{'≥ ' * result.is_bound}{result.nats('test/log_px'):.2f} "
         f"± {m['test/log_px_std_error']:.3f}"
     )
+    if "test/log_px_true" in m:
+        row["true log p(x)"] = f"{m['test/log_px_true']:.2f}"
     row["gap"] = f"{m['test/gap']:.2f}"
     if "test/bits_per_dim" in m:
         row["bits/dim"] = f"{m['test/bits_per_dim']:.4f}"

@@ -139,7 +139,7 @@ class SweepCallback(Callback):
         from vae_pyro.results import groups
         from vae_pyro.visualization import sweep_figure
 
-        figure = sweep_figure([_panel(group) for group in groups(results)])
+        figure = sweep_figure([_panel(group, results) for group in groups(results)])
         path = self._folder / "elbo_vs_iwae.png"
         figure.savefig(path)
         return path
@@ -153,9 +153,15 @@ class SweepCallback(Callback):
             self._run.discard()
 
 
-def _panel(group: list[JobResult]) -> Panel:
+def _panel(group: list[JobResult], results: list[JobResult]) -> Panel:
     """The bounds of the jobs that share one kind of x."""
-    from vae_pyro.results import bound_label, bound_names, setting, varying_settings
+    from vae_pyro.results import (
+        bound_label,
+        bound_names,
+        setting,
+        shared_settings,
+        varying_settings,
+    )
     from vae_pyro.visualization import Panel
 
     keys = varying_settings(group)
@@ -165,7 +171,7 @@ def _panel(group: list[JobResult]) -> Panel:
         key=lambda result: (result.latent_dim or 0) if ordered else -result.nats("test/log_px"),
     )
     return Panel(
-        title=group[0].x,
+        title=", ".join(filter(None, [group[0].x, shared_settings(group, results)])),
         labels=[
             ", ".join(setting(result, key) for key in keys) + " (≥)" * result.is_bound
             for result in group

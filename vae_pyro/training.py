@@ -97,6 +97,21 @@ def train(
         yield EpochRecord(epoch, *elbo, seconds, *(maximised[0] if maximised else ()))
 
 
+def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
+    """Compute the objective once, so that parts that do not go together are told of at once.
+
+    Args:
+        vae: the pair; unchanged.
+        objective: what is to be maximised.
+        x: a few prepared images, ``(batch, C, H, W)``.
+
+    Raises:
+        ConfigError: where the objective cannot be had of this guide.
+    """
+    with pyro.get_param_store().scope():
+        objective.estimator().loss(vae.model, vae.guide, x)
+
+
 def _divergence(what: str, epoch: int, step: int, learning_rate: float) -> DivergenceError:
     return DivergenceError(
         f"{what} in epoch {epoch}, step {step}: try a smaller training.learning_rate "

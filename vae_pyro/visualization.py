@@ -79,9 +79,11 @@ def reconstruction_grid(vae: VAE, x: Tensor, columns: int = 16) -> Figure:
 
     Args:
         vae: the pair.
-        x: images, ``(N, C, H, W)``; N a multiple of ``columns``.
-        columns: originals per row.
+        x: images, ``(N, C, H, W)``; what does not fill a row is left out.
+        columns: originals per row, or all of them where they are fewer.
     """
+    columns = min(columns, len(x))
+    x = x[: len(x) // columns * columns]
     with torch.no_grad():
         z = vae.guide.posterior(x).sample()
         means = vae.model.decode(z).mean

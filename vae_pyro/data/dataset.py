@@ -41,6 +41,8 @@ class Dataset:
             pixels are real numbers.
         preparation_seed: fixes which x is drawn of the held-out images (their binarisation or
             dequantisation), whatever the job's own seed, so that all jobs are scored on the same x.
+        log_prob: x ``(N, C, H, W)`` -> log p(x) under the distribution that made the images, nats,
+            ``(N,)``; None where nobody knows it.
     """
 
     train: Split
@@ -48,6 +50,7 @@ class Dataset:
     test: Split
     num_levels: int | None
     preparation_seed: int = 0
+    log_prob: Callable[[Tensor], Tensor] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -134,7 +137,7 @@ def dequantise(images: Tensor, num_levels: int, generator: torch.Generator) -> T
     Returns:
         float32 of the same shape, strictly between 0 and 1.
 
-    Source: Uria et al. (2013), section 5.1; Theis et al. (2016), section 3.1.
+    Source: Uria et al. (2013); for the bound, Theis et al. (2016), section 3.1.
     """
     u = torch.rand(images.shape, generator=generator, device=images.device)
     # Rounding must reach neither 0 nor 1, where some densities are infinite.

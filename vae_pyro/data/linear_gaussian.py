@@ -23,10 +23,11 @@ class LinearGaussian(ImageSource):
         true_latent_dim: how many z the data are made of; at most side^2.
         noise_scale: sigma.
         num_train, num_valid, num_test: images in the splits.
-        seed: fixes W, b and all images.
+        seed: fixes W and all images.
 
     Raises:
-        ValueError: where a number is not positive, or there are more z than pixels.
+        ValueError: where a number is not positive, a split has fewer than two images, there are
+            more z than pixels, or binary pixels are asked for.
 
     Source: Tipping and Bishop (1999), probabilistic principal component analysis.
     """
@@ -40,16 +41,14 @@ class LinearGaussian(ImageSource):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "side",
-            "true_latent_dim",
-            "noise_scale",
-            "num_train",
-            "num_valid",
-            "num_test",
-        ):
+        for name in ("side", "true_latent_dim", "noise_scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be positive, got {getattr(self, name)}")
+        for name in ("num_train", "num_valid", "num_test"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}: must be at least 2, got {getattr(self, name)}")
+        if self.binarisation != "dynamic":
+            raise ValueError("binarisation: these images are real numbers and stay so")
         if self.true_latent_dim > self.side**2:
             raise ValueError(
                 f"true_latent_dim: must be at most side^2 = {self.side**2}, got "
@@ -90,6 +89,7 @@ class LinearGaussian(ImageSource):
             valid=self._draw("valid", self.num_valid),
             test=self._draw("test", self.num_test),
             num_levels=None,
+            log_prob=self.log_prob,
         )
 
     def _draw(self, split: str, num_images: int) -> Split:

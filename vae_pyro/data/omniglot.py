@@ -19,8 +19,8 @@ class Omniglot(DownloadedSource):
 
     The 19,280 "background" images give 17,280 for training and 2,000 for validation (a fixed
     random choice), the 13,180 "evaluation" images, of other alphabets, the test. Labels are
-    alphabets. Published VAE results mostly use the 28x28 file of Burda et al. (2016), with another
-    split and scaling: numbers are not comparable with them.
+    alphabets, counted anew in each of the two. Published VAE results mostly use the 28x28 file of
+    Burda et al. (2016), with another split and scaling: numbers are not comparable with them.
 
     Source: Lake et al. (2015).
     """

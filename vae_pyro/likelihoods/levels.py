@@ -14,7 +14,7 @@ class Categorical(Likelihood):
 
     It knows nothing of the order of levels and can take any shape, at L outputs per pixel.
 
-    Source: van den Oord et al. (2016), section 3.2.
+    Source: van den Oord et al. (2016), pixel recurrent networks: pixels as discrete variables.
     """
 
     support = Support.LEVELS
@@ -42,7 +42,7 @@ class DiscretizedLogisticMixture(Likelihood):
 
     Args:
         num_components: logistic densities per pixel and channel.
-        min_scale: no component's scale is below it, in units of the brightest level.
+        min_scale: no component's scale is below it, in units of x, which ranges from 0 to 1.
 
     Source: Salimans et al. (2017), section 2.1, without its links between channels.
     """

@@ -20,7 +20,7 @@ class Normal(Likelihood):
     how much a sharp image is worth: compare ``normal_learned_scale``.
 
     Args:
-        scale: the standard deviation of every pixel, in units of the brightest level.
+        scale: the standard deviation of every pixel, in units of x, which ranges from 0 to 1.
     """
 
     support = Support.REAL
