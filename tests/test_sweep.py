@@ -362,7 +362,8 @@ def test_a_sweep_over_likelihoods_compares_what_may_be_compared(
         log_prob = float(row["test/log_px"]) - density * 64 * np.log(17)
         assert float(row["log_cell_volume"]) == pytest.approx(-density * 64 * np.log(17))
         assert float(row["test/bits_per_dim"]) == pytest.approx(-log_prob / 64 / np.log(2))
-        assert 0 < float(row["test/bits_per_dim"]) < 5
+        # Below a fair code for 17 levels, but for the fixed scale, far too small after two epochs.
+        assert 0 < float(row["test/bits_per_dim"]) < (9 if name == "normal" else np.log2(17))
     (parent,) = [run for run in runs_in(tmp_path) if "mlflow.parentRunId" not in run.data.tags]
     note = parent.data.tags["mlflow.note.content"]
     tags = {run.data.params["likelihood"]: run.data.tags for run in runs_in(tmp_path)
@@ -410,7 +411,7 @@ def test_the_output_bias_starts_where_it_is_told(run_py: Command, tmp_path: Path
     (weights,) = tmp_path.rglob("weights.safetensors")
     bias = load_file(weights)["model.decoder.4.bias"].reshape(17, 64)
     torch.testing.assert_close(bias.exp().sum(0), torch.ones(64), atol=1e-4, rtol=0)
-    assert bias[0, 0] > np.log(0.99)  # the corner of a digit is dark
+    assert bias[0, 0].exp() == pytest.approx((1197 + 1) / (1197 + 17))  # a corner that is black
 
 
 def test_epochs_of_the_warm_up_are_not_kept(run_py: Command, tmp_path: Path) -> None:
@@ -489,7 +490,7 @@ def test_more_samples_leave_the_training_alone(run_py: Command, tmp_path: Path) 
         (["device=cuda"], "no CUDA GPU"),
         (["data=linear_gaussian", "likelihood=bernoulli"], "use likelihood=normal"),
         (["likelihood=normal", "likelihood.scale=0"], "likelihood.scale: must be positive, got 0"),
-        (["likelihood=normal", "likelihood.num_levels=3"], "likelihood.num_levels: no such key"),
+        (["likelihood=normal", "+likelihood.num_levels=3"], "likelihood.num_levels: no such key"),
         (["guide=flow", "guide.hidden=0"], "guide.hidden: must be at least 1, got 0"),
         (["network=conv", "network.channels=[]"], "network.channels: needs one or more"),
         (["objective=elbo_analytic_kl", "guide=flow"], "no closed form; use objective=elbo"),
