@@ -423,6 +423,19 @@ def test_epochs_of_the_warm_up_are_not_kept(run_py: Command, tmp_path: Path) -> 
     assert run.data.metrics["train/kept_epoch"] > 6
 
 
+def test_training_ends_when_it_no_longer_helps(run_py: Command, tmp_path: Path) -> None:
+    options = ("likelihood=categorical", "training.patience=4", "training.learning_rate=0.02")
+    done = run_py(*options, "training.snapshots=1", *QUICK[2:])
+    assert done.returncode == 0, done.stderr
+    (run,) = runs_in(tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    elbos = [point.value for point in client.get_metric_history(run.info.run_id, "valid/elbo")]
+    kept = int(run.data.metrics["train/kept_epoch"])
+    assert len(elbos) == kept + 4 < 200
+    assert np.argmax(elbos) == kept - 1
+    assert f"training ended with epoch {kept + 4}: no better valid ELBO since {kept}" in done.stdout
+
+
 def test_static_binarisation_is_for_binary_pixels_only(run_py: Command, tmp_path: Path) -> None:
     done = run_py("likelihood=bernoulli,categorical", "data.binarisation=static", *QUICK, "-m")
     assert done.returncode == 0, done.stderr

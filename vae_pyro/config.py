@@ -32,6 +32,7 @@ class Training:
         valid_samples: z's per validation image and epoch, for valid/elbo and its parts.
         keep: which weights are tested and saved: those of the ``last`` epoch, or of the ``best``
             by valid/elbo, once the objective no longer warms up.
+        patience: with ``best``, training ends after so many epochs without a better valid/elbo.
         snapshots: how often pictures are drawn, the last epoch included; and once before.
     """
 
@@ -40,6 +41,7 @@ class Training:
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     valid_samples: Annotated[int, Field(ge=2)]
     keep: Literal["best", "last"]
+    patience: Positive
     snapshots: Positive
 
 

@@ -100,10 +100,10 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         run.log_params(_params(tree, job.choices))
         run.log_file(_write_config(tree, job.output))
         experiment = _Experiment(config, dataset, vae, objective, run, console, job)
-        trained = experiment.train()
+        trained, last_epoch = experiment.train()
         save_model(job.output / "model", vae, blueprint)  # before anything else can fail
         run.log_file(job.output / "model", "model")
-        metrics = experiment.evaluate(trained)
+        metrics = experiment.evaluate(trained, last_epoch)
         result = JobResult(
             job.name,
             dict(job.settings),
@@ -145,10 +145,10 @@ class _Experiment:
     console: Console
     job: Job
 
-    def evaluate(self, trained: Mapping[str, float]) -> dict[str, float]:
+    def evaluate(self, trained: Mapping[str, float], epoch: int) -> dict[str, float]:
         """Test and draw; returns the final metrics, those of the training among them."""
         metrics = {**self._test(), **trained}
-        self.run.log_metrics(metrics, step=self.config.training.epochs)
+        self.run.log_metrics(metrics, step=epoch)
         self._draw_bounds(metrics)
         return metrics
 
@@ -161,11 +161,11 @@ class _Experiment:
         x = [self.vae.model.likelihood.prepare(images.cpu(), generator) for _ in range(draws)]
         return torch.cat(x).to(images.device)
 
-    def train(self) -> dict[str, float]:
+    def train(self) -> tuple[dict[str, float], int]:
         """Train, recording every epoch; leaves the VAE with the weights to be kept.
 
         Returns:
-            the seconds spent on steps, and the epoch whose weights are kept.
+            the seconds spent on steps and the epoch whose weights are kept; and the last epoch.
         """
         training, likelihood = self.config.training, self.vae.model.likelihood
         order = self._stream("batches").generator
@@ -202,9 +202,16 @@ class _Experiment:
                 if record.epoch in on_the_way:
                     self._draw(test_x, record.epoch)
                 report(record.epoch, f"valid ELBO {valid['valid/elbo']:.2f} nats")
+                if training.keep == "best" and record.epoch - kept >= training.patience:
+                    break
+        if record.epoch < training.epochs:
+            self.console.print(
+                f"training ended with epoch {record.epoch}: no better valid ELBO since {kept}",
+                highlight=False,
+            )
         self.vae.load_state_dict(weights)
-        self._draw(test_x, training.epochs)
-        return {"time/train_seconds": seconds, "train/kept_epoch": float(kept)}
+        self._draw(test_x, record.epoch)
+        return {"time/train_seconds": seconds, "train/kept_epoch": float(kept)}, record.epoch
 
     def _test(self) -> dict[str, float]:
         log_cell_width = self.vae.model.likelihood.log_cell_width
