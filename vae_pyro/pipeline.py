@@ -199,11 +199,11 @@ class _Experiment:
                 if training.keep == "last" or not settled or not valid["valid/elbo"] <= best:
                     kept, best = record.epoch, valid["valid/elbo"] if settled else -math.inf
                     weights = {k: v.clone() for k, v in self.vae.state_dict().items()}
-                if record.epoch in on_the_way:
-                    self._draw(test_x, record.epoch)
                 report(record.epoch, f"valid ELBO {valid['valid/elbo']:.2f} nats")
                 if training.keep == "best" and record.epoch - kept >= training.patience:
                     break
+                if record.epoch in on_the_way:
+                    self._draw(test_x, record.epoch)
         if record.epoch < training.epochs:
             self.console.print(
                 f"training ended with epoch {record.epoch}: no better valid ELBO since {kept}",
