@@ -96,7 +96,9 @@ def test_every_kind_of_x_has_its_own_panel() -> None:
     series = {"ELBO": [(-3.0, 0.1), (-2.0, 0.1)], "log p(x)": [(-2.5, 0.2), (-1.5, 0.2)]}
     ordered = Panel("binary pixels", ["2", "10"], "latent_dim", ordered=True, series=series)
     others = Panel("17 levels", ["beta, 2", "normal, 2"], "likelihood", False, series)
-    figure = sweep_figure([ordered, others])
+    figure = sweep_figure([ordered, others], ["not to be compared"])
+    assert figure.get_supxlabel() == "not to be compared"
+    assert sweep_figure([ordered]).get_supxlabel() == ""
     upright, lying = figure.axes
     assert upright.get_title() == "binary pixels"
     assert lying.get_title() == "17 levels"

@@ -136,10 +136,11 @@ class SweepCallback(Callback):
         return path.is_file() and path.stat().st_mtime >= self._start - 1
 
     def _draw(self, results: list[JobResult]) -> Path:
-        from vae_pyro.results import groups
+        from vae_pyro.results import groups, summary_notes
         from vae_pyro.visualization import sweep_figure
 
-        figure = sweep_figure([_panel(group, results) for group in groups(results)])
+        panels = [_panel(group, results) for group in groups(results)]
+        figure = sweep_figure(panels, summary_notes(results)[1:])  # the axes say the first
         path = self._folder / "elbo_vs_iwae.png"
         figure.savefig(path)
         return path

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 import numpy as np
 import torch
@@ -213,10 +214,14 @@ class Panel:
     series: Mapping[str, Sequence[tuple[float, float]]]
 
 
-def sweep_figure(panels: Sequence[Panel]) -> Figure:
+def sweep_figure(panels: Sequence[Panel], notes: Sequence[str] = ()) -> Figure:
     """ELBO, IWAE-K and log p(x) of every job, +- 2 standard errors; one panel for each kind of x.
 
     Ordered jobs stand side by side, others one above the other.
+
+    Args:
+        panels: from top to bottom.
+        notes: what a reader must know to compare, a line each, under the last panel.
     """
     heights = [4.5 if panel.ordered else 1.2 + 0.32 * len(panel.labels) for panel in panels]
     width = max(8 if panel.ordered else 10 for panel in panels)
@@ -253,4 +258,7 @@ def sweep_figure(panels: Sequence[Panel]) -> Figure:
         list(handles.values())[::-1], list(handles)[::-1], loc="outside right upper", frameon=False
     )
     figure.suptitle("from the ELBO up to log p(x); bars: 2 Monte Carlo standard errors")
+    if notes:
+        lines = [line for note in notes for line in wrap(note, 130)]
+        figure.supxlabel("\n".join(lines), fontsize="small", x=0.02, horizontalalignment="left")
     return figure
