@@ -22,8 +22,8 @@ DENSITIES = (
     "plus the log volume of the image's cell"
 )
 INCOMPARABLE = (
-    "each kind of x stands by itself, ranked by log p(x): probabilities of different things are not "
-    "to be compared"
+    "each kind of x stands by itself, ranked by log p(x): probabilities of different things are "
+    "not to be compared"
 )
 
 
