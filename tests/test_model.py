@@ -9,28 +9,14 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from scipy import stats
 
+from tests.likelihoods.test_likelihoods import build, every_likelihood
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.errors import DataError
 from vae_pyro.guide import DiagNormal
-from vae_pyro.likelihoods import (
-    Bernoulli,
-    Beta,
-    Categorical,
-    ContinuousBernoulli,
-    DiscretizedLogisticMixture,
-    Likelihood,
-    Normal,
-    NormalHeteroscedastic,
-    NormalLearnedScale,
-)
+from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.log_marginal import log_weights
 from vae_pyro.networks import MLP, Conv, Linear, Network
 from vae_pyro.vae import VAE, build_vae
-
-LIKELIHOODS = [
-    Bernoulli, Beta, Categorical, ContinuousBernoulli, DiscretizedLogisticMixture, Normal,
-    NormalHeteroscedastic, NormalLearnedScale,
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -109,13 +95,11 @@ def test_grey_pixels_are_refused_with_the_way_out(vae: VAE) -> None:
         vae.model(torch.tensor([0.5, 1.0]).repeat(20).reshape(2, 1, 4, 5))
 
 
-@pytest.mark.parametrize("kind", LIKELIHOODS)
+@every_likelihood
 @pytest.mark.parametrize("network", [Linear(), MLP((8,)), Conv((3, 4))])
-def test_every_likelihood_tells_the_story_in_colour(
-    kind: type[Likelihood], network: Network
-) -> None:
+def test_every_likelihood_tells_the_story_in_colour(name: str, network: Network) -> None:
     """Drawn images have their shape and support, and every axis of the particles is kept."""
-    vae = build_vae(2, (3, 5, 4), network, kind(7), DiagNormal)
+    vae = build_vae(2, (3, 5, 4), network, build(name, 7), DiagNormal)
     drawn = vae.model(num_images=6)
     assert drawn.shape == (6, 3, 5, 4)
     vae.model.likelihood.check(drawn)
