@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vae_pyro.checkpoint import Blueprint, load_model, save_model, write_atomically
+from vae_pyro.checkpoint import Blueprint, load_model, save_model
 from vae_pyro.errors import UserError
 from vae_pyro.vae import VAE
 
@@ -87,19 +87,3 @@ def test_a_blueprint_cannot_choose_a_module_to_import(
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no trained model can be read from .*nowhere"):
         load_model(tmp_path / "nowhere")
-
-
-def test_writing_replaces_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def full_disk(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

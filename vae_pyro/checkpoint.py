@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from vae_pyro.config import build, resolve
 from vae_pyro.errors import CheckpointError, ConfigError
+from vae_pyro.files import write_atomically
 from vae_pyro.guide import Guide
 from vae_pyro.likelihoods import Likelihood
 from vae_pyro.networks import Network
@@ -75,19 +75,6 @@ class Blueprint:
             if option in guide_options:
                 raise ConfigError(f"guide.{error}") from error
             raise
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old file or the new one, whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> None:

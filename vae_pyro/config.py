@@ -18,6 +18,13 @@ T = TypeVar("T")
 Positive = Annotated[int, Field(ge=1)]
 Options = Mapping[str, Any]
 
+TAKEN_METRICS = (
+    "elbo", "log_px", "gap", "bits_per_dim", "effective_sample_size", "pareto_k_high",
+    "active_units", "kl", "mutual_information", "mutual_information_upper", "marginal_kl",
+    "kl_to_posterior", "approximation_gap", "amortisation_gap", "log_px_true",
+)  # fmt: skip
+"""Under ``test/``, besides ``iwae_<K>``; estimators must be called otherwise."""
+
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -54,13 +61,33 @@ class Evaluation:
         iwae_samples: each K for which the IWAE-K bound is reported, none above ``num_samples``.
         dequantisations: x's drawn per test image where p(x | z) is a density of dequantised
             images; 2 or more, so that the spread between them is known.
+        estimators: further estimators of log p(x), ``_target_`` and options, by the metric that
+            their answer becomes.
+        num_images: the further estimators are asked about the first so many test images; None for
+            all of them.
+        simulated_images: how many images are simulated from the model, to try AIS on from below
+            and above; 0 for none.
+        latent: whether the information in the latent space is measured.
+        inapplicable: what becomes of an estimator that has no answer for the model.
     """
 
     num_samples: Annotated[int, Field(ge=25)]
     iwae_samples: tuple[Positive, ...]
     dequantisations: Annotated[int, Field(ge=2)]
+    estimators: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Options]
+    num_images: Annotated[int, Field(ge=2)] | None
+    simulated_images: Annotated[int, Field(ge=0)]
+    latent: bool
+    inapplicable: Literal["refuse", "skip"]
 
     def __post_init__(self) -> None:
+        if self.simulated_images == 1:
+            raise ValueError("simulated_images: one image has no spread; ask for 0, or 2 or more")
+        taken = [n for n in self.estimators if n in TAKEN_METRICS or n.startswith("iwae_")]
+        if taken:
+            raise ValueError(
+                f"estimators.{taken[0]}: test/{taken[0]} is always measured; choose another name"
+            )
         above = [k for k in self.iwae_samples if k > self.num_samples]
         if above:
             raise ValueError(

@@ -23,3 +23,7 @@ class DivergenceError(UserError):
 
 class CheckpointError(UserError):
     """A saved model that is missing, damaged, or does not fit."""
+
+
+class EstimatorError(UserError):
+    """An estimator that has no answer for this VAE."""

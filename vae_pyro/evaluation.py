@@ -1,18 +1,35 @@
 """From a trained VAE and held-out images to the metrics of the contract."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from vae_pyro.latent import active_units, posterior_means
+from vae_pyro.latent import active_units, active_units_std_error, information, posterior_means
 from vae_pyro.likelihoods import Likelihood
-from vae_pyro.log_marginal import ELBO, IWAE, ImportanceSampling, elbo_parts, estimate_together
-from vae_pyro.log_marginal.importance import WeightEstimator
-from vae_pyro.log_marginal.weights import OnProgress
+from vae_pyro.log_marginal import (
+    AIS,
+    ELBO,
+    IWAE,
+    Answer,
+    Bound,
+    Estimate,
+    Estimator,
+    ImportanceSampling,
+    PerImage,
+    bidirectional,
+    elbo_parts,
+    estimate_together,
+)
+from vae_pyro.log_marginal.together import ShowProgress, silently
+from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
 HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not to be relied on
+_LATENT_IMAGES = 2000  # of which the aggregated posterior is made: its cost grows with the square
 
 
 def validate(vae: VAE, x: Tensor, num_samples: int) -> dict[str, float]:
@@ -26,60 +43,208 @@ def validate(vae: VAE, x: Tensor, num_samples: int) -> dict[str, float]:
         num_samples: z's per image.
     """
     metrics: dict[str, float] = {}
-    for name, estimate in elbo_parts(vae, x, num_samples).items():
-        metrics[f"valid/{name}"] = estimate.mean()
-        metrics[f"valid/{name}_std_error"] = estimate.mean_std_error()
+    for name, number in elbo_parts(vae, x, num_samples).items():
+        metrics[f"valid/{name}"] = number.mean()
+        metrics[f"valid/{name}_std_error"] = number.mean_std_error()
     return metrics
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of a trained VAE about test images.
+
+    Attributes:
+        num_samples: z's per image for the ELBO, the IWAE bounds and importance sampling.
+        iwae_samples: each K for an IWAE-K bound.
+        estimators: further ones, by the metric that their answer becomes (``log_px_ais``, ..).
+        num_images: the further estimators are asked about the first so many images; None for all.
+        simulated_images: how many images to simulate from the model, on which AIS is tried from
+            below and above; 0 for none. Needs an AIS among the estimators.
+        latent: whether to measure the information in the latent space.
+    """
+
+    num_samples: int
+    iwae_samples: Sequence[int]
+    estimators: Mapping[str, Estimator] = field(default_factory=dict)
+    num_images: int | None = None
+    simulated_images: int = 0
+    latent: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        metrics: by their contract names.
+        answers: for every image, by metric name without ``test/``: elbo, iwae_<K>, log_px.
+        compared: all estimators about the same, first images; the further ones included.
+        draws: blocks of x that stem from the same images.
+    """
+
+    metrics: dict[str, float]
+    answers: Mapping[str, Answer]
+    compared: Mapping[str, Answer]
+    draws: int
+
+    @property
+    def reference(self) -> str | None:
+        """The answer that the others are to be judged by: exact, or by quadrature."""
+        for bound in (Bound.EXACT, Bound.NUMERIC):
+            for name, answer in self.compared.items():
+                if answer.estimate.bound is bound:
+                    return name
+        return None
 
 
 def evaluate(
     vae: VAE,
     x: Tensor,
-    num_samples: int,
-    iwae_samples: Sequence[int],
-    on_progress: OnProgress | None = None,
+    questions: Questions,
+    *,
+    seed: int,
     draws: int = 1,
-) -> dict[str, float]:
-    """Every ``test/`` metric, from one set of weights: nats per image, higher is better.
+    folder: Path | None = None,
+    progress: ShowProgress = silently,
+) -> Evaluation:
+    """Every ``test/`` metric: nats per image, higher is better.
 
+    A Monte Carlo number has two errors beside it: ``_std_error``, how far it may move when the same
+    images are evaluated anew, and ``_image_std_error``, with other images of the same kind.
     ``test/bits_per_dim`` is of the images as levels, also for a density of dequantised pixels;
     there is none for real-valued data.
 
     Args:
         vae: the pair.
         x: test images, ``(N, C, H, W)``.
-        num_samples: z's per image.
-        iwae_samples: each K for an IWAE-K bound.
-        on_progress: called after every chunk with (weights done, running ELBO).
+        questions: what is asked.
+        seed: of all random numbers.
         draws: x holds so many blocks, each a fresh draw from the same images, and the numbers are
             means over them; standard errors then contain the draw.
+        folder: where answers are kept chunk by chunk, and taken from; see ``estimate_together``.
+        progress: shows how far each estimator is.
+
+    Raises:
+        EstimatorError: where a further estimator has no answer for this VAE.
     """
-    estimators: dict[str, WeightEstimator] = {
-        "elbo": ELBO(num_samples),
-        **{f"iwae_{k}": IWAE(num_samples, k) for k in iwae_samples},
-        "log_px": ImportanceSampling(num_samples),
+    for estimator in questions.estimators.values():
+        estimator.check(vae)
+    family: dict[str, Estimator] = {
+        "elbo": ELBO(questions.num_samples),
+        **{f"iwae_{k}": IWAE(questions.num_samples, k) for k in questions.iwae_samples},
+        "log_px": ImportanceSampling(questions.num_samples),
     }
-    estimates = estimate_together(estimators, vae, x, on_progress)
+    answers = estimate_together(family, vae, x, seed=seed, folder=folder, progress=progress)
     metrics: dict[str, float] = {}
-    for name, estimate in estimates.items():
-        metrics[f"test/{name}"] = estimate.mean()
-        metrics[f"test/{name}_std_error"] = estimate.mean_std_error(draws)
-    log_px = estimates["log_px"]
-    metrics["test/gap"] = metrics["test/log_px"] - metrics["test/elbo"]
-    cell = log_cell_volume(vae.model.likelihood, x.shape[1:])
-    if cell is not None:
-        nats_per_bit_of_image = math.log(2) * x[0].numel()
-        metrics["test/bits_per_dim"] = -(metrics["test/log_px"] + cell) / nats_per_bit_of_image
-        metrics["test/bits_per_dim_std_error"] = (
-            metrics["test/log_px_std_error"] / nats_per_bit_of_image
-        )
-    metrics["test/effective_sample_size"] = (
-        log_px.diagnostics["effective_sample_size"].mean().item()
+    for name, answer in answers.items():
+        _record(metrics, name, answer.estimate, draws)
+    _record_quality(metrics, answers["log_px"].estimate, draws)
+    _record_bits(metrics, vae.model.likelihood, x.shape[1:])
+    means = posterior_means(vae, x)
+    metrics["test/active_units"] = float(active_units(means))
+    metrics["test/active_units_std_error"] = active_units_std_error(means)
+    if questions.latent:
+        with RandomStream("latent space", seed, x.device).active():
+            measures = information(vae, x[: min(len(x) // draws, _LATENT_IMAGES)])
+        for name, number in vars(measures).items():
+            _record(metrics, name, number)
+
+    first = torch.arange(len(x)).reshape(draws, -1)[:, : questions.num_images].flatten()
+    compared = {
+        name: Answer(answer.estimate.select(first), answer.seconds * len(first) / len(x))
+        for name, answer in answers.items()
+    }
+    chosen = x[first.to(x.device)]
+    further = estimate_together(
+        questions.estimators, vae, chosen, seed=seed, folder=folder, progress=progress
     )
-    high = log_px.diagnostics["pareto_k"] > HIGH_PARETO_K
-    metrics["test/pareto_k_high"] = high.double().mean().item()
-    metrics["test/active_units"] = float(active_units(posterior_means(vae, x)))
+    for name, answer in further.items():
+        _record(metrics, name, answer.estimate, draws)
+    evaluation = Evaluation(metrics, answers, compared | further, draws)
+    if further:
+        metrics |= _gaps(evaluation)
+    ais = next((e for e in questions.estimators.values() if isinstance(e, AIS)), None)
+    if questions.simulated_images and ais is not None:
+        lower, upper = bidirectional(
+            ais, vae, questions.simulated_images, seed=seed, folder=folder, progress=progress
+        )
+        gap = _difference(upper.estimate, lower.estimate)
+        _record(metrics, "log_px_ais", lower.estimate, prefix="simulated")
+        _record(metrics, "log_px_upper", upper.estimate, prefix="simulated")
+        _record(metrics, "gap", gap, prefix="simulated")
+    return evaluation
+
+
+def _record(
+    metrics: dict[str, float], name: str, number: PerImage, draws: int = 1, prefix: str = "test"
+) -> None:
+    metrics[f"{prefix}/{name}"] = number.mean()
+    metrics[f"{prefix}/{name}_std_error"] = number.mean_std_error(draws)
+    metrics[f"{prefix}/{name}_image_std_error"] = number.image_std_error(draws)
+
+
+def _record_quality(metrics: dict[str, float], log_px: Estimate, draws: int) -> None:
+    """What the weights behind log p(x) tell of it, and of the guide."""
+    of = log_px.diagnostics
+    _record(metrics, "gap", PerImage(of["elbo_gap"], of["elbo_gap_std_error"]), draws)
+    metrics["test/effective_sample_size"] = of["effective_sample_size"].mean().item()
+    metrics["test/pareto_k_high"] = pareto_k_high(log_px)
+
+
+def pareto_k_high(estimate: Estimate) -> float:
+    """Share of the images whose k-hat is above 0.7; NaN where there is no k-hat."""
+    k = estimate.diagnostics.get("pareto_k")
+    if k is None or k.isnan().any():
+        return math.nan
+    return (k > HIGH_PARETO_K).double().mean().item()
+
+
+def _record_bits(
+    metrics: dict[str, float], likelihood: Likelihood, image_shape: Sequence[int]
+) -> None:
+    cell = log_cell_volume(likelihood, image_shape)
+    if cell is None:
+        return
+    nats_per_bit_of_image = math.log(2) * math.prod(image_shape)
+    metrics["test/bits_per_dim"] = -(metrics["test/log_px"] + cell) / nats_per_bit_of_image
+    for error in ("std_error", "image_std_error"):
+        metrics[f"test/bits_per_dim_{error}"] = (
+            metrics[f"test/log_px_{error}"] / nats_per_bit_of_image
+        )
+
+
+def _gaps(evaluation: Evaluation) -> dict[str, float]:
+    """KL(q || p(z | x)) where log p(x) is known; its two parts where the best q was sought.
+
+    Source: Cremer et al. (2018), section 3.
+    """
+    estimates = {name: answer.estimate for name, answer in evaluation.compared.items()}
+    draws = evaluation.draws
+    metrics: dict[str, float] = {}
+    if evaluation.reference is not None:
+        known = estimates[evaluation.reference]
+        _record(metrics, "kl_to_posterior", _difference(known, estimates["elbo"]), draws)
+    if "elbo_local" in estimates:
+        best = estimates["elbo_local"]
+        log_px = estimates[evaluation.reference or _tightest(estimates)]
+        _record(metrics, "approximation_gap", _difference(log_px, best), draws)
+        _record(metrics, "amortisation_gap", _difference(best, estimates["elbo"]), draws)
     return metrics
+
+
+def _tightest(estimates: Mapping[str, Estimate]) -> str:
+    """The highest of the lower bounds that are meant as log p(x)."""
+    meant = [
+        name
+        for name, estimate in estimates.items()
+        if name.startswith("log_px") and estimate.bound is Bound.LOWER
+    ]
+    return max(meant, key=lambda name: estimates[name].mean())
+
+
+def _difference(a: PerImage, b: PerImage) -> PerImage:
+    """Of two answers about the same images from independent draws."""
+    return PerImage(a.value - b.value, torch.hypot(a.std_error, b.std_error))
 
 
 def log_cell_volume(likelihood: Likelihood, image_shape: Sequence[int]) -> float | None:

@@ -1,11 +1,18 @@
-"""What the latent space is used for."""
+"""What the latent space is used for, and how much of x the encoder puts into it."""
+
+import math
+from dataclasses import dataclass
 
 import torch
+from pyro import distributions as dist
 from torch import Tensor
 
+from vae_pyro.errors import EstimatorError
+from vae_pyro.log_marginal import PerImage
 from vae_pyro.vae import VAE
 
 ACTIVE_VARIANCE = 0.01
+_NUMBERS_AT_ONCE = 2**22
 
 
 def posterior_means(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
@@ -22,4 +29,118 @@ def active_units(means: Tensor) -> int:
 
     Source: Burda et al. (2016), section 5.2.
     """
-    return int((means.double().var(0) > ACTIVE_VARIANCE).sum())
+    return int((_variances(means)[0] > ACTIVE_VARIANCE).sum())
+
+
+def active_units_std_error(means: Tensor) -> float:
+    """How far the count may move with other images: sqrt(sum_d p_d (1 - p_d)).
+
+    p_d is the probability that dimension d counts as active, taken from a normal around its
+    variance with the standard error of that variance; dimensions are taken to be independent.
+
+    Args:
+        means: posterior means, ``(N, D)``.
+    """
+    variance, std_error = _variances(means)
+    distance = (variance - ACTIVE_VARIANCE) / std_error.clamp(min=1e-300)
+    p = torch.special.ndtr(distance)
+    return math.sqrt((p * (1 - p)).sum().item())
+
+
+def _variances(means: Tensor) -> tuple[Tensor, Tensor]:
+    """Var_x(E_q[z_d]) and its standard error, each ``(D,)``."""
+    squares = (means.double() - means.double().mean(0)).square()
+    std_error = squares.std(0) / len(means) ** 0.5
+    return squares.sum(0) / (len(means) - 1), std_error
+
+
+def kl_per_dimension(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
+    """KL(q(z_d | x) || p(z_d)) in closed form, for normal guides.
+
+    q(z_d | x) is the marginal of one dimension. Under a full-rank guide the dimensions' KLs add up
+    to less than KL(q(z | x) || p(z)): what is missing are their correlations.
+
+    Args:
+        vae: the pair.
+        x: images, ``(N, C, H, W)``.
+        batch_size: images encoded at once.
+
+    Returns:
+        nats, float64, ``(N, D)``.
+
+    Raises:
+        EstimatorError: where the guide is not normal.
+    """
+
+    def of(part: Tensor) -> Tensor:
+        q = vae.guide.posterior(part)
+        base = q.base_dist if isinstance(q, dist.Independent) else q
+        if not isinstance(base, dist.Normal | dist.MultivariateNormal):
+            raise EstimatorError(
+                f"the KL per latent dimension is known of normal guides, not of {type(q).__name__}"
+            )
+        loc, variance = base.mean.double(), base.variance.double()
+        kl: Tensor = 0.5 * (loc.square() + variance - variance.log() - 1)
+        return kl
+
+    with torch.no_grad():
+        return torch.cat([of(part) for part in x.split(batch_size)]).cpu()
+
+
+@dataclass(frozen=True)
+class Information:
+    """How the KL of the ELBO divides: KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)), on average.
+
+    q(z) = (1/N) sum_j q(z | x_j) is the aggregated posterior of the N images. Attributes are in
+    nats per image, from the same draws z ~ q(z | x_i):
+
+    Attributes:
+        kl: log q(z | x_i) - log p(z).
+        mutual_information: log q(z | x_i) - log q(z): below I(x; z) of all images there might have
+            been, and never above log N.
+        mutual_information_upper: likewise, with q(z) of the N - 1 other images; above I(x; z).
+        marginal_kl: log q(z) - log p(z), above KL(q(z) || p(z)) with all images there might be:
+            samples of the prior come from where the encoder puts images only if it is small.
+
+    Source: Hoffman and Johnson (2016), section 2; the two bounds, Poole et al. (2019), section 2.
+    """
+
+    kl: PerImage
+    mutual_information: PerImage
+    mutual_information_upper: PerImage
+    marginal_kl: PerImage
+
+
+def information(vae: VAE, x: Tensor, num_samples: int = 8) -> Information:
+    """Draw z's from q(z | x_i) and weigh them under the aggregated posterior of all images.
+
+    Takes time in proportion to N^2.
+
+    Args:
+        vae: the pair.
+        x: images, ``(N, C, H, W)``, at least 2.
+        num_samples: z's per image, at least 2.
+    """
+    draws: dict[str, list[Tensor]] = {name: [] for name in Information.__annotations__}
+    with torch.no_grad():
+        q = vae.guide.posterior(x)
+        z = q.sample((num_samples,))
+        per_chunk = max(1, _NUMBERS_AT_ONCE // (num_samples * len(x) * z.shape[-1]))
+        for start in range(0, len(x), per_chunk):
+            own = torch.arange(start, min(start + per_chunk, len(x)), device=x.device)
+            points = z[:, own]
+            log_q = q.log_prob(points.unsqueeze(-2)).double()  # (samples, chunk, N)
+            log_own = log_q.gather(-1, own[None, :, None].expand(num_samples, -1, 1)).squeeze(-1)
+            log_all = log_q.logsumexp(-1) - math.log(len(x))
+            others = log_q.scatter(-1, own[None, :, None].expand(num_samples, -1, 1), -math.inf)
+            log_others = others.logsumexp(-1) - math.log(len(x) - 1)
+            log_p = vae.model.prior().log_prob(points).double()
+            draws["kl"].append(log_own - log_p)
+            draws["mutual_information"].append(log_own - log_all)
+            draws["mutual_information_upper"].append(log_own - log_others)
+            draws["marginal_kl"].append(log_all - log_p)
+    values = {name: torch.cat(parts, dim=1).cpu() for name, parts in draws.items()}
+    return Information(**{
+        name: PerImage(value.mean(0), value.std(0) / num_samples**0.5)
+        for name, value in values.items()
+    })  # fmt: skip

@@ -12,11 +12,17 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from vae_pyro.checkpoint import write_atomically
+from vae_pyro.files import write_atomically
 
 RESULT_FILE = "result.json"
-_SPARED_FIRST = ("ESS", "k-hat > 0.7", "seconds", "active units", "gap", "bits/dim", "rank")
-CAPTION = "nats per test image, higher is better; ± is one Monte Carlo standard error"
+_SPARED_FIRST = (
+    "ESS", "k-hat > 0.7", "seconds", "active units", "gap", "bits/dim", "rank", "± images",
+    "decoder evaluations",
+)  # fmt: skip
+CAPTION = (
+    "nats per test image, higher is better; ± is one Monte Carlo standard error: the same images "
+    "evaluated anew; ± images is one standard error for other images of the same kind"
+)
 DENSITIES = (
     "≥ marks a density, shown as its lower bound on log P(image): log p(x) of the dequantised x "
     "plus the log volume of the image's cell"
@@ -183,6 +189,7 @@ def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> dict[s
         f"{'≥ ' * result.is_bound}{result.nats('test/log_px'):.2f} "
         f"± {m['test/log_px_std_error']:.3f}"
     )
+    row["± images"] = f"{m['test/log_px_image_std_error']:.2f}"
     if "test/log_px_true" in m:
         row["true log p(x)"] = f"{m['test/log_px_true']:.2f}"
     row["gap"] = f"{m['test/gap']:.2f}"
@@ -207,26 +214,32 @@ def summary_notes(results: Sequence[JobResult]) -> list[str]:
 
 
 def print_summary(results: Sequence[JobResult], console: Console) -> None:
-    """Print the tables; on a narrow terminal without the columns that can best be spared."""
-    tables = summary_tables(results)
-    for table in tables:
-        left_out: list[str] = []
-        for spared in (None, *_SPARED_FIRST):
-            left_out += [spared] if spared else []
-            shown = _rich_table(table, left_out)
-            any_width = console.options.update_width(1000)
-            if Measurement.get(console, any_width, shown).maximum <= console.width:
-                break
-        console.print(shown)
+    """Print the tables of a sweep, or of one job, and what must be known to read them."""
+    for table in summary_tables(results):
+        print_table(table, console)
     for note in summary_notes(results):
         console.print(note, style="italic dim", highlight=False)
+
+
+def print_table(table: SummaryTable, console: Console) -> None:
+    """Print a table; on a narrow terminal without the columns that can best be spared."""
+    left_out: list[str] = []
+    for spared in (None, *_SPARED_FIRST):
+        left_out += [spared] if spared else []
+        shown = _rich_table(table, left_out)
+        any_width = console.options.update_width(1000)
+        if Measurement.get(console, any_width, shown).maximum <= console.width:
+            break
+    console.print(shown)
 
 
 def _rich_table(table: SummaryTable, left_out: Sequence[str]) -> Table:
     shown = [index for index, name in enumerate(table.header) if name not in left_out]
     rich = Table(title=table.title, title_justify="left", box=SIMPLE_HEAVY, padding=(0, 1, 0, 0))
     for index in shown:
-        name = table.header[index].replace("active ", "active\n").replace("k-hat ", "k-hat\n")
+        name = table.header[index]
+        for first in ("active", "k-hat", "±", "decoder", "seconds"):
+            name = name.replace(f"{first} ", f"{first}\n")
         rich.add_column(name, justify="right", vertical="bottom")
     for row in table.rows:
         rich.add_row(*(row[index] for index in shown))
@@ -235,9 +248,12 @@ def _rich_table(table: SummaryTable, left_out: Sequence[str]) -> Table:
 
 def summary_markdown(results: Sequence[JobResult]) -> str:
     """The tables for a page of notes."""
-    parts = []
-    for table in summary_tables(results):
-        lines = [table.header, ["---:"] * len(table.header), *table.rows]
-        parts.append(f"**{table.title}**")
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join([*parts, *summary_notes(results)])
+    tables = [table_markdown(table) for table in summary_tables(results)]
+    return "\n\n".join([*tables, *summary_notes(results)])
+
+
+def table_markdown(table: SummaryTable) -> str:
+    """One table for a page of notes."""
+    lines = [table.header, ["---:"] * len(table.header), *table.rows]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{table.title}**\n\n{rows}"

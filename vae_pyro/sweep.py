@@ -76,7 +76,7 @@ class SweepCallback(Callback):
 
     def _report(self, results: list[JobResult]) -> None:
         from vae_pyro.app import make_console
-        from vae_pyro.checkpoint import write_atomically
+        from vae_pyro.files import write_atomically
         from vae_pyro.results import print_summary, summary_csv, summary_markdown
 
         finished = [result for result in results if result.error is None]

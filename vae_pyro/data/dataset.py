@@ -140,8 +140,16 @@ def dequantise(images: Tensor, num_levels: int, generator: torch.Generator) -> T
     Source: Uria et al. (2013); for the bound, Theis et al. (2016), section 3.1.
     """
     u = torch.rand(images.shape, generator=generator, device=images.device)
-    # Rounding must reach neither 0 nor 1, where some densities are infinite.
-    return ((images + u) / num_levels).clamp(2**-30, 1 - 2**-24)
+    return off_the_ends((images + u) / num_levels)
+
+
+def off_the_ends(x: Tensor) -> Tensor:
+    """Numbers between 0 and 1 that rounding let reach neither: some densities are infinite there.
+
+    Args:
+        x: float32 of any shape.
+    """
+    return x.clamp(2**-30, 1 - 2**-24)
 
 
 def batches(

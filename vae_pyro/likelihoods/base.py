@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from vae_pyro.data import binarise, dequantise
+from vae_pyro.data.dataset import off_the_ends
 from vae_pyro.errors import DataError
 
 
@@ -135,6 +136,10 @@ class Likelihood(nn.Module, ABC):
                 "numbers, such as likelihood=normal_learned_scale."
             )
         return x.isfinite(), "Remove or replace what is not finite."
+
+    def into_support(self, x: Tensor) -> Tensor:
+        """Draws from p(x | z), moved off the ends of the interval that rounding took them to."""
+        return off_the_ends(x) if self.support is Support.UNIT_INTERVAL else x
 
     @property
     def x_kind(self) -> str:

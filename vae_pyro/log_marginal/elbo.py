@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vae_pyro.log_marginal.estimate import Bound, Estimate
+from vae_pyro.log_marginal.estimate import PerImage
 from vae_pyro.log_marginal.importance import WeightEstimator
 from vae_pyro.log_marginal.weights import log_weights, rows_per_chunk
 from vae_pyro.vae import VAE
@@ -24,7 +24,7 @@ class ELBO(WeightEstimator):
         return 1
 
 
-def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, Estimate]:
+def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, PerImage]:
     """ELBO = reconstruction - KL, each estimated from the same draws.
 
     Args:
@@ -33,8 +33,7 @@ def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, Estimate]:
         num_samples: z's drawn per image; with fewer than 2 the standard errors are NaN.
 
     Returns:
-        ``elbo``; ``reconstruction``, E_q[log p(x | z)]; ``kl``, E_q[log q(z | x) - log p(z)]. Of
-        the three only ``elbo`` is itself a bound; the others carry its mark as its parts.
+        ``elbo``; ``reconstruction``, E_q[log p(x | z)]; ``kl``, E_q[log q(z | x) - log p(z)].
     """
     draws: dict[str, list[Tensor]] = {"elbo": [], "reconstruction": [], "kl": []}
     with torch.no_grad():
@@ -45,6 +44,5 @@ def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, Estimate]:
             draws["kl"].append(log_w.log_proposal - log_w.log_prior)
     parts = {name: torch.cat(chunks, dim=1).double().cpu() for name, chunks in draws.items()}
     return {
-        name: Estimate(part.mean(0), part.std(0) / num_samples**0.5, Bound.LOWER)
-        for name, part in parts.items()
+        name: PerImage(part.mean(0), part.std(0) / num_samples**0.5) for name, part in parts.items()
     }

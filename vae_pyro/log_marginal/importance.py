@@ -1,37 +1,52 @@
-"""Importance sampling with the guide: z ~ q(z | x), weighed by p(x, z) / q(z | x).
+"""Importance sampling: z ~ q(z | x), weighed by p(x, z) / q(z | x).
 
 Why with the encoder? For almost every z of the prior, p(x | z) is practically zero: that z draws
 other images. The encoder proposes the few z that may have led to this x, and the weights pay back
 exactly what its preference took.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vae_pyro.log_marginal.estimate import Bound, Estimate
-from vae_pyro.log_marginal.weights import OnProgress, WeightSummary, summarise_log_weights
+from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress
+from vae_pyro.log_marginal.proposals import Proposal, inflate
+from vae_pyro.log_marginal.weights import WeightSummary, blank_images, summarise_log_weights
 from vae_pyro.vae import VAE
 
 
 @dataclass(frozen=True)
-class WeightEstimator(ABC):
+class WeightEstimator(Estimator):
     """An estimator that is a function of the importance weights of ``num_samples`` draws.
 
     Args:
         num_samples: z's drawn per image.
+        inflation: multiplies the scale of the guide that z is drawn from; see ``Proposal``.
+        prior_share: how much of the prior is mixed into it.
 
     Raises:
-        ValueError: where ``num_samples`` is not positive.
+        ValueError: where a number is out of range.
     """
 
     num_samples: int
+    inflation: float = field(default=1.0, kw_only=True)
+    prior_share: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError(f"num_samples: must be at least 1, got {self.num_samples}")
+        Proposal(self.inflation, self.prior_share)
+
+    @property
+    def proposal(self) -> Proposal:
+        """Where z comes from."""
+        return Proposal(self.inflation, self.prior_share)
+
+    def check(self, vae: VAE) -> None:
+        if self.inflation != 1:
+            inflate(vae.guide.posterior(blank_images(vae)), self.inflation)
 
     @property
     @abstractmethod
@@ -48,12 +63,14 @@ class WeightEstimator(ABC):
             {
                 "effective_sample_size": summary.effective_sample_size,
                 "pareto_k": summary.pareto_k,
+                "elbo_gap": summary.gap.value,
+                "elbo_gap_std_error": summary.gap.std_error,
             },
+            summary.num_samples,
         )
 
-    def __call__(self, vae: VAE, x: Tensor) -> Estimate:
-        """Answer for every image of x ``(batch, C, H, W)``."""
-        return estimate_together({"": self}, vae, x)[""]
+    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+        return read_together({"": self}, vae, x, on_progress)[""]
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,19 @@ class ImportanceSampling(WeightEstimator):
         return self.num_samples
 
 
-def estimate_together(
+@dataclass(frozen=True)
+class PriorSampling(ImportanceSampling):
+    """log of the average of p(x | z) over z ~ p(z): the integral as it is written.
+
+    Unbiased for p(x), and useless for log p(x) once z says much about x: nearly every z draws
+    another image, all of the sum hangs on the luckiest z, and the logarithm falls short by nats.
+    """
+
+    inflation: float = field(default=1.0, init=False, repr=False)
+    prior_share: float = field(default=1.0, init=False, repr=False)
+
+
+def read_together(
     estimators: Mapping[str, WeightEstimator],
     vae: VAE,
     x: Tensor,
@@ -107,17 +136,20 @@ def estimate_together(
     """Answer with several estimators from one pass over one set of weights.
 
     Args:
-        estimators: by name, all with one ``num_samples``.
+        estimators: by name, all with one ``num_samples`` and one proposal.
         vae: the pair.
         x: images, ``(batch, C, H, W)``.
-        on_progress: called after every chunk with (weights done, running ELBO).
+        on_progress: called after every chunk.
 
     Raises:
-        ValueError: where the estimators want different numbers of samples.
+        ValueError: where the estimators want different weights.
     """
-    budgets = {estimator.num_samples for estimator in estimators.values()}
-    if len(budgets) != 1:
-        raise ValueError(f"estimators must share one num_samples, got {sorted(budgets)}")
+    wanted = {(estimator.num_samples, estimator.proposal) for estimator in estimators.values()}
+    if len(wanted) != 1:
+        raise ValueError(
+            f"estimators must share num_samples and proposal, got {sorted(map(str, wanted))}"
+        )
+    ((num_samples, proposal),) = wanted
     groups = sorted({estimator.group_size for estimator in estimators.values()})
-    summary = summarise_log_weights(vae, x, budgets.pop(), groups, on_progress)
+    summary = summarise_log_weights(vae, x, num_samples, groups, on_progress, proposal)
     return {name: estimator.read(summary) for name, estimator in estimators.items()}

@@ -1,6 +1,6 @@
 """log w[k, i] = log p(x_i, z_ik) - log q(z_ik | x_i): the one place where they are computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,18 +9,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from vae_pyro.log_marginal.estimate import OnProgress, PerImage
+from vae_pyro.log_marginal.proposals import THE_GUIDE, Program, Proposal
 from vae_pyro.log_marginal.running import RunningWeights
 from vae_pyro.vae import VAE
 
 # Decoder outputs computed in one go: 8 MB, about what a processor's caches hold.
 CHUNK_SIZE = 2**21
 IMAGES_PER_CHUNK = 100
-
-Program = Callable[[Tensor], Any]
-"""A Pyro program of images x ``(batch, C, H, W)``."""
-
-OnProgress = Callable[[int, float], None]
-"""Called with (weights done, mean of the log weights so far, which is an ELBO)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,9 @@ class LogWeights:
         return self.log_likelihood + self.log_prior - self.log_proposal
 
 
-def log_weights(vae: VAE, x: Tensor, num_samples: int) -> LogWeights:
+def log_weights(
+    vae: VAE, x: Tensor, num_samples: int, proposal: Proposal = THE_GUIDE
+) -> LogWeights:
     """Draw z_ik ~ q(z | x_i) and weigh each: one row per sample, one column per image.
 
     No ``poutine.scale``, beta or subsampling factor enters: Pyro's unscaled log-probabilities are
@@ -53,10 +51,11 @@ def log_weights(vae: VAE, x: Tensor, num_samples: int) -> LogWeights:
         vae: any pair of Pyro programs whose sites have one value per image.
         x: images, ``(batch, C, H, W)``.
         num_samples: K.
+        proposal: what stands in for q(z | x); the guide itself, unless told otherwise.
     """
     # A fresh parameter store: evaluating one VAE must leave no trace for the next.
     with pyro.get_param_store().scope():
-        traces = particle_traces(vae.model, vae.guide, x, num_samples)
+        traces = particle_traces(vae.model, proposal.program(vae), x, num_samples)
     return read_log_weights(*traces, (num_samples, len(x)))
 
 
@@ -116,6 +115,30 @@ def _is_plate(site: dict[str, Any]) -> bool:
     return isinstance(site["fn"], poutine.subsample_messenger._Subsample)
 
 
+def log_joint(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x_i | z) and log p(z) at z's that nobody had to draw; gradients flow.
+
+    Args:
+        vae: the pair.
+        x: images, ``(batch, C, H, W)``.
+        z: ``(*points, batch, D)``, or ``(*points, 1, D)`` where all images share the points.
+
+    Returns:
+        ``(*points, batch)`` and ``(*points, batch or 1)``, nats, in the model's own precision.
+    """
+    log_likelihood: Tensor = vae.model.decode(z).log_prob(x)
+    log_prior: Tensor = vae.model.prior().log_prob(z)
+    return log_likelihood, log_prior
+
+
+def blank_images(vae: VAE, num_images: int = 1) -> Tensor:
+    """Images of zeros in the shape that this VAE is about, ``(num_images, C, H, W)``."""
+    with torch.no_grad():
+        shape = vae.model.decode(vae.model.origin[None]).event_shape
+    blank: Tensor = vae.model.origin.new_zeros(num_images, *shape)
+    return blank
+
+
 def rows_per_chunk(vae: VAE, x: Tensor, chunk_size: int = CHUNK_SIZE) -> int:
     """How many z's to decode at once for images like x ``(N, C, H, W)``."""
     outputs = x[0].numel() * vae.model.likelihood.num_parameters
@@ -133,12 +156,14 @@ class WeightSummary:
             over the K // k disjoint groups: an unbiased estimate of the IWAE-k bound.
         effective_sample_size: between 1 and K.
         pareto_k: k-hat of the largest weights; NaN where K is too small to fit a tail.
+        gap: log (1/K) sum_k w_k - (1/K) sum_k log w_k, its error from the same weights.
     """
 
     num_samples: int
     bounds: dict[int, tuple[Tensor, Tensor]]
     effective_sample_size: Tensor
     pareto_k: Tensor
+    gap: PerImage
 
 
 def summarise_log_weights(
@@ -147,6 +172,7 @@ def summarise_log_weights(
     num_samples: int,
     group_sizes: Sequence[int],
     on_progress: OnProgress | None = None,
+    proposal: Proposal = THE_GUIDE,
     chunk_size: int = CHUNK_SIZE,
 ) -> WeightSummary:
     """Draw and weigh K samples per image in chunks, keeping running sums only.
@@ -159,6 +185,7 @@ def summarise_log_weights(
         num_samples: K.
         group_sizes: the k of each bound, none above K.
         on_progress: called after every chunk.
+        proposal: where the samples come from.
         chunk_size: decoder outputs computed at once.
 
     Raises:
@@ -175,13 +202,13 @@ def summarise_log_weights(
         while left:
             size = min(left, max(1, rows // len(images)))
             with torch.no_grad():
-                log_w = log_weights(vae, images, size).total.double().cpu()
+                log_w = log_weights(vae, images, size, proposal).total.double().cpu()
             running.update(log_w)
             left -= size
             done += log_w.numel()
             elbo_sum += log_w.sum().item()
             if on_progress is not None:
-                on_progress(done, elbo_sum / done)
+                on_progress(done / (num_samples * len(x)), f"ELBO {elbo_sum / done:.2f} nats")
         parts.append(running)
     return WeightSummary(
         num_samples=num_samples,
@@ -194,4 +221,8 @@ def summarise_log_weights(
         },
         effective_sample_size=torch.cat([part.total.effective_sample_size for part in parts]),
         pareto_k=torch.cat([part.pareto_k for part in parts]),
+        gap=PerImage(
+            torch.cat([part.gap for part in parts]),
+            torch.cat([part.gap_std_error for part in parts]),
+        ),
     )

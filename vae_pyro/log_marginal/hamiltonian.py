@@ -1,0 +1,124 @@
+"""Hamiltonian Monte Carlo for many images and chains at once, along a path to the posterior."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vae_pyro.log_marginal.weights import log_joint
+from vae_pyro.vae import VAE
+
+Start = Literal["prior", "guide"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the chains are, and all that is known there; each ``(chains, batch, ...)``.
+
+    Attributes:
+        z: ``(chains, batch, D)``.
+        log_start: log f_0(z), ``(chains, batch)``.
+        log_joint: log p(x, z), likewise.
+        grad_start, grad_joint: their gradients, ``(chains, batch, D)``.
+    """
+
+    z: Tensor
+    log_start: Tensor
+    log_joint: Tensor
+    grad_start: Tensor
+    grad_joint: Tensor
+
+    def log_density(self, b: float) -> Tensor:
+        """log f_b(z) = (1 - b) log f_0(z) + b log p(x, z)."""
+        return (1 - b) * self.log_start + b * self.log_joint
+
+    def gradient(self, b: float) -> Tensor:
+        """d log f_b(z) / dz."""
+        return (1 - b) * self.grad_start + b * self.grad_joint
+
+    def replaced(self, where: Tensor, other: "Point") -> "Point":
+        """The chains of ``other`` where ``where`` ``(chains, batch)`` is true, else these."""
+        fields = {
+            name: torch.where(where[..., None] if mine.dim() == 3 else where, theirs, mine)
+            for (name, mine), theirs in zip(vars(self).items(), vars(other).values(), strict=True)
+        }
+        return Point(**fields)
+
+
+class Path:
+    """f_b(z) = f_0(z)^(1-b) p(x, z)^b from what one can draw from (b = 0) to the posterior (1).
+
+    Args:
+        vae: the pair.
+        x: images, ``(batch, C, H, W)``.
+        start: f_0: the ``prior`` or the ``guide``.
+    """
+
+    def __init__(self, vae: VAE, x: Tensor, start: Start) -> None:
+        self._vae, self._x = vae, x
+        with torch.no_grad():
+            prior = vae.model.prior().expand([len(x)])
+            self._f_0 = prior if start == "prior" else vae.guide.posterior(x)
+            # The unit of a step: standard deviations of f_0, known or read off some draws.
+            unit = torch.ones_like(prior.sample())
+            self._unit = unit if start == "prior" else self._f_0.sample((256,)).std(0)
+
+    def draw(self, num_chains: int) -> Point:
+        """z ~ f_0."""
+        with torch.no_grad():
+            z = self._f_0.sample((num_chains,))
+        return self.at(z)
+
+    def at(self, z: Tensor) -> Point:
+        """Evaluate at z ``(chains, batch, D)``: one pass through the decoder and back."""
+        z = z.detach().requires_grad_()
+        with torch.enable_grad():
+            log_likelihood, log_prior = log_joint(self._vae, self._x, z)
+            log_start = self._f_0.log_prob(z)
+            (grad_likelihood,) = torch.autograd.grad(log_likelihood.sum(), z)
+            (grad_prior,) = torch.autograd.grad(log_prior.sum(), z)
+            (grad_start,) = torch.autograd.grad(log_start.sum(), z)
+        return Point(
+            z.detach(),
+            log_start.detach(),
+            (log_likelihood + log_prior).detach(),
+            grad_start,
+            grad_likelihood + grad_prior,
+        )
+
+    def transition(
+        self, point: Point, b: float, step_size: Tensor, num_leapfrog: int
+    ) -> tuple[Point, Tensor]:
+        """One Hamiltonian move of every chain that leaves f_b as it is.
+
+        Args:
+            point: where the chains are.
+            b: between 0 and 1.
+            step_size: in units of f_0's standard deviations, ``(batch,)``; varied by up to a fifth
+                from move to move, so that no period of the dynamics is met.
+            num_leapfrog: steps of the move.
+
+        Returns:
+            where the chains are then; and with what probability each was moved,
+            ``(chains, batch)``.
+
+        Source: Neal (2011), sections 5.2 and 5.4.2.2.
+        """
+        jitter = 0.8 + 0.4 * torch.rand_like(point.log_joint)
+        step = (jitter * step_size)[..., None] * self._unit
+        momentum = torch.randn_like(point.z)
+        energy = point.log_density(b) - momentum.square().sum(-1) / 2
+        proposed = point
+        stable = torch.ones_like(point.log_joint, dtype=torch.bool)
+        for _ in range(num_leapfrog):
+            momentum = momentum + step / 2 * proposed.gradient(b)
+            z = proposed.z + step * momentum
+            # A decoder must not be asked about what a diverged step leads to.
+            stable &= z.isfinite().all(-1)
+            proposed = self.at(torch.where(stable[..., None], z, point.z))
+            momentum = momentum + step / 2 * proposed.gradient(b)
+        change = proposed.log_density(b) - momentum.square().sum(-1) / 2 - energy
+        acceptance = torch.where(stable, change, -torch.inf).nan_to_num(-torch.inf).clamp(max=0)
+        accepted = torch.rand_like(acceptance).log() < acceptance
+        return point.replaced(accepted, proposed), acceptance.exp()

@@ -1,0 +1,129 @@
+"""Where importance samples come from: the guide as it is, widened, or mixed with the prior."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro import distributions as dist
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from vae_pyro.errors import EstimatorError
+from vae_pyro.guide import CholeskyNormal
+from vae_pyro.vae import VAE
+
+Program = Callable[[Tensor], Any]
+"""A Pyro program of images x ``(batch, C, H, W)``."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """r(z | x) = a p(z) + (1 - a) q_s(z | x), with q_s the guide, its scale multiplied by s.
+
+    A guide that is narrower than the posterior leaves weights without a finite variance. Widened,
+    it covers the posterior; and mixed with the prior it bounds every weight by p(x | z) / a.
+
+    Args:
+        inflation: s; 1 leaves the guide as it is.
+        prior_share: a, between 0 and 1; 1 draws from the prior alone.
+
+    Raises:
+        ValueError: where a number is out of range.
+
+    Source: Hesterberg (1995), section 2, defensive mixtures.
+    """
+
+    inflation: float = 1.0
+    prior_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.inflation > 0:
+            raise ValueError(f"inflation: must be positive, got {self.inflation}")
+        if not 0 <= self.prior_share <= 1:
+            raise ValueError(f"prior_share: must lie between 0 and 1, got {self.prior_share}")
+
+    def program(self, vae: VAE) -> Program:
+        """A Pyro program that draws z as the guide does, from r(z | x)."""
+        if self == THE_GUIDE:
+            guide: Program = vae.guide
+            return guide
+
+        def draw(x: Tensor) -> Tensor:
+            with pyro.plate("images", len(x), dim=-1):
+                z: Tensor = pyro.sample("z", self._distribution(vae, x))
+            return z
+
+        return draw
+
+    def _distribution(self, vae: VAE, x: Tensor) -> TorchDistribution:
+        prior = vae.model.prior().expand([len(x)])
+        if self.prior_share == 1:
+            return prior
+        guide = inflate(vae.guide.posterior(x), self.inflation)
+        return Mixture(guide, prior, self.prior_share) if self.prior_share else guide
+
+
+THE_GUIDE = Proposal()
+
+
+def inflate(q: TorchDistribution, factor: float) -> TorchDistribution:
+    """q with its scale multiplied: of a normal around its mean, of a flow that of its base.
+
+    Args:
+        q: a distribution over z that one of the guides returns.
+        factor: 1 leaves q as it is.
+
+    Raises:
+        EstimatorError: where q is neither a normal nor made of one by transforms.
+    """
+    if factor == 1:
+        return q
+    if isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal):
+        base = q.base_dist
+        return dist.Normal(base.loc, factor * base.scale, validate_args=False).to_event(1)
+    if isinstance(q, dist.MultivariateNormal):
+        return CholeskyNormal(q.loc, scale_tril=factor * q.scale_tril, validate_args=False)
+    if isinstance(q, dist.TransformedDistribution):
+        base = inflate(q.base_dist, factor)
+        return dist.TransformedDistribution(base, q.transforms, validate_args=False)
+    raise EstimatorError(
+        f"inflation: {type(q).__name__} has no scale to multiply; leave inflation at 1, or mix "
+        "with the prior (prior_share)"
+    )
+
+
+class Mixture(TorchDistribution):  # type: ignore[misc]  # Pyro's classes are untyped
+    """a second + (1 - a) first, for distributions of any two kinds with one shape.
+
+    Args:
+        first, second: over z, of equal batch and event shapes.
+        share: a, strictly between 0 and 1.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+
+    def __init__(self, first: TorchDistribution, second: TorchDistribution, share: float) -> None:
+        self.first, self.second, self.share = first, second, share
+        super().__init__(first.batch_shape, first.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.first.support
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Mixture":
+        first, second = self.first.expand(batch_shape), self.second.expand(batch_shape)
+        return Mixture(first, second, self.share)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        z, other = self.first.sample(sample_shape), self.second.sample(sample_shape)
+        shape = z.shape[: z.dim() - len(self.event_shape)]
+        chosen = torch.rand(shape, device=z.device) < self.share
+        return torch.where(chosen.reshape(*shape, *(1 for _ in self.event_shape)), other, z)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        share = torch.tensor(self.share, dtype=torch.float64)
+        first = self.first.log_prob(z) + torch.log1p(-share).item()
+        return torch.logaddexp(first, self.second.log_prob(z) + share.log().item())

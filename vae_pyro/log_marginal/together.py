@@ -1,0 +1,275 @@
+"""Many questions to one VAE: in chunks of images, with progress, and continued where it stopped."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vae_pyro import __version__
+from vae_pyro.files import write_atomically
+from vae_pyro.log_marginal.annealed import AIS
+from vae_pyro.log_marginal.estimate import (
+    Bound,
+    Estimate,
+    Estimator,
+    OnProgress,
+    concatenate,
+    part_of,
+)
+from vae_pyro.log_marginal.importance import WeightEstimator, read_together
+from vae_pyro.randomness import RandomStream
+from vae_pyro.vae import VAE
+
+IMAGES_PER_CHUNK = 100
+
+ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
+"""(what is being done, number of images) -> a context that gives report(images done, state)."""
+
+
+def silently(_label: str, _total: int) -> AbstractContextManager[Callable[[int, str], None]]:
+    return nullcontext(lambda _done, _state: None)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one estimator said, and what it took.
+
+    Attributes:
+        estimate: for every image.
+        seconds: of computing it; those of a pass that several estimators share count for each.
+    """
+
+    estimate: Estimate
+    seconds: float
+
+
+def estimate_together(
+    estimators: Mapping[str, Estimator],
+    vae: VAE,
+    x: Tensor,
+    *,
+    seed: int,
+    folder: Path | str | None = None,
+    progress: ShowProgress = silently,
+) -> dict[str, Answer]:
+    """Ask several estimators about the same images.
+
+    Those that read the same importance weights share one pass. Every chunk of images has random
+    numbers of its own, fixed by ``seed``, the estimators' names and the chunk's place; so an
+    evaluation that was stopped and is continued gives the numbers of one that was not.
+
+    Args:
+        estimators: by name.
+        vae: the pair, in evaluation mode.
+        x: images, ``(N, C, H, W)``.
+        seed: of all random numbers.
+        folder: where the answers for each chunk are kept as soon as they are known, and taken from
+            when the same is asked again (the same estimators, weights, images and seed). Nothing is
+            kept where it is None.
+        progress: shows how far each pass is.
+
+    Raises:
+        EstimatorError: where an estimator has no answer for this VAE; before anything is computed.
+    """
+    for estimator in estimators.values():
+        estimator.check(vae)
+    answers: dict[str, Answer] = {}
+    for names in _passes(estimators):
+        family = {name: estimators[name] for name in names}
+
+        def compute(
+            chunk: slice, report: OnProgress, family: Mapping[str, Estimator] = family
+        ) -> dict[str, Estimate]:
+            if len(family) > 1:
+                readers = {k: v for k, v in family.items() if isinstance(v, WeightEstimator)}
+                return read_together(readers, vae, x[chunk], report)
+            ((name, estimator),) = family.items()
+            return {name: estimator(vae, x[chunk], report)}
+
+        label = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+        question = tuple(sorted(family.items()))
+        answers |= _in_chunks(compute, label, vae, x, question, seed, folder, progress)
+    return {name: answers[name] for name in estimators}
+
+
+def bidirectional(
+    estimator: AIS,
+    vae: VAE,
+    num_images: int,
+    *,
+    seed: int,
+    folder: Path | str | None = None,
+    progress: ShowProgress = silently,
+) -> tuple[Answer, Answer]:
+    """Bidirectional Monte Carlo: log p(x) of simulated images from below and from above.
+
+    z ~ p(z) and x ~ p(x | z) make z a draw from p(z | x), so that AIS run backwards from it is an
+    upper bound in expectation. The truth lies between the two; how far they are apart, tells what
+    AIS with this budget is worth on images of this kind.
+
+    Args:
+        estimator: AIS, with the budget that is to be judged.
+        vae: the pair, in evaluation mode.
+        num_images: how many to simulate.
+        seed: of all random numbers.
+        folder: as for ``estimate_together``.
+        progress: likewise.
+
+    Returns:
+        the lower bound and the upper bound, for the same images. Their gap's honest error is its
+        ``image_std_error``: every image has one posterior draw, which the chains share.
+
+    Source: Grosse et al. (2015), section 3; Wu et al. (2017), section 4.2.
+    """
+    with torch.no_grad(), RandomStream("simulated images", seed, vae.model.origin.device).active():
+        z = vae.model.prior().sample((num_images,))
+        x = vae.model.likelihood.into_support(vae.model.decode(z).sample())
+
+    def compute(chunk: slice, report: OnProgress) -> dict[str, Estimate]:
+        return {
+            "lower": AIS.__call__(estimator, vae, x[chunk], part_of(report, 0, 0.5)),
+            "upper": estimator.upper_bound(vae, x[chunk], z[chunk], part_of(report, 0.5, 1)),
+        }
+
+    question = ("bidirectional", estimator)
+    answers = _in_chunks(compute, "simulated images", vae, x, question, seed, folder, progress)
+    return answers["lower"], answers["upper"]
+
+
+def _passes(estimators: Mapping[str, Estimator]) -> list[list[str]]:
+    """Names, those together that one set of weights can answer."""
+    passes: dict[object, list[str]] = {}
+    for name, estimator in estimators.items():
+        key: object = name
+        if isinstance(estimator, WeightEstimator):
+            key = (estimator.num_samples, estimator.proposal)
+        passes.setdefault(key, []).append(name)
+    return list(passes.values())
+
+
+def _in_chunks(
+    compute: Callable[[slice, OnProgress], dict[str, Estimate]],
+    label: str,
+    vae: VAE,
+    x: Tensor,
+    question: tuple[object, ...],
+    seed: int,
+    folder: Path | str | None,
+    progress: ShowProgress,
+) -> dict[str, Answer]:
+    """Compute chunk by chunk, each with its own randomness, or take from the folder what is there.
+
+    Args:
+        compute: the estimates for a slice of the images.
+        label: what is being done, for the progress.
+        vae: the pair.
+        x: images, ``(N, C, H, W)``.
+        question: what, besides VAE, images and seed, the answers depend on.
+        seed: as for ``estimate_together``.
+        folder: likewise.
+        progress: likewise.
+    """
+    chunks = []
+    with progress(label, len(x)) as report:
+        for start in range(0, len(x), IMAGES_PER_CHUNK):
+            chunk = slice(start, min(start + IMAGES_PER_CHUNK, len(x)))
+            kept = _Kept(folder, (*question, seed, start), vae, x[chunk])
+            found = kept.read()
+            if found is None:
+                noise = RandomStream(f"{label} {start}", seed, x.device)
+                begin = time.perf_counter()
+                with noise.active():
+                    estimates = compute(chunk, _within(report, chunk))
+                found = estimates, time.perf_counter() - begin
+                kept.write(found)
+            chunks.append(found)
+            report(chunk.stop, "")
+    return {
+        name: Answer(
+            concatenate([estimates[name] for estimates, _ in chunks]),
+            sum(seconds for _, seconds in chunks),
+        )
+        for name in chunks[0][0]
+    }
+
+
+def _within(report: Callable[[int, str], None], chunk: slice) -> OnProgress:
+    size = chunk.stop - chunk.start
+    return lambda share, state: report(chunk.start + int(share * size), state)
+
+
+_Chunk = tuple[dict[str, Estimate], float]  # the estimates by name, and the seconds they took
+
+
+class _Kept:
+    """The file of one chunk's answers, named by a hash of everything that they depend on."""
+
+    def __init__(
+        self,
+        folder: Path | str | None,
+        question: tuple[object, ...],
+        vae: VAE,
+        images: Tensor,
+    ) -> None:
+        self._path: Path | None = None
+        if folder is not None:
+            digest = hashlib.sha256(repr((__version__, question)).encode())
+            state = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+            digest.update(safetensors.torch.save({**state, "x": images.contiguous()}))
+            digest.update(repr([_options(module) for module in vae.modules()]).encode())
+            self._path = Path(folder) / f"{digest.hexdigest()[:32]}.safetensors"
+
+    def read(self) -> _Chunk | None:
+        """The answers; None where there are none, or the file is damaged."""
+        if self._path is None or not self._path.is_file():
+            return None
+        try:
+            with safe_open(self._path, "pt") as file:
+                about = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if about.pop("sha256") != _digest(tensors):
+                return None
+        except (OSError, SafetensorError, KeyError, AttributeError):
+            return None
+        seconds = float(about.pop("seconds"))
+        estimates = {}
+        for name, words in about.items():
+            bound, evaluations = words.split()
+            own = {
+                key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}/")
+            }
+            value, std_error = own.pop("value"), own.pop("std_error")
+            estimates[name] = Estimate(value, std_error, Bound(bound), own, float(evaluations))
+        return estimates, seconds
+
+    def write(self, chunk: _Chunk) -> None:
+        """Keep the answers."""
+        if self._path is None:
+            return
+        estimates, seconds = chunk
+        about = {name: f"{e.bound.value} {e.evaluations!r}" for name, e in estimates.items()}
+        tensors = {
+            f"{name}/{key}": tensor.clone()
+            for name, e in estimates.items()
+            for key, tensor in {"value": e.value, "std_error": e.std_error, **e.diagnostics}.items()
+        }
+        about |= {"seconds": repr(seconds), "sha256": _digest(tensors)}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, safetensors.torch.save(tensors, about))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(safetensors.torch.save(dict(sorted(tensors.items())))).hexdigest()
+
+
+def _options(module: nn.Module) -> tuple[str, dict[str, object]]:
+    """What a module is besides its weights: its class and its plain attributes."""
+    plain = (bool, int, float, str)
+    return type(module).__qualname__, {k: v for k, v in vars(module).items() if type(v) in plain}

@@ -1,0 +1,240 @@
+"""What the estimators said, side by side, and in plain words whether to believe it."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from vae_pyro.errors import EstimatorError
+from vae_pyro.evaluation import Evaluation, Questions, pareto_k_high
+from vae_pyro.latent import ACTIVE_VARIANCE, kl_per_dimension, posterior_means
+from vae_pyro.log_marginal import Answer, Bound, Estimate
+from vae_pyro.results import SummaryTable, bound_label
+from vae_pyro.vae import VAE
+
+_MANY_HIGH = 0.1  # share of the images whose k-hat may be high before a word is due
+_TOO_FAR = 4.0  # standard errors
+_WIDE_BRACKET = 0.5  # nats between AIS and its upper bound on simulated images
+
+
+def estimator_label(name: str) -> str:
+    """``log_px_ais`` -> ``ais``; ``iwae_50`` -> ``IWAE-50``; ``log_px`` -> ``importance``."""
+    if name == "log_px":
+        return "importance"
+    if name == "elbo" or name.startswith("iwae_"):
+        return bound_label(f"test/{name}")
+    return name.removeprefix("log_px_").replace("elbo_", "ELBO, ")
+
+
+def comparison(evaluation: Evaluation, log_cell_volume: float) -> SummaryTable:
+    """One row per estimator, all about the same images.
+
+    Args:
+        evaluation: with further estimators.
+        log_cell_volume: added to every value, so that a density speaks of the images themselves.
+    """
+    known = evaluation.reference
+    sign = "≥ " * bool(log_cell_volume)
+    rows = []
+    for name, answer in evaluation.compared.items():
+        estimate = answer.estimate
+        row = {
+            "estimator": estimator_label(name),
+            "bound": estimate.bound.value,
+            "log p(x)": f"{sign}{estimate.mean() + log_cell_volume:.3f} "
+            f"± {_short(estimate.mean_std_error(evaluation.draws))}",
+            "± images": f"{estimate.image_std_error(evaluation.draws):.2f}",
+        }
+        if known is not None:
+            row[f"- {estimator_label(known)}"] = f"{_error(evaluation, name):+.3f}"
+        high, size = pareto_k_high(estimate), estimate.diagnostics.get("effective_sample_size")
+        row["k-hat > 0.7"] = "" if math.isnan(high) else f"{high:.0%}"
+        row["ESS"] = "" if size is None else f"{size.mean():.0f}"
+        row["decoder evaluations"] = f"{estimate.evaluations:,.0f}"
+        row["seconds / image"] = f"{_seconds_per_image(answer):.3f}"
+        rows.append(row)
+    num_images = len(evaluation.compared["log_px"].estimate.value) // evaluation.draws
+    header = list(rows[0])
+    return SummaryTable(
+        f"log p(x) of the first {num_images} test images",
+        header,
+        [[row[name] for name in header] for row in rows],
+    )
+
+
+def advice(evaluation: Evaluation, questions: Questions) -> list[str]:
+    """What a reader must be told about these numbers, a line each; nothing where all is well."""
+    return [
+        *_about_weights(evaluation, questions),
+        *_about_agreement(evaluation),
+        *_about_bracket(evaluation),
+        *_about_information(evaluation),
+    ]
+
+
+def _about_weights(evaluation: Evaluation, questions: Questions) -> Iterable[str]:
+    share = evaluation.metrics["test/pareto_k_high"]
+    if share > _MANY_HIGH:
+        size = evaluation.metrics["test/effective_sample_size"]
+        yield (
+            f"for {share:.0%} of the test images Pareto k-hat is above 0.7 (mean ESS {size:.0f} of "
+            f"{questions.num_samples:,}): the guide misses part of the posterior, so log p(x) may "
+            "lie higher than shown and its ± is too small. Ask for more samples "
+            f"(evaluation.num_samples={10 * questions.num_samples}), for a wider proposal "
+            "(evaluation/estimators=[defensive]) or for AIS (evaluation/estimators=[ais])"
+        )
+
+
+def _about_agreement(evaluation: Evaluation) -> Iterable[str]:
+    """Who lies further from the truth, or from AIS, than his own error bar allows."""
+    known = evaluation.reference
+    judges = (
+        [known] if known is not None else ["log_px_ais"] * ("log_px_ais" in evaluation.compared)
+    )
+    for judge in judges:
+        for name in evaluation.compared:
+            if not name.startswith("log_px") or name == judge:
+                continue
+            distance, std_error = _distance(evaluation, name, judge)
+            if abs(distance) > _TOO_FAR * std_error:
+                verdict = "do not rely on the first" if judge == known else "believe the higher"
+                yield (
+                    f"{estimator_label(name)} is {abs(distance):.3f} nats "
+                    f"{'above' if distance > 0 else 'below'} {estimator_label(judge)}, "
+                    f"{abs(distance) / std_error:.0f} standard errors: {verdict}"
+                )
+
+
+def _about_bracket(evaluation: Evaluation) -> Iterable[str]:
+    m = evaluation.metrics
+    if "simulated/gap" not in m:
+        return
+    words = (
+        "on images simulated from the model AIS from below and from above are "
+        f"{m['simulated/gap']:.3f} ± {m['simulated/gap_image_std_error']:.3f} nats apart"
+    )
+    if m["simulated/gap"] > _WIDE_BRACKET:
+        words += (
+            ", so do not rely on AIS more closely than that: raise num_temperatures "
+            "(evaluation.estimators.log_px_ais.num_temperatures)"
+        )
+    yield words
+
+
+def _about_information(evaluation: Evaluation) -> Iterable[str]:
+    m = evaluation.metrics
+    if "test/mutual_information" not in m:
+        return
+    low, high = m["test/mutual_information"], m["test/mutual_information_upper"]
+    if high - low > 0.1 * high:
+        yield (
+            f"the test images are too few to tell I(x; z) more closely than between {low:.2f} and "
+            f"{min(high, m['test/kl']):.2f} nats"
+        )
+
+
+def _error(evaluation: Evaluation, name: str) -> float:
+    assert evaluation.reference is not None
+    return _distance(evaluation, name, evaluation.reference)[0]
+
+
+def _distance(evaluation: Evaluation, name: str, judge: str) -> tuple[float, float]:
+    """Mean difference of two answers about the same images, and its Monte Carlo standard error."""
+    a, b = (evaluation.compared[key].estimate for key in (name, judge))
+    difference = (a.value - b.value).mean().item()
+    # Not by draw: the draws of x are shared, and move both answers alike.
+    return difference, math.hypot(a.mean_std_error(), b.mean_std_error())
+
+
+def estimators_csv(evaluation: Evaluation) -> str:
+    """One row per estimator: what ``comparison`` shows, unrounded."""
+    rows = []
+    for name, answer in evaluation.compared.items():
+        estimate = answer.estimate
+        rows.append({
+            "estimator": name,
+            "bound": estimate.bound.value,
+            "nats_per_image": estimate.mean(),
+            "std_error": estimate.mean_std_error(evaluation.draws),
+            "image_std_error": estimate.image_std_error(evaluation.draws),
+            "minus_reference": _error(evaluation, name) if evaluation.reference else "",
+            "pareto_k_high": pareto_k_high(estimate),
+            "decoder_evaluations_per_image": estimate.evaluations,
+            "seconds_per_image": _seconds_per_image(answer),
+        })  # fmt: skip
+    return _csv(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def per_image_csv(evaluation: Evaluation) -> str:
+    """One row per test image (and draw of it): every estimator's value, error and diagnostics."""
+    num_images = len(evaluation.answers["log_px"].estimate.value) // evaluation.draws
+    columns: dict[str, Tensor] = {}
+
+    def add(name: str, estimate: Estimate) -> None:
+        columns[name] = estimate.value
+        if estimate.bound is not Bound.EXACT:
+            columns[f"{name}_std_error"] = estimate.std_error
+        for key, numbers in estimate.diagnostics.items():
+            # The ELBO and the IWAE bounds were read off the same weights as log p(x).
+            new = name == "log_px" or (name not in evaluation.answers and "elbo_gap" not in key)
+            if new:
+                columns[f"{name}_{key}"] = numbers
+
+    for name, answer in evaluation.answers.items():
+        add(name, answer.estimate)
+    for name, answer in evaluation.compared.items():
+        if name not in evaluation.answers:
+            add(name, answer.estimate)
+    asked = len(evaluation.compared["log_px"].estimate.value) // evaluation.draws
+    rows = []
+    for draw in range(evaluation.draws):
+        for image in range(num_images):
+            row: list[object] = [image, draw]
+            for numbers in columns.values():
+                per_draw = num_images if len(numbers) == num_images * evaluation.draws else asked
+                number = numbers[draw * per_draw + image].item() if image < per_draw else ""
+                row.append(number)
+            rows.append(row)
+    return _csv(["image", "draw", *columns], rows)
+
+
+def latent_csv(vae: VAE, x: Tensor) -> str:
+    """One row per latent dimension: how its posterior means vary, and its KL where it is known."""
+    means = posterior_means(vae, x).double()
+    variances = means.var(0)
+    try:
+        kl = kl_per_dimension(vae, x)
+        kls, errors = kl.mean(0), kl.std(0) / len(kl) ** 0.5
+    except EstimatorError:
+        kls = errors = torch.full_like(variances, math.nan)
+    header = ["dimension", "variance_of_means", "active", "kl", "kl_image_std_error"]
+    rows = [
+        [
+            d,
+            variances[d].item(),
+            int(variances[d] > ACTIVE_VARIANCE),
+            kls[d].item(),
+            errors[d].item(),
+        ]
+        for d in range(len(variances))
+    ]
+    return _csv(header, rows)
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _seconds_per_image(answer: Answer) -> float:
+    return answer.seconds / len(answer.estimate.value)
+
+
+def _short(error: float) -> str:
+    return f"{error:.3f}" if error >= 5e-4 or error == 0 else f"{error:.0e}"
