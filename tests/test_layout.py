@@ -13,6 +13,7 @@ PACKAGE = ROOT / "vae_pyro"
 # From the bottom up: a module imports only what stands before it.
 LAYERS = [
     "errors",
+    "files",
     "config",
     "randomness",
     "data",
@@ -26,13 +27,15 @@ LAYERS = [
     "objectives",
     "training",
     "latent",
-    "evaluation",
     "checkpoint",
+    "evaluation",
     "visualization",
     "tracking",
     "progress",
     "provenance",
     "results",
+    "report",
+    "experiment",
     "pipeline",
     "app",
     "sweep",
@@ -40,7 +43,21 @@ LAYERS = [
 INNER_LAYERS = {
     "data": ["dataset", "digits", "linear_gaussian", "files", "mnist", "omniglot", "cifar10"],
     "likelihoods": ["base", "binary", "unit_interval", "normal", "levels"],
-    "log_marginal": ["diagnostics", "estimate", "running", "weights", "importance", "elbo"],
+    "log_marginal": [
+        "diagnostics",
+        "estimate",
+        "proposals",
+        "running",
+        "weights",
+        "importance",
+        "elbo",
+        "exact",
+        "quadrature",
+        "hamiltonian",
+        "annealed",
+        "local",
+        "together",
+    ],
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

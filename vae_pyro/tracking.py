@@ -4,11 +4,13 @@ import http.client
 import logging
 import os
 import socket
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,7 +101,12 @@ class MLflow(Tracker):
         run = client.create_run(experiment_id, run_name=name, tags=tags)
         return _MLflowRun(client, run.info.run_id)
 
-    def _open(self) -> "tuple[MlflowClient, str]":
+    def client(self) -> "MlflowClient":
+        """MLflow's own client of a store that answers.
+
+        Raises:
+            TrackingError: where it does not.
+        """
         self._reach()
         # A suite that people run on their own data has no business reporting on its use.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -108,7 +115,13 @@ class MLflow(Tracker):
         for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
-            client = mlflow.MlflowClient(self.uri)
+            return mlflow.MlflowClient(self.uri)
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def _open(self) -> "tuple[MlflowClient, str]":
+        client = self.client()
+        try:
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is None:
                 # The kind decides which of MLflow's two faces the experiment opens with.
@@ -116,8 +129,7 @@ class MLflow(Tracker):
                 created = client.create_experiment(self.experiment, self._artifacts(), tags=kind)
                 return client, created
         except Exception as error:  # the stores raise SQLAlchemy's, requests' and MLflow's own
-            first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
-            raise self._unusable(without_passwords(first_line.rstrip("."))) from error
+            raise self._refused(error) from error
         if experiment.lifecycle_stage != "active":
             raise self._unusable(
                 f"its experiment {self.experiment!r} was deleted; restore it, or choose another "
@@ -158,12 +170,53 @@ class MLflow(Tracker):
             return (self._sqlite_folder() / "mlartifacts").as_uri()
         return None
 
+    def _refused(self, error: Exception) -> TrackingError:
+        return self._unusable(_first_line(error))
+
     def _unusable(self, why: str) -> TrackingError:
         return TrackingError(
             f"tracking.uri={without_passwords(self.uri)} cannot be used: {why}. Start the server, "
             "mend the address, use the embedded database (tracking.uri=sqlite:///mlflow.db), or "
             "record nothing (tracking=none)."
         )
+
+
+def _first_line(error: Exception) -> str:
+    first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return without_passwords(first_line.rstrip("."))
+
+
+@contextmanager
+def downloaded(run_id: str, artifact: str, uri: str | None = None) -> Iterator[Path]:
+    """A copy of what a run kept, in a folder that is removed afterwards.
+
+    Args:
+        run_id: MLflow's.
+        artifact: a file or folder of the run.
+        uri: of the tracking store; by default $MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db``.
+
+    Raises:
+        TrackingError: where the store does not answer, or has no such run or artifact.
+    """
+    store = MLflow(uri or os.environ.get("MLFLOW_TRACKING_URI") or MLflow.uri)
+    if store.uri.startswith("sqlite:///"):
+        database = Path(store.uri.removeprefix("sqlite:///"))
+        if not database.is_file():  # asking MLflow would create it
+            raise TrackingError(
+                f"there is no {database.absolute()}: name the tracking store that the run is in "
+                "(tracking_uri=..., or $MLFLOW_TRACKING_URI)"
+            )
+    client = store.client()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = client.download_artifacts(run_id, artifact, folder)
+        except Exception as error:  # the stores raise their own kinds, from many libraries
+            raise TrackingError(
+                f"runs:/{run_id} in {without_passwords(store.uri)} has no {artifact!r}: "
+                f"{_first_line(error)}. Name a run that has finished, and the tracking "
+                "store it is in (tracking_uri=..., or $MLFLOW_TRACKING_URI)"
+            ) from error
+        yield Path(path)
 
 
 class _MLflowRun(Run):

@@ -16,9 +16,10 @@ from vae_pyro.log_marginal import (
     IWAE,
     Bound,
     ImportanceSampling,
+    PriorSampling,
     elbo_parts,
-    estimate_together,
 )
+from vae_pyro.log_marginal.importance import read_together
 from vae_pyro.networks import MLP
 from vae_pyro.vae import VAE, build_vae
 
@@ -65,7 +66,7 @@ def test_expected_bound_rises_with_k_to_the_marginal() -> None:
     truth = LinearGaussian(shift=0.5, stretch=1.5)
     x = truth.sample(300)
     ks = [1, 2, 5, 20, 100]
-    estimates = estimate_together({str(k): IWAE(2000, k) for k in ks}, truth.vae, x)
+    estimates = read_together({str(k): IWAE(2000, k) for k in ks}, truth.vae, x)
     exact = truth.log_marginal(x).mean().item()
     means = [estimates[str(k)].mean() for k in ks]
     errors = [estimates[str(k)].mean_std_error() for k in ks]
@@ -150,16 +151,72 @@ def test_impossible_budgets_are_refused(build: Callable[[], object]) -> None:
 
 def test_different_budgets_cannot_share_one_pass() -> None:
     truth = LinearGaussian()
-    with pytest.raises(ValueError, match="share one num_samples"):
-        estimate_together({"a": ELBO(5), "b": ELBO(6)}, truth.vae, truth.sample(2))
+    with pytest.raises(ValueError, match="share num_samples"):
+        read_together({"a": ELBO(5), "b": ELBO(6)}, truth.vae, truth.sample(2))
+    with pytest.raises(ValueError, match="num_samples and proposal"):
+        read_together({"a": ELBO(5), "b": PriorSampling(5)}, truth.vae, truth.sample(2))
 
 
-def test_progress_counts_every_weight() -> None:
+def test_progress_ends_at_the_whole() -> None:
     truth = LinearGaussian(shift=0.1)
-    x = truth.sample(130)
-    calls: list[tuple[int, float]] = []
-    estimates = estimate_together(
-        {"elbo": ELBO(40)}, truth.vae, x, lambda done, elbo: calls.append((done, elbo))
-    )
-    assert calls[-1][0] == 130 * 40
-    assert calls[-1][1] == pytest.approx(estimates["elbo"].mean())
+    shares: list[float] = []
+    ELBO(40)(truth.vae, truth.sample(130), lambda share, _: shares.append(share))
+    assert shares == sorted(shares)
+    assert len(shares) > 1
+    assert shares[-1] == pytest.approx(1)
+
+
+def test_the_gap_has_an_honest_error_bar() -> None:
+    """ELBO and log p(x) share their weights: their difference is known better than either."""
+    truth = LinearGaussian(shift=0.3, stretch=1.4)
+    x = truth.sample(1000)
+    estimate = ImportanceSampling(1000)(truth.vae, x)
+    gap, std_error = (estimate.diagnostics[name] for name in ("elbo_gap", "elbo_gap_std_error"))
+    exact = truth.log_marginal(x) - truth.elbo(x).detach()
+    z_scores = (gap - exact) / std_error
+    assert z_scores.abs().max() < 4.5
+    assert 0.9 < z_scores.std() < 1.1
+    alone = torch.hypot(estimate.std_error, ELBO(1000)(truth.vae, x).std_error)
+    assert (std_error < alone).all()
+
+
+@pytest.mark.parametrize(
+    ("inflation", "prior_share"), [(1.5, 0.0), (0.7, 0.2), (1.0, 0.1), (2.0, 1.0)]
+)
+def test_other_proposals_have_honest_error_bars_too(inflation: float, prior_share: float) -> None:
+    truth = LinearGaussian(shift=0.3)
+    x = truth.sample(1000)
+    estimator = ImportanceSampling(2000, inflation=inflation, prior_share=prior_share)
+    estimate = estimator(truth.vae, x)
+    z_scores = (estimate.value - truth.log_marginal(x)) / estimate.std_error
+    assert z_scores.abs().max() < 4.5
+    assert 0.9 < z_scores.std() < 1.1
+
+
+def test_prior_sampling_is_the_average_likelihood_and_falls_short() -> None:
+    """Unbiased for p(x); at one budget its log p(x) is noisier than the guide's by far."""
+    truth = LinearGaussian(shift=0.1, stretch=1.2)
+    x = truth.sample(1000)
+    exact = truth.log_marginal(x)
+    prior, guide = PriorSampling(1000)(truth.vae, x), ImportanceSampling(1000)(truth.vae, x)
+    z_scores = (prior.value - exact) / prior.std_error
+    assert z_scores.abs().max() < 4.5
+    assert 0.9 < z_scores.std() < 1.1
+    assert prior.std_error.mean() > 3 * guide.std_error.mean()
+    few = PriorSampling(5)(truth.vae, x)
+    assert exact.mean() - few.mean() > 4 * few.mean_std_error()
+
+
+def test_inflation_mends_a_guide_that_is_too_narrow() -> None:
+    narrow = LinearGaussian(stretch=0.1)
+    x = narrow.sample(200)
+    exact = narrow.log_marginal(x)
+    plain = ImportanceSampling(1000)(narrow.vae, x)
+    wide = ImportanceSampling(1000, inflation=12)(narrow.vae, x)
+    mixed = ImportanceSampling(1000, prior_share=0.3)(narrow.vae, x)
+    assert (plain.diagnostics["pareto_k"] > 0.7).double().mean() > 0.5
+    assert plain.diagnostics["effective_sample_size"].mean() < 100
+    assert (wide.diagnostics["pareto_k"] < 0.7).all()
+    for mended in (wide, mixed):
+        assert (mended.value - exact).abs().max() < 4.5 * mended.std_error.max()
+        assert (mended.value - exact).abs().mean() < 0.2 * (plain.value - exact).abs().mean()

@@ -49,7 +49,7 @@ class LocalELBO(Estimator):
     num_steps: int = 500
     num_particles: int = 16
     num_samples: int = 500
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
         for name, least in (("num_steps", 1), ("num_particles", 1), ("num_samples", 2)):

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vae_pyro import __version__
+import vae_pyro
 from vae_pyro.files import write_atomically
 from vae_pyro.log_marginal.annealed import AIS
 from vae_pyro.log_marginal.estimate import (
@@ -220,7 +220,7 @@ class _Kept:
     ) -> None:
         self._path: Path | None = None
         if folder is not None:
-            digest = hashlib.sha256(repr((__version__, question)).encode())
+            digest = hashlib.sha256(repr((vae_pyro.__version__, question)).encode())
             state = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
             digest.update(safetensors.torch.save({**state, "x": images.contiguous()}))
             digest.update(repr([_options(module) for module in vae.modules()]).encode())

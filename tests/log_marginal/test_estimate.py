@@ -1,0 +1,68 @@
+"""Two kinds of error bars, and answers put together from parts."""
+
+import math
+
+import pytest
+import torch
+
+from vae_pyro.log_marginal import Bound, Estimate, PerImage
+from vae_pyro.log_marginal.estimate import concatenate, part_of
+
+VALUE = torch.tensor([1.0, 2.0, 4.0, 5.0], dtype=torch.float64)
+ERROR = torch.tensor([0.3, 0.4, 0.0, 0.0], dtype=torch.float64)
+
+
+def test_monte_carlo_and_image_errors_are_two_things() -> None:
+    number = PerImage(VALUE, ERROR)
+    assert number.mean() == 3
+    assert number.mean_std_error() == pytest.approx(0.5 / 4)
+    assert number.image_std_error() == pytest.approx(VALUE.std().item() / 2)
+    assert PerImage(VALUE, 0 * ERROR).mean_std_error() == 0
+
+
+def test_image_error_covers_other_images() -> None:
+    """Over fresh images, the mean moves as much as the image error says; not as the other does."""
+    generator = torch.Generator().manual_seed(0)
+    means, errors = [], []
+    for _ in range(400):
+        number = PerImage(torch.randn(50, generator=generator), torch.full((50,), 0.01))
+        means.append(number.mean())
+        errors.append(number.image_std_error())
+    spread = torch.tensor(means).std().item()
+    assert spread == pytest.approx(sum(errors) / 400, rel=4.5 / math.sqrt(800))
+    assert spread > 10 * number.mean_std_error()
+
+
+def test_draws_of_one_image_are_averaged_before_the_images_spread() -> None:
+    two_draws = PerImage(torch.tensor([1.0, 5.0, 3.0, 7.0]), torch.zeros(4))  # images: 2 and 6
+    assert two_draws.image_std_error(draws=2) == pytest.approx(math.sqrt(8) / math.sqrt(2))
+    assert two_draws.mean_std_error(draws=2) == pytest.approx(math.sqrt(2) / 2)
+    with pytest.raises(ValueError, match="4 values are not 3 draws"):
+        two_draws.image_std_error(draws=3)
+
+
+def test_numeric_errors_do_not_average_out() -> None:
+    estimate = Estimate(VALUE, torch.full((4,), 0.1).double(), Bound.NUMERIC)
+    assert estimate.mean_std_error() == pytest.approx(0.1)
+    lower = Estimate(VALUE, torch.full((4,), 0.1).double(), Bound.LOWER)
+    assert lower.mean_std_error() == pytest.approx(0.05)
+
+
+def test_parts_are_put_together_and_taken_apart() -> None:
+    whole = Estimate(VALUE, ERROR, Bound.UPPER, {"k": 2 * VALUE}, 10.0)
+    first, last = whole.select(torch.tensor([0])), whole.select(torch.tensor([1, 2, 3]))
+    again = concatenate([first, last])
+    assert again.bound is Bound.UPPER
+    assert torch.equal(again.value, VALUE)
+    assert torch.equal(again.std_error, ERROR)
+    assert torch.equal(again.diagnostics["k"], 2 * VALUE)
+    cheap = Estimate(VALUE[:1], ERROR[:1], Bound.UPPER, {}, 2.0)
+    assert concatenate([cheap, whole]).evaluations == pytest.approx((2 + 4 * 10) / 5)
+
+
+def test_a_parts_progress_is_the_wholes() -> None:
+    seen: list[float] = []
+    report = part_of(lambda share, _: seen.append(share), 0.5, 0.9)
+    report(0.0, "")
+    report(1.0, "")
+    assert seen == pytest.approx([0.5, 0.9])

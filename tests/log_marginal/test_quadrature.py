@@ -1,0 +1,107 @@
+"""Quadrature against closed forms, and its own error estimate against its error."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.linear_gaussian import LinearGaussian
+from tests.log_marginal.test_importance import log_marginal_by_quadrature
+from vae_pyro.errors import EstimatorError
+from vae_pyro.guide import DiagNormal
+from vae_pyro.likelihoods import Normal
+from vae_pyro.log_marginal import Bound, Exact, Quadrature, weights
+from vae_pyro.model import Model
+from vae_pyro.networks import Linear, Reshape
+from vae_pyro.vae import VAE, build_vae
+
+
+def linear(latent_dim: int, scale: float) -> VAE:
+    vae = build_vae(latent_dim, (1, 2, 3), Linear(), Normal(None, scale), DiagNormal)
+    return vae.double()
+
+
+def test_quadrature_is_exact_within_its_error_estimate() -> None:
+    truth = LinearGaussian(stretch=0.1)  # a bad guide: nobody asks it
+    x = truth.sample(1000)
+    estimate, exact = Quadrature()(truth.vae, x), Exact()(truth.vae, x)
+    assert estimate.bound is Bound.NUMERIC
+    assert ((estimate.value - exact.value).abs() <= estimate.std_error).all()
+    assert estimate.std_error.max() < 1e-6
+    assert abs(estimate.mean() - exact.mean()) <= estimate.mean_std_error()
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 3])
+@pytest.mark.parametrize("scale", [0.02, 0.3, 3.0])
+def test_wide_and_narrow_posteriors_in_every_dimension(latent_dim: int, scale: float) -> None:
+    """From the prior itself to a posterior 50 times as narrow, far out in the prior's tail too."""
+    vae = linear(latent_dim, scale)
+    with torch.no_grad():
+        z = torch.randn(20, latent_dim, dtype=torch.float64)
+        z[0] = 4.0
+        x = vae.model.decode(z).sample()
+    estimate, exact = Quadrature()(vae, x), Exact()(vae, x)
+    assert ((estimate.value - exact.value).abs() <= estimate.std_error).all()
+    assert estimate.std_error.max() < 1e-3
+
+
+class Folded(nn.Module):
+    """x = |z| (1, .., 1): z and -z explain an image equally well."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z.abs().expand(*z.shape[:-1], 6)
+
+
+def test_two_modes_are_both_found() -> None:
+    vae = VAE(Model(1, nn.Sequential(Folded(), Reshape((1, 1, 2, 3))), Normal(None, 0.05)),
+              linear(1, 1.0).guide).double()  # fmt: skip
+    level = 1.5
+    x = torch.full((1, 1, 2, 3), level, dtype=torch.float64)
+    # One of two equal modes: x_bar ~ N(|z|, s^2 / 6), the rest of x is pure noise.
+    s2 = 0.05**2
+    one_mode = (
+        -0.5 * level**2 / (1 + s2 / 6)
+        - 0.5 * math.log(2 * math.pi * (1 + s2 / 6))
+        - 2.5 * math.log(2 * math.pi * s2)
+        - 0.5 * math.log(6)
+    )
+    assert Quadrature()(vae, x).value.item() == pytest.approx(one_mode + math.log(2), abs=1e-5)
+
+
+def test_quadrature_agrees_with_a_plain_grid_on_trained_digits(
+    digits_vae: VAE, binary_test_digits: torch.Tensor
+) -> None:
+    x = binary_test_digits[:60]
+    estimate = Quadrature(tolerance=1e-4)(digits_vae, x)
+    plain = log_marginal_by_quadrature(digits_vae, x)
+    assert (estimate.value - plain).abs().max() < 3e-4
+    assert estimate.std_error.max() < 1e-3
+    assert estimate.evaluations < 401**2 / 10
+
+
+def test_a_finer_tolerance_costs_more_and_errs_less(
+    digits_vae: VAE, binary_test_digits: torch.Tensor
+) -> None:
+    coarse, fine = (Quadrature(t)(digits_vae, binary_test_digits[:40]) for t in (1.0, 1e-4))
+    assert coarse.evaluations < fine.evaluations
+    assert fine.std_error.mean() < coarse.std_error.mean()
+
+
+def test_four_dimensions_are_too_many() -> None:
+    with pytest.raises(EstimatorError, match="latent_dim of at most 3, and this model has 4"):
+        Quadrature()(linear(4, 1.0), torch.zeros(1, 1, 2, 3))
+
+
+def test_an_impossible_tolerance_is_refused() -> None:
+    with pytest.raises(ValueError, match="tolerance: must be positive"):
+        Quadrature(0.0)
+
+
+def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = LinearGaussian()
+    x = truth.sample(7)
+    whole = Quadrature()(truth.vae, x)
+    monkeypatch.setattr("vae_pyro.log_marginal.quadrature.rows_per_chunk", lambda *_: 50)
+    torch.testing.assert_close(Quadrature()(truth.vae, x).value, whole.value)
+    assert weights.rows_per_chunk(truth.vae, x) > 50

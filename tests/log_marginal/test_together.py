@@ -1,0 +1,251 @@
+"""One evaluation in chunks: the same numbers whether it was stopped or not."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.linear_gaussian import LinearGaussian
+from vae_pyro.errors import EstimatorError
+from vae_pyro.guide import DiagNormal
+from vae_pyro.likelihoods import Beta
+from vae_pyro.log_marginal import (
+    AIS,
+    ELBO,
+    IWAE,
+    Answer,
+    Bound,
+    Estimate,
+    Estimator,
+    Exact,
+    ImportanceSampling,
+    LocalELBO,
+    PriorSampling,
+    Quadrature,
+    bidirectional,
+    estimate_together,
+)
+from vae_pyro.log_marginal.estimate import OnProgress
+from vae_pyro.networks import MLP
+from vae_pyro.vae import VAE, build_vae
+
+FAMILY: dict[str, Estimator] = {
+    "elbo": ELBO(50),
+    "iwae_5": IWAE(50, 5),
+    "log_px": ImportanceSampling(50),
+    "log_px_wide": ImportanceSampling(50, inflation=1.5),
+    "log_px_prior": PriorSampling(50),
+    "log_px_ais": AIS(5, 4, 2),
+    "log_px_quadrature": Quadrature(),
+    "log_px_exact": Exact(),
+    "elbo_local": LocalELBO(5, 4, 10),
+}
+
+
+def same(first: dict[str, Answer], second: dict[str, Answer]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name].estimate.value, second[name].estimate.value)
+        and torch.equal(first[name].estimate.std_error, second[name].estimate.std_error)
+        and first[name].estimate.bound is second[name].estimate.bound
+        and first[name].estimate.evaluations == second[name].estimate.evaluations
+        and all(
+            torch.equal(numbers, second[name].estimate.diagnostics[key])
+            for key, numbers in first[name].estimate.diagnostics.items()
+        )
+        for name in first
+    )
+
+
+def test_each_name_gets_its_own_estimators_answer() -> None:
+    truth = LinearGaussian(shift=0.1)
+    x = truth.sample(130)
+    answers = estimate_together(FAMILY, truth.vae, x, seed=0)
+    assert list(answers) == list(FAMILY)
+    exact = answers["log_px_exact"].estimate
+    assert torch.equal(exact.value, Exact()(truth.vae, x).value)
+    for name in ("log_px", "log_px_wide", "log_px_ais", "log_px_quadrature"):
+        z_scores = (answers[name].estimate.value - exact.value) / answers[name].estimate.std_error
+        assert z_scores.abs().median() < 1.2
+    assert answers["elbo"].estimate.mean() < answers["iwae_5"].estimate.mean()
+    assert answers["log_px"].seconds == answers["elbo"].seconds > 0
+
+
+def test_the_seed_decides() -> None:
+    truth = LinearGaussian(shift=0.1)
+    x = truth.sample(110)
+    first, again = (estimate_together(FAMILY, truth.vae, x, seed=3) for _ in range(2))
+    other = estimate_together(FAMILY, truth.vae, x, seed=4)
+    assert same(first, again)
+    assert not torch.equal(first["elbo"].estimate.value, other["elbo"].estimate.value)
+    # Two chunks, two sequences of random numbers: equal images do not get equal answers.
+    twice = estimate_together({"elbo": ELBO(5)}, truth.vae, x[:1].expand(200, -1, -1, -1), seed=0)
+    value = twice["elbo"].estimate.value
+    assert not torch.equal(value[:100], value[100:])
+
+
+def test_the_ambient_randomness_is_left_alone() -> None:
+    truth = LinearGaussian()
+    state = torch.get_rng_state()
+    estimate_together(FAMILY, truth.vae, truth.sample(3), seed=0)
+    bidirectional(AIS(3, 2, 2), truth.vae, 3, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Stop(BaseException):
+    pass
+
+
+@dataclass(frozen=True)
+class Counting(Estimator):
+    """Counts what is computed, and stops when told to."""
+
+    stop_after: int
+    log: Path
+
+    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+        calls = self.log.read_text().count("\n") if self.log.exists() else 0
+        if calls == self.stop_after:
+            raise Stop
+        self.log.open("a").write(f"{len(x)}\n")
+        value = torch.randn(len(x), dtype=torch.float64)
+        return Estimate(value, value.abs(), Bound.LOWER, {"half": value / 2}, 7.0)
+
+    def __repr__(self) -> str:
+        return "Counting"
+
+
+def test_a_stopped_evaluation_goes_on_at_its_chunk(tmp_path: Path) -> None:
+    truth = LinearGaussian()
+    x = truth.sample(450)
+    log = tmp_path / "log"
+    undisturbed = estimate_together(
+        {"log_px_a": Counting(99, tmp_path / "other")}, truth.vae, x, seed=1
+    )
+    for stop_after in (2, 4):
+        with pytest.raises(Stop):
+            estimate_together(
+                {"log_px_a": Counting(stop_after, log)},
+                truth.vae, x, seed=1, folder=tmp_path / "kept",
+            )  # fmt: skip
+    continued = estimate_together(
+        {"log_px_a": Counting(99, log)}, truth.vae, x, seed=1, folder=tmp_path / "kept"
+    )
+    assert log.read_text().split() == ["100", "100", "100", "100", "50"]  # none twice
+    assert same(continued, undisturbed)
+
+
+def test_every_estimator_comes_back_as_it_was(tmp_path: Path) -> None:
+    truth = LinearGaussian(shift=0.1)
+    x = truth.sample(130)
+    fresh = estimate_together(FAMILY, truth.vae, x, seed=0, folder=tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    kept = estimate_together(FAMILY, truth.vae, x, seed=0, folder=tmp_path)
+    assert same(fresh, kept)
+    assert fresh["log_px"].seconds == kept["log_px"].seconds
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_bidirectional_bounds_come_back_too(tmp_path: Path) -> None:
+    truth = LinearGaussian()
+    fresh = bidirectional(AIS(3, 4, 2), truth.vae, 120, seed=0, folder=tmp_path)
+    kept = bidirectional(AIS(3, 4, 2), truth.vae, 120, seed=0, folder=tmp_path)
+    names = ("lower", "upper")
+    assert same(dict(zip(names, fresh, strict=True)), dict(zip(names, kept, strict=True)))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def asked_anew(folder: Path, ask: Callable[[], object]) -> bool:
+    before = len(list(folder.iterdir()))
+    ask()
+    return len(list(folder.iterdir())) > before
+
+
+def test_another_question_is_not_answered_from_the_folder(tmp_path: Path) -> None:
+    truth = LinearGaussian()
+    x = truth.sample(3)
+    elbo: dict[str, Estimator] = {"elbo": ELBO(5)}
+
+    def ask(
+        estimators: dict[str, Estimator] = elbo,
+        vae: VAE = truth.vae,
+        images: Tensor = x,
+        seed: int = 0,
+    ) -> object:
+        return estimate_together(estimators, vae, images, seed=seed, folder=tmp_path)
+
+    ask()
+    assert not asked_anew(tmp_path, ask)
+    assert asked_anew(tmp_path, lambda: ask({"elbo": ELBO(6)}))
+    assert asked_anew(tmp_path, lambda: ask({"elbo": ELBO(5, inflation=2.0)}))
+    assert asked_anew(tmp_path, lambda: ask(images=x + 1e-9))
+    assert asked_anew(tmp_path, lambda: ask(seed=1))
+    assert asked_anew(tmp_path, lambda: ask(vae=LinearGaussian(shift=1e-6).vae))
+    other_scale = LinearGaussian()
+    other_scale.vae.model.likelihood.scale = 0.7001
+    assert asked_anew(tmp_path, lambda: ask(vae=other_scale.vae))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "nonsense"])
+def test_a_damaged_chunk_is_computed_again(tmp_path: Path, damage: str) -> None:
+    truth = LinearGaussian()
+    x = truth.sample(3)
+    elbo: dict[str, Estimator] = {"elbo": ELBO(50)}
+    fresh = estimate_together(elbo, truth.vae, x, seed=0, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-3] ^= 1
+    damaged = {"truncate": whole[:-5], "flip": flipped, "empty": b"", "nonsense": b"x" * 100}
+    path.write_bytes(damaged[damage])
+    again = estimate_together(elbo, truth.vae, x, seed=0, folder=tmp_path)
+    assert same(fresh, again)
+    assert path.read_bytes() != damaged[damage]
+    assert same(again, estimate_together(elbo, truth.vae, x, seed=0, folder=tmp_path))
+
+
+def test_what_has_no_answer_is_told_before_anything_is_computed(tmp_path: Path) -> None:
+    vae = build_vae(4, (1, 2, 3), MLP((4,)), Beta(17), DiagNormal)
+    family: dict[str, Estimator] = {"elbo": ELBO(5), "log_px_quadrature": Quadrature()}
+    with pytest.raises(EstimatorError, match="latent_dim of at most 3"):
+        estimate_together(family, vae, torch.full((2, 1, 2, 3), 0.5), seed=0, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_is_in_images_and_ends_with_all_of_them() -> None:
+    truth = LinearGaussian(shift=0.1)
+    x = truth.sample(230)
+    seen: dict[str, list[int]] = {}
+
+    @contextmanager
+    def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        assert total == 230
+        reports = seen.setdefault(label, [])
+        yield lambda done, _: reports.append(done)
+
+    estimate_together(FAMILY, truth.vae, x, seed=0, progress=progress)
+    assert set(seen) == {
+        "elbo .. log_px", "log_px_wide", "log_px_prior", "log_px_ais", "log_px_quadrature",
+        "log_px_exact", "elbo_local",
+    }  # fmt: skip
+    for reports in seen.values():
+        assert reports == sorted(reports)
+        assert reports[-1] == 230
+
+
+def test_simulated_images_lie_in_the_likelihoods_support() -> None:
+    """Beta draws reach 0 and 1 in float32, where the density may be infinite."""
+    vae = build_vae(2, (1, 4, 4), MLP((4,)), Beta(17), DiagNormal)
+    for parameter in vae.model.decoder.parameters():
+        parameter.data.mul_(8)
+    lower, upper = bidirectional(AIS(5, 4, 2), vae, 50, seed=0)
+    assert lower.estimate.value.isfinite().all()
+    assert upper.estimate.value.isfinite().all()
+
+
+def test_budgets_are_frozen() -> None:
+    assert replace(AIS(5, 4, 2), num_chains=8) == AIS(5, 8, 2)
+    assert hash(ELBO(5)) == hash(ELBO(5))
