@@ -1,24 +1,44 @@
 """Every metric of the contract, on a model whose exact answers are known."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.linear_gaussian import PIXELS, LinearGaussian
-from vae_pyro.evaluation import evaluate, validate
+from vae_pyro.evaluation import Evaluation, Questions, evaluate, validate
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli, Normal
+from vae_pyro.log_marginal import (
+    AIS,
+    Bound,
+    Estimator,
+    Exact,
+    ImportanceSampling,
+    LocalELBO,
+    PriorSampling,
+    Quadrature,
+    ReverseAIS,
+)
 from vae_pyro.networks import MLP
-from vae_pyro.vae import build_vae
+from vae_pyro.vae import VAE, build_vae
+
+
+def ask(
+    vae: VAE, x: torch.Tensor, num_samples: int, iwae_samples: list[int], draws: int = 1,
+    seed: int = 0, **further: Any,
+) -> Evaluation:  # fmt: skip
+    questions = Questions(num_samples, iwae_samples, **further)
+    return evaluate(vae, x, questions, seed=seed, draws=draws)
 
 
 def test_metrics_are_the_closed_forms() -> None:
     """K = 150 does not divide the 200 samples: one group and a rest."""
     truth = LinearGaussian(shift=0.2, stretch=1.3)
     x = truth.sample(400)
-    m = evaluate(truth.vae, x, 200, [10, 150])
+    m = ask(truth.vae, x, 200, [10, 150]).metrics
     exact = truth.log_marginal(x).mean().item()
     elbo = truth.elbo(x).mean().item()
     assert m["test/log_px"] == pytest.approx(exact, abs=4.5 * m["test/log_px_std_error"])
@@ -34,14 +54,14 @@ def test_metrics_are_the_closed_forms() -> None:
 def test_bits_per_dim_is_of_the_levels() -> None:
     """A density of x = (level + u) / L is 1 / L^D of a probability: D log L nats are added."""
     truth = LinearGaussian(num_levels=17)
-    m = evaluate(truth.vae, truth.sample(50), 30, [1])
+    m = ask(truth.vae, truth.sample(50), 30, [1]).metrics
     expected = (-m["test/log_px"] + PIXELS * math.log(17)) / (PIXELS * math.log(2))
     assert m["test/bits_per_dim"] == pytest.approx(expected)
     assert m["test/bits_per_dim_std_error"] == pytest.approx(
         m["test/log_px_std_error"] / (PIXELS * math.log(2)), abs=1e-12
     )
     vae = build_vae(2, (1, 2, 3), MLP((4,)), Bernoulli(17), DiagNormal)
-    m = evaluate(vae, torch.bernoulli(torch.full((5, 1, 2, 3), 0.5)), 30, [1])
+    m = ask(vae, torch.bernoulli(torch.full((5, 1, 2, 3), 0.5)), 30, [1]).metrics
     assert m["test/bits_per_dim"] == pytest.approx(-m["test/log_px"] / (6 * math.log(2)))
 
 
@@ -52,27 +72,27 @@ def test_standard_errors_contain_the_dequantisation() -> None:
     images = torch.randint(0, 5, (60, 1, 2, 3), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
     values, std_errors = [], []
-    for _ in range(150):
+    for seed in range(150):
         x = torch.cat([likelihood.prepare(images, generator) for _ in range(3)])
-        m = evaluate(vae, x, 30, [1], draws=3)
+        m = ask(vae, x, 30, [1], draws=3, seed=seed).metrics
         values.append(m["test/log_px"])
         std_errors.append(m["test/log_px_std_error"])
     spread = torch.tensor(values).std().item()
     assert spread == pytest.approx(np.mean(std_errors), rel=4.5 / (2 * 149) ** 0.5)
-    fixed = evaluate(vae, x, 30, [1])["test/log_px_std_error"]
+    fixed = ask(vae, x, 30, [1]).metrics["test/log_px_std_error"]
     assert fixed < 0.7 * spread  # the draw of x is most of it
     with pytest.raises(ValueError, match="180 values are not 7 draws"):
-        evaluate(vae, x, 30, [1], draws=7)
+        ask(vae, x, 30, [1], draws=7)
 
 
 def test_diagnostics_tell_a_good_guide_from_a_bad_one() -> None:
     truth = LinearGaussian()
     x = truth.sample(100)
-    perfect = evaluate(truth.vae, x, 200, [1])
+    perfect = ask(truth.vae, x, 200, [1]).metrics
     assert perfect["test/effective_sample_size"] == pytest.approx(200)
     assert perfect["test/pareto_k_high"] == 0
     narrow = LinearGaussian(stretch=0.1)
-    bad = evaluate(narrow.vae, x, 200, [1])
+    bad = ask(narrow.vae, x, 200, [1]).metrics
     assert bad["test/effective_sample_size"] < 50
     assert bad["test/pareto_k_high"] > 0.5
     assert bad["test/log_px"] < truth.log_marginal(x).mean() - 0.1  # too low, and k-hat said so
@@ -86,3 +106,111 @@ def test_validation_parts_add_up() -> None:
     assert m["valid/elbo"] == pytest.approx(elbo, abs=4.5 * m["valid/elbo_std_error"])
     assert m["valid/elbo"] == pytest.approx(m["valid/reconstruction"] - m["valid/kl"])
     assert torch.tensor(list(m.values())).isfinite().all()
+
+
+EVERYTHING: dict[str, Estimator] = {
+    "log_px_prior": PriorSampling(200),
+    "log_px_ais": AIS(40, 16, 4),
+    "log_px_upper": ReverseAIS(40, 16, 4),
+    "log_px_quadrature": Quadrature(),
+    "log_px_exact": Exact(),
+    "elbo_local": LocalELBO(300, 16, 200),
+}
+
+
+def test_the_gap_splits_into_what_is_known() -> None:
+    """The posterior is in the family, so all of the gap is the encoder's."""
+    spoilt = LinearGaussian(shift=0.4, stretch=1.5)
+    x = spoilt.sample(300)
+    evaluation = ask(
+        spoilt.vae, x, 100, [5], estimators=EVERYTHING, num_images=120, simulated_images=40,
+        latent=True,
+    )  # fmt: skip
+    m = evaluation.metrics
+    assert evaluation.reference == "log_px_exact"
+    gap = (spoilt.log_marginal(x[:120]) - spoilt.elbo(x[:120])).mean().item()
+    assert m["test/kl_to_posterior"] == pytest.approx(
+        gap, abs=4.5 * m["test/kl_to_posterior_std_error"] + 1e-6
+    )
+    assert m["test/approximation_gap"] == pytest.approx(0, abs=0.005)
+    assert m["test/amortisation_gap"] == pytest.approx(
+        gap, abs=4.5 * m["test/amortisation_gap_std_error"] + 0.005
+    )
+    assert m["test/approximation_gap"] + m["test/amortisation_gap"] == pytest.approx(
+        m["test/kl_to_posterior"]
+    )
+    exact = spoilt.log_marginal(x[:120]).mean().item()
+    assert m["test/log_px_exact"] == pytest.approx(exact, abs=1e-5)
+    assert m["test/log_px_exact_std_error"] == 0
+    for name in ("prior", "ais", "upper", "quadrature"):
+        error = m[f"test/log_px_{name}_std_error"]
+        assert m[f"test/log_px_{name}"] == pytest.approx(exact, abs=4.5 * error + 0.02)
+    assert abs(m["simulated/gap"]) < 4.5 * m["simulated/gap_image_std_error"] + 0.02
+    assert m["test/kl"] == pytest.approx(m["test/mutual_information"] + m["test/marginal_kl"])
+
+
+def test_every_number_that_is_estimated_has_both_errors() -> None:
+    spoilt = LinearGaussian(shift=0.4)
+    m = ask(
+        spoilt.vae, spoilt.sample(30), 50, [5], estimators=EVERYTHING, num_images=10,
+        simulated_images=3, latent=True,
+    ).metrics  # fmt: skip
+    alone = {
+        "test/effective_sample_size", "test/pareto_k_high", "test/active_units",
+    }  # fmt: skip
+    names = {name for name in m if not name.endswith("_std_error")} - alone
+    for name in names:
+        assert math.isfinite(m[f"{name}_std_error"])
+        assert m[f"{name}_image_std_error"] > 0
+    assert {"test/log_px_ais", "test/log_px_upper", "test/elbo_local", "simulated/gap"} <= names
+
+
+def test_the_two_errors_are_what_they_say() -> None:
+    """Evaluated anew the number moves by the one; with fresh images, by the other."""
+    truth = LinearGaussian(shift=0.5, stretch=1.5)
+    x = truth.sample(60)
+
+    def spread(runs: list[Evaluation]) -> tuple[float, float, float]:
+        means = [run.metrics["test/log_px"] for run in runs]
+        errors = [
+            np.mean([run.metrics[f"test/log_px_{kind}"] for run in runs])
+            for kind in ("std_error", "image_std_error")
+        ]
+        return float(np.std(means, ddof=1)), *errors
+
+    moved, std_error, _ = spread([ask(truth.vae, x, 30, [], seed=seed) for seed in range(150)])
+    assert moved == pytest.approx(std_error, rel=0.3)  # 30 weights: the delta method's own error
+    fresh = [ask(truth.vae, truth.sample(60, seed), 30, [], seed=seed) for seed in range(150)]
+    moved, std_error, image_std_error = spread(fresh)
+    assert moved == pytest.approx(image_std_error, rel=4.5 / (2 * 149) ** 0.5)
+    assert image_std_error > 5 * std_error
+
+
+def test_further_estimators_see_the_same_first_images_of_every_draw() -> None:
+    truth = LinearGaussian(shift=0.2)
+    x = truth.sample(40)  # two draws of 20 images, as far as anyone can tell
+    evaluation = ask(
+        truth.vae, x, 50, [], draws=2, estimators={"log_px_exact": Exact()}, num_images=5
+    )
+    chosen = torch.cat([x[:5], x[20:25]])
+    exact = evaluation.compared["log_px_exact"].estimate
+    torch.testing.assert_close(exact.value, Exact()(truth.vae, chosen).value)
+    importance = evaluation.compared["log_px"].estimate
+    whole = evaluation.answers["log_px"].estimate.value
+    assert torch.equal(importance.value, torch.cat([whole[:5], whole[20:25]]))
+    assert importance.bound is Bound.LOWER
+
+
+def test_without_a_reference_the_tightest_bound_is_the_gaps_end(
+    digits_vae: VAE, binary_test_digits: torch.Tensor
+) -> None:
+    estimators: dict[str, Estimator] = {
+        "log_px_defensive": ImportanceSampling(2000, prior_share=0.2),
+        "elbo_local": LocalELBO(20, 4, 50),
+    }
+    evaluation = ask(digits_vae, binary_test_digits[:30], 50, [], estimators=estimators)
+    m = evaluation.metrics
+    assert evaluation.reference is None
+    assert "test/kl_to_posterior" not in m
+    tightest = max(m["test/log_px"], m["test/log_px_defensive"])
+    assert m["test/approximation_gap"] == pytest.approx(tightest - m["test/elbo_local"])

@@ -129,7 +129,8 @@ def information(vae: VAE, x: Tensor, num_samples: int = 8) -> Information:
         for start in range(0, len(x), per_chunk):
             own = torch.arange(start, min(start + per_chunk, len(x)), device=x.device)
             points = z[:, own]
-            log_q = q.log_prob(points.unsqueeze(-2)).double()  # (samples, chunk, N)
+            everywhere = points.unsqueeze(-2).expand(-1, -1, len(x), -1)
+            log_q = q.log_prob(everywhere).double()  # (samples, chunk, N)
             log_own = log_q.gather(-1, own[None, :, None].expand(num_samples, -1, 1)).squeeze(-1)
             log_all = log_q.logsumexp(-1) - math.log(len(x))
             others = log_q.scatter(-1, own[None, :, None].expand(num_samples, -1, 1), -math.inf)

@@ -1,4 +1,4 @@
-"""AIS and its reverse against exact answers, and the transitions against what they must not move."""
+"""AIS and its reverse against exact answers; transitions against what they must leave alone."""
 
 import math
 

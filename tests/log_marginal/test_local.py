@@ -22,7 +22,7 @@ def test_a_spoilt_encoder_is_made_good_image_by_image() -> None:
     exact = Exact()(spoilt.vae, x)
     best = LocalELBO()(spoilt.vae, x)
     assert best.bound is Bound.LOWER
-    assert 0 < exact.mean() - ELBO(500)(spoilt.vae, x).mean()
+    assert exact.mean() - ELBO(500)(spoilt.vae, x).mean() > 0
     assert abs(exact.mean() - best.mean()) < 0.003
     assert (exact.value - best.value).max() < 0.05
 

@@ -1,0 +1,160 @@
+"""The report: what it shows is what was measured, and what is bad is said."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.linear_gaussian import LinearGaussian
+from vae_pyro.evaluation import Evaluation, Questions, evaluate
+from vae_pyro.guide import DiagNormal
+from vae_pyro.log_marginal import (
+    AIS,
+    Estimator,
+    Exact,
+    ImportanceSampling,
+    PriorSampling,
+    Quadrature,
+)
+from vae_pyro.report import (
+    advice,
+    comparison,
+    estimator_label,
+    estimators_csv,
+    latent_csv,
+    per_image_csv,
+)
+from vae_pyro.vae import VAE
+
+
+class Shrunk(DiagNormal):
+    """Another guide's posterior, its scale divided by ten."""
+
+    def __init__(self, guide: DiagNormal) -> None:
+        super().__init__(guide.latent_dim, lambda _: guide.encoder)
+
+    def posterior(self, x: Tensor) -> torch.distributions.Distribution:
+        base = super().posterior(x).base_dist
+        return type(base)(base.loc, base.scale / 10).to_event(1)
+
+
+def ask(
+    vae: VAE, x: Tensor, estimators: dict[str, Estimator], num_samples: int = 200, **more: int
+) -> tuple[Evaluation, Questions]:
+    questions = Questions(num_samples, [5], estimators, **more)
+    return evaluate(vae, x, questions, seed=0), questions
+
+
+def test_a_guide_shrunk_tenfold_is_caught_and_the_way_out_named(
+    digits_vae: VAE, binary_test_digits: Tensor
+) -> None:
+    x = binary_test_digits[:100]
+    good, questions = ask(digits_vae, x, {})
+    assert isinstance(digits_vae.guide, DiagNormal)
+    bad_vae = VAE(digits_vae.model, Shrunk(digits_vae.guide)).eval()
+    bad, _ = ask(bad_vae, x, {})
+    assert bad.metrics["test/pareto_k_high"] > 0.6 > 2 * good.metrics["test/pareto_k_high"]
+    assert bad.metrics["test/log_px"] < good.metrics["test/log_px"] - 1
+    (warning,) = advice(bad, questions)
+    assert "k-hat is above 0.7" in warning
+    assert "mean ESS" in warning
+    for way_out in ("num_samples=2000", "[defensive]", "[ais]"):
+        assert way_out in warning
+
+
+def test_a_perfect_guide_is_not_warned_of() -> None:
+    truth = LinearGaussian()
+    assert advice(*ask(truth.vae, truth.sample(50), {"log_px_exact": Exact()})) == []
+
+
+def test_who_is_far_from_the_truth_is_named(digits_vae: VAE, binary_test_digits: Tensor) -> None:
+    estimators: dict[str, Estimator] = {
+        "log_px_prior": PriorSampling(5000),
+        "log_px_wide": ImportanceSampling(5000, inflation=12, prior_share=0.2),
+        "log_px_quadrature": Quadrature(),
+    }
+    assert isinstance(digits_vae.guide, DiagNormal)
+    bad_vae = VAE(digits_vae.model, Shrunk(digits_vae.guide)).eval()
+    lines = advice(*ask(bad_vae, binary_test_digits[:60], estimators))
+    (line,) = [line for line in lines if "further from quadrature" in line]
+    assert "importance -" in line
+    assert "wide" not in line
+    assert "prior" not in line
+
+
+def test_ais_that_finds_more_than_importance_sampling_is_believed() -> None:
+    narrow = LinearGaussian(stretch=0.1)
+    lines = advice(*ask(narrow.vae, narrow.sample(100), {"log_px_ais": AIS(60, 16, 4)}))
+    assert any("AIS finds" in line and "rely on AIS" in line for line in lines)
+
+
+def test_a_wide_bracket_is_told_of(digits_vae: VAE, binary_test_digits: Tensor) -> None:
+    few: dict[str, Estimator] = {"log_px_ais": AIS(3, 2, 1)}
+    x = binary_test_digits[:5]
+    (line,) = [
+        line
+        for line in advice(*ask(digits_vae, x, few, simulated_images=50))
+        if "simulated" in line
+    ]
+    assert "raise num_temperatures" in line
+
+
+def test_few_images_cannot_tell_the_information() -> None:
+    narrow = LinearGaussian(stretch=0.05)
+    lines = advice(*ask(narrow.vae, narrow.sample(20), {}, latent=True))
+    assert any("too few to tell I(x; z)" in line for line in lines)
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def column(found: Sequence[dict[str, str]], name: str) -> list[float]:
+    return [float(row[name]) for row in found if row[name]]
+
+
+def test_tables_hold_what_was_measured() -> None:
+    truth = LinearGaussian(shift=0.2)
+    x = truth.sample(40)
+    estimators: dict[str, Estimator] = {"log_px_ais": AIS(10, 30, 2), "log_px_exact": Exact()}
+    questions = Questions(100, [5], estimators, num_images=7)
+    evaluation = evaluate(truth.vae, x, questions, seed=0, draws=2)
+    m = evaluation.metrics
+    by_name = {row["estimator"]: row for row in rows(estimators_csv(evaluation))}
+    assert list(by_name) == ["elbo", "iwae_5", "log_px", "log_px_ais", "log_px_exact"]
+    ais = by_name["log_px_ais"]
+    assert float(ais["nats_per_image"]) == m["test/log_px_ais"]
+    assert float(ais["std_error"]) == m["test/log_px_ais_std_error"]
+    assert float(ais["image_std_error"]) == m["test/log_px_ais_image_std_error"]
+    assert float(ais["minus_reference"]) == pytest.approx(
+        m["test/log_px_ais"] - m["test/log_px_exact"]
+    )
+    assert float(ais["decoder_evaluations_per_image"]) == (30 + 4) * (1 + 10 * 2)
+    images = rows(per_image_csv(evaluation))
+    assert [(row["image"], row["draw"]) for row in images] == [
+        (str(image), str(draw)) for draw in range(2) for image in range(20)
+    ]
+    value = evaluation.answers["log_px"].estimate.value
+    assert column(images, "log_px") == value.tolist()
+    assert (
+        column(images, "log_px_exact")
+        == Exact()(truth.vae, torch.cat([x[:7], x[20:27]])).value.tolist()
+    )
+    assert {"log_px_pareto_k", "log_px_ais_acceptance"} < images[0].keys()
+    assert [row["log_px_ais"] for row in images[7:20]] == [""] * 13
+    shown = comparison(evaluation, -3.0)
+    assert shown.header[4] == "- exact"
+    assert [row[0] for row in shown.rows] == ["ELBO", "IWAE-5", "importance", "ais", "exact"]
+    assert shown.rows[-1][2].startswith(f"≥ {m['test/log_px_exact'] - 3:.3f} ± ")
+    latent = rows(latent_csv(truth.vae, x))
+    assert column(latent, "kl") == pytest.approx(truth.kl(x).mean(0).tolist())
+    assert sum(int(row["active"]) for row in latent) == m["test/active_units"]
+
+
+def test_labels() -> None:
+    names = ["elbo", "iwae_50", "log_px", "log_px_ais", "elbo_local", "log_px_my_own"]
+    labels = ["ELBO", "IWAE-50", "importance", "ais", "ELBO, local", "my_own"]
+    assert [estimator_label(name) for name in names] == labels
