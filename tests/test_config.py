@@ -17,6 +17,7 @@ from vae_pyro.data import MNIST, ImageSource
 from vae_pyro.errors import ConfigError
 from vae_pyro.guide import DiagNormal, Guide
 from vae_pyro.likelihoods import Likelihood
+from vae_pyro.log_marginal import Estimator
 from vae_pyro.networks import MLP, Network
 from vae_pyro.objectives import Objective
 from vae_pyro.tracking import Tracker
@@ -70,7 +71,7 @@ def test_every_option_of_every_group_is_valid() -> None:
             assert isinstance(build(tree[group], GROUPS[group], group), GROUPS[group])
         Blueprint(2, (1, 8, 8), 17, config.network, config.likelihood, config.guide).build()
     assert {
-        group: {path.stem for path in (ROOT / "conf" / group).iterdir()} for group in OPTIONS
+        group: {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} for group in OPTIONS
     } == OPTIONS
     assert resolve(composed()["guide"], Guide, "guide") == (DiagNormal, {})
 
@@ -255,3 +256,47 @@ def test_flattening_keeps_every_leaf(tree: dict[str, Any]) -> None:
 )
 def test_passwords_are_hidden(uri: str, shown: str) -> None:
     assert without_passwords(uri) == shown
+
+
+ESTIMATORS = {
+    "defensive": "log_px_defensive", "prior": "log_px_prior", "ais": "log_px_ais",
+    "upper": "log_px_upper", "quadrature": "log_px_quadrature", "exact": "log_px_exact",
+    "local": "elbo_local",
+}  # fmt: skip
+
+
+def test_every_estimator_is_one_file_and_can_be_chosen_alone() -> None:
+    files = {path.stem for path in (ROOT / "conf" / "evaluation" / "estimators").glob("*.yaml")}
+    assert files == set(ESTIMATORS)
+    for option, metric in ESTIMATORS.items():
+        tree = composed(f"evaluation/estimators=[{option}]")
+        (found,) = parse_config(tree).evaluation.estimators.items()
+        name, options = found
+        assert name == metric
+        assert isinstance(build(options, Estimator, name), Estimator)
+        # The YAML shows the class's own defaults, where it has them.
+        cls, given = resolve(options, Estimator, name)
+        assert given.keys() <= set(inspect.signature(cls).parameters)
+
+
+def test_full_is_all_and_quick_none() -> None:
+    full = parse_config(composed("evaluation=full")).evaluation
+    assert set(full.estimators) == set(ESTIMATORS.values())
+    assert parse_config(composed()).evaluation.estimators == {}
+    two = parse_config(composed("evaluation=full", "evaluation/estimators=[ais,exact]")).evaluation
+    assert set(two.estimators) == {"log_px_ais", "log_px_exact"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+evaluation.estimators.elbo={_target_: x}"], r"estimators\.elbo: test/elbo is always"),
+        (["+evaluation.estimators.iwae_7={_target_: x}"], "test/iwae_7 is always measured"),
+        (["+evaluation.estimators.Mine={_target_: x}"], "Mine"),
+        (["evaluation.simulated_images=1"], "simulated_images: one image has no spread"),
+        (["evaluation.num_images=1"], r"evaluation\.num_images=1"),
+    ],
+)
+def test_impossible_questions_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(composed(*overrides))

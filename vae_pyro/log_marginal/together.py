@@ -93,7 +93,7 @@ def estimate_together(
             ((name, estimator),) = family.items()
             return {name: estimator(vae, x[chunk], report)}
 
-        label = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+        label = f"evaluating {' .. '.join(dict.fromkeys((names[0], names[-1])))}"
         question = tuple(sorted(family.items()))
         answers |= _in_chunks(compute, label, vae, x, question, seed, folder, progress)
     return {name: answers[name] for name in estimators}
@@ -139,7 +139,9 @@ def bidirectional(
         }
 
     question = ("bidirectional", estimator)
-    answers = _in_chunks(compute, "simulated images", vae, x, question, seed, folder, progress)
+    answers = _in_chunks(
+        compute, "evaluating simulated images", vae, x, question, seed, folder, progress
+    )
     return answers["lower"], answers["upper"]
 
 
