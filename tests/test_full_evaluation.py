@@ -42,6 +42,8 @@ def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> Non
         assert re.search(rf"^ +{label} +(lower|upper|numeric) ", done.stdout, re.MULTILINE)
     assert "note: log_px_exact was left out: exact log p(x) is known for linear" in done.stdout
     assert "note: on images simulated from the model AIS" in done.stdout
+    if "k-hat is above" in done.stdout:
+        assert "(evaluation/estimators=[defensive])" in done.stdout
 
     client = MlflowClient(f"sqlite:///{tmp_path}/m.db")
     (run,) = client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])

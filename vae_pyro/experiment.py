@@ -84,7 +84,7 @@ class Experiment:
             print_table(table, self.console)
             self.run.describe("\n\n".join([table_markdown(table), *notes]))
         for note in notes:
-            self.console.print(f"note: {note}", highlight=False)
+            self.console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
     @property
     def _cell_volume(self) -> float | None:

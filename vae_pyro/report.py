@@ -40,6 +40,8 @@ def comparison(evaluation: Evaluation, log_cell_volume: float) -> SummaryTable:
     sign = "≥ " * bool(log_cell_volume)
     rows = []
     for name, answer in evaluation.compared.items():
+        if name == "iwae_1":  # it is the ELBO
+            continue
         estimate = answer.estimate
         row = {
             "estimator": estimator_label(name),

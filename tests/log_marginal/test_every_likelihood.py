@@ -1,0 +1,42 @@
+"""Estimators that share nothing but the decoder agree, whatever p(x | z) is."""
+
+import pytest
+import torch
+
+from tests.likelihoods.test_likelihoods import build, every_likelihood
+from vae_pyro.guide import DiagNormal
+from vae_pyro.log_marginal import AIS, ImportanceSampling, LocalELBO, Quadrature, bidirectional
+from vae_pyro.networks import MLP
+from vae_pyro.vae import VAE, build_vae
+
+
+@pytest.fixture
+def vae(name: str) -> VAE:
+    vae = build_vae(2, (1, 3, 4), MLP((16,), "tanh"), build(name), DiagNormal).eval()
+    with torch.no_grad():
+        vae.guide.encoder[-1].bias[2:] = 2.0  # wider than the prior: weights of finite variance
+    return vae
+
+
+@every_likelihood
+def test_importance_sampling_and_ais_agree_with_quadrature(name: str, vae: VAE) -> None:
+    images = torch.randint(0, 5, (40, 1, 3, 4), dtype=torch.uint8)
+    x = vae.model.likelihood.prepare(images, torch.Generator().manual_seed(0))
+    truth = Quadrature()(vae, x)
+    assert truth.std_error.max() < 1e-2
+    for estimator in (ImportanceSampling(10_000, prior_share=0.2), AIS(60, 32, 4)):
+        estimate = estimator(vae, x)
+        z_scores = (estimate.value - truth.value) / estimate.std_error
+        assert z_scores.abs().max() < 5
+        assert 0.8 < z_scores.std() < 1.4
+    best = LocalELBO(300)(vae, x)
+    assert ((best.value - truth.value) / best.std_error).max() < 4.5
+
+
+@every_likelihood
+def test_simulated_images_can_be_weighed(name: str, vae: VAE) -> None:
+    lower, upper = bidirectional(AIS(40, 16, 4), vae, 200, seed=0)
+    gap = upper.estimate.value - lower.estimate.value
+    assert gap.isfinite().all()
+    assert gap.mean() > -4.5 * gap.std() / 200**0.5
+    assert gap.mean() < 0.5
