@@ -1,9 +1,11 @@
 """``evaluation=full`` as a user asks for it: from the command line, and again from Python."""
 
 import csv
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from safetensors import safe_open
+from safetensors.torch import save
 
 import vae_pyro
 from tests.conftest import QUICK, ROOT
@@ -51,11 +55,15 @@ def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> Non
     for name in ("ais", "upper", "quadrature", "prior", "defensive"):
         for suffix in ("", "_std_error", "_image_std_error"):
             assert f"test/log_px_{name}{suffix}" in m
-    for name in ("approximation_gap", "amortisation_gap", "kl_to_posterior", "mutual_information"):
-        assert f"test/{name}_std_error" in m
+    for name in ("approximation_gap", "amortisation_gap", "kl_to_posterior", "log_px"):
+        assert f"compared/{name}_std_error" in m
+    assert {"test/mutual_information", "test/marginal_kl_image_std_error"} <= m.keys()
+    assert m["compared/num_images"] == 8
     assert "simulated/gap" in m
     assert "test/log_px_exact" not in m
-    assert m["test/log_px_quadrature"] == pytest.approx(m["test/log_px"], abs=3)
+    assert m["compared/log_px"] == pytest.approx(
+        m["test/log_px_quadrature"], abs=5 * m["compared/log_px_std_error"]
+    )
     params = run.data.params
     assert params["evaluation.estimators.log_px_ais.num_temperatures"] == "20"
     assert params["evaluation.num_images"] == "8"
@@ -73,7 +81,8 @@ def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> Non
 
     # The same question in Python, of the run and of the folder, gives the same answer.
     digits = Digits().load()
-    for source in (f"runs:/{run.info.run_id}", output, output / "model"):
+    run_uri = f"runs:/{run.info.run_id}"
+    for source in (run_uri, f"{run_uri}/model", output, output / "model"):
         vae = vae_pyro.load(source, tracking_uri=f"sqlite:///{tmp_path}/m.db")
         x = vae.model.likelihood.prepare(
             digits.test.images, digits.held_out_stream("test").generator
@@ -149,6 +158,7 @@ def test_densities_are_asked_of_every_draw(run_py: RunPy, tmp_path: Path) -> Non
         ),
         (("evaluation/estimators=[ias]",), "ias"),
         (("evaluation.num_images=1",), "evaluation.num_images=1"),
+        (("evaluation.simulated_images=5",), "evaluation.simulated_images: they are for AIS"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_a_run_is_opened(
@@ -176,23 +186,38 @@ def test_an_evaluation_that_was_killed_goes_on(run_py: RunPy, tmp_path: Path) ->
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in folder.glob("evaluation/*.safetensors")}
-    assert len(kept) == 4  # three chunks of the weights, one of the prior; none of AIS
+    assert (
+        len(list(folder.glob("evaluation/*.safetensors"))) == 4
+    )  # three chunks of the weights, one of the prior; none of AIS
 
-    # What was kept before is read, not computed: a mark in it would be seen in the result.
-    again = run_py(*command, "hydra.run.dir=job")
-    undisturbed = run_py(*command, "hydra.run.dir=other")
-    assert again.returncode == undisturbed.returncode == 0, again.stderr
-    results = [
-        json.loads((tmp_path / name / "result.json").read_text())["metrics"]
-        for name in ("job", "other")
-    ]
-    first, second = (
+    shutil.copytree(folder, tmp_path / "marked")
+    for path in (tmp_path / "marked").glob("evaluation/*.safetensors"):
+        add_to_log_px(path, 1000.0)
+
+    runs = [run_py(*command, f"hydra.run.dir={name}") for name in ("job", "other", "marked")]
+    assert [run.returncode for run in runs] == [0, 0, 0], runs[0].stderr
+    continued, undisturbed, marked = (
         {key: value for key, value in metrics.items() if not key.startswith("time/")}
-        for metrics in results
+        for metrics in (
+            json.loads((tmp_path / name / "result.json").read_text())["metrics"]
+            for name in ("job", "other", "marked")
+        )
     )
-    assert first == second
+    assert continued == undisturbed
+    # What was kept is what was taken: a mark in it is seen in the result.
+    assert marked["test/log_px"] == pytest.approx(continued["test/log_px"] + 1000)
     assert not list(folder.glob("evaluation/*"))
+
+
+def add_to_log_px(path: Path, nats: float) -> None:
+    """Change a kept answer as if it had been computed so."""
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if "log_px/value" in tensors:
+        tensors["log_px/value"] += nats
+    digest = hashlib.sha256(save(dict(sorted(tensors.items())))).hexdigest()
+    path.write_bytes(save(tensors, about | {"sha256": digest}))
 
 
 MEMORY = """

@@ -18,6 +18,7 @@ from vae_pyro.log_marginal import (
     ImportanceSampling,
     PriorSampling,
     Quadrature,
+    ReverseAIS,
 )
 from vae_pyro.report import (
     advice,
@@ -80,15 +81,64 @@ def test_who_is_far_from_the_truth_is_named(digits_vae: VAE, binary_test_digits:
     bad_vae = VAE(digits_vae.model, Shrunk(digits_vae.guide)).eval()
     lines = advice(*ask(bad_vae, binary_test_digits[:60], estimators))
     (line,) = [line for line in lines if "further from quadrature" in line]
-    assert "importance -" in line
+    assert "importance (-" in line
     assert "wide" not in line
     assert "prior" not in line
 
 
-def test_ais_that_finds_more_than_importance_sampling_is_believed() -> None:
+def test_a_perfect_guide_in_single_precision_is_not_warned_of_either() -> None:
+    """What is left of its weights' spread is rounding, and says nothing."""
+    truth = LinearGaussian()
+    estimators: dict[str, Estimator] = {
+        "log_px_exact": Exact(),
+        "log_px_quadrature": Quadrature(),
+        "log_px_prior": PriorSampling(2000),
+    }
+    assert advice(*ask(truth.vae.float(), truth.sample(200).float(), estimators)) == []
+
+
+def test_who_falls_short_of_the_tightest_bound_is_named() -> None:
     narrow = LinearGaussian(stretch=0.1)
-    lines = advice(*ask(narrow.vae, narrow.sample(100), {"log_px_ais": AIS(60, 16, 4)}))
-    assert any("AIS finds" in line and "rely on AIS" in line for line in lines)
+    x = narrow.sample(100)
+    lines = advice(*ask(narrow.vae, x, {"log_px_ais": AIS(60, 16, 4)}))
+    assert any("further below ais" in line and "importance (-" in line for line in lines)
+    good = LinearGaussian(shift=0.1)
+    lines = advice(*ask(good.vae, x, {"log_px_ais": AIS(1, 2, 1)}))
+    assert any("further below importance" in line and "ais (-" in line for line in lines)
+
+
+def test_the_ways_out_are_those_not_taken_yet(digits_vae: VAE, binary_test_digits: Tensor) -> None:
+    assert isinstance(digits_vae.guide, DiagNormal)
+    bad_vae = VAE(digits_vae.model, Shrunk(digits_vae.guide)).eval()
+    estimators: dict[str, Estimator] = {
+        "log_px_wide": ImportanceSampling(100, inflation=10),
+        "log_px_ais": AIS(3, 2, 1),
+    }
+    (line,) = [
+        line
+        for line in advice(*ask(bad_vae, binary_test_digits[:20], estimators))
+        if "k-hat" in line
+    ]
+    assert "num_samples=2000" in line
+    assert "[defensive]" not in line
+    assert "[ais]" not in line
+
+
+def test_an_upper_bound_that_may_be_none_is_told_of() -> None:
+    truth = LinearGaussian()
+    lines = advice(*ask(truth.vae, truth.sample(5), {"log_px_upper": ReverseAIS(5, 4, 2)}))
+    assert any("only as far as the chains" in line for line in lines)
+
+
+def test_quadrature_says_where_it_is_inexact(
+    digits_vae: VAE, binary_test_digits: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vae_pyro.log_marginal.quadrature._LAST_POINTS", {2: 5})
+    monkeypatch.setattr("vae_pyro.log_marginal.quadrature._FIRST_POINTS", {2: 5})
+    quadrature: dict[str, Estimator] = {"log_px_quadrature": Quadrature()}
+    evaluation, questions = ask(digits_vae, binary_test_digits[:20], quadrature)
+    assert evaluation.reference is None
+    assert any("own error estimate is above" in line for line in advice(evaluation, questions))
 
 
 def test_a_wide_bracket_is_told_of(digits_vae: VAE, binary_test_digits: Tensor) -> None:
@@ -99,7 +149,7 @@ def test_a_wide_bracket_is_told_of(digits_vae: VAE, binary_test_digits: Tensor) 
         for line in advice(*ask(digits_vae, x, few, simulated_images=50))
         if "simulated" in line
     ]
-    assert "raise num_temperatures" in line
+    assert "raise evaluation.estimators.log_px_ais.num_temperatures" in line
 
 
 def test_few_images_cannot_tell_the_information() -> None:
@@ -148,6 +198,9 @@ def test_tables_hold_what_was_measured() -> None:
     shown = comparison(evaluation, -3.0)
     assert shown.header[4] == "- exact"
     assert [row[0] for row in shown.rows] == ["ELBO", "IWAE-5", "importance", "ais", "exact"]
+    assert [row[2][0] for row in shown.rows] == ["≥"] * 5
+    upper, _ = ask(truth.vae, x, {"log_px_upper": ReverseAIS(5, 4, 2)})
+    assert not comparison(upper, -3.0).rows[-1][2].startswith("≥")
     assert shown.rows[-1][2].startswith(f"≥ {m['test/log_px_exact'] - 3:.3f} ± ")
     latent = rows(latent_csv(truth.vae, x))
     assert column(latent, "kl") == pytest.approx(truth.kl(x).mean(0).tolist())

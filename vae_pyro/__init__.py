@@ -15,8 +15,8 @@ def load(source: str | Path, *, tracking_uri: str | None = None, device: str = "
     """A trained VAE, ready to be asked; neither Hydra nor, for a folder, MLflow is needed.
 
     Args:
-        source: ``runs:/<run id>`` of a finished job in MLflow, or a folder: a job's own, or the
-            ``model`` folder in it.
+        source: ``runs:/<run id>`` of a finished job in MLflow (with or without ``/model``), or a
+            folder: a job's own, or the ``model`` folder in it.
         tracking_uri: where the run is recorded; by default $MLFLOW_TRACKING_URI, else
             ``sqlite:///mlflow.db``.
         device: where the VAE is wanted.
@@ -30,7 +30,8 @@ def load(source: str | Path, *, tracking_uri: str | None = None, device: str = "
 
     text = str(source)
     if text.startswith("runs:/"):
-        with downloaded(text.removeprefix("runs:/"), "model", tracking_uri) as model:
+        run_id = text.removeprefix("runs:/").removesuffix("/model")
+        with downloaded(run_id, "model", tracking_uri) as model:
             return load_model(model, device)
     folder = Path(source)
     return load_model(folder / "model" if (folder / "model").is_dir() else folder, device)

@@ -29,6 +29,7 @@ from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
 HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not to be relied on
+_SMALL_ERROR = 0.1  # nats, for a numeric answer that others are judged by
 _LATENT_IMAGES = 2000  # of which the aggregated posterior is made: its cost grows with the square
 
 
@@ -78,7 +79,8 @@ class Evaluation:
     Attributes:
         metrics: by their contract names.
         answers: for every image, by metric name without ``test/``: elbo, iwae_<K>, log_px.
-        compared: all estimators about the same, first images; the further ones included.
+        compared: all estimators about the same, first images; the further ones included. Their
+            means are the metrics under ``compared/``.
         draws: blocks of x that stem from the same images.
     """
 
@@ -89,12 +91,26 @@ class Evaluation:
 
     @property
     def reference(self) -> str | None:
-        """The answer that the others are to be judged by: exact, or by quadrature."""
+        """The answer that the others are to be judged by: exact, or by quadrature.
+
+        Quadrature only where its own error estimate is small.
+        """
         for bound in (Bound.EXACT, Bound.NUMERIC):
             for name, answer in self.compared.items():
-                if answer.estimate.bound is bound:
+                estimate = answer.estimate
+                if estimate.bound is bound and estimate.mean_std_error() < _SMALL_ERROR:
                     return name
         return None
+
+    @property
+    def tightest(self) -> str:
+        """The highest of the lower bounds that are meant as log p(x)."""
+        meant = [
+            name
+            for name, answer in self.compared.items()
+            if name.startswith("log_px") and answer.estimate.bound is Bound.LOWER
+        ]
+        return max(meant, key=lambda name: self.compared[name].estimate.mean())
 
 
 def evaluate(
@@ -140,12 +156,13 @@ def evaluate(
         _record(metrics, name, answer.estimate, draws)
     _record_quality(metrics, answers["log_px"].estimate, draws)
     _record_bits(metrics, vae.model.likelihood, x.shape[1:])
-    means = posterior_means(vae, x)
+    one_draw = x[: len(x) // draws]  # so that N images are counted as N
+    means = posterior_means(vae, one_draw)
     metrics["test/active_units"] = float(active_units(means))
     metrics["test/active_units_std_error"] = active_units_std_error(means)
     if questions.latent:
         with RandomStream("latent space", seed, x.device).active():
-            measures = information(vae, x[: min(len(x) // draws, _LATENT_IMAGES)])
+            measures = information(vae, one_draw[:_LATENT_IMAGES])
         for name, number in vars(measures).items():
             _record(metrics, name, number)
 
@@ -162,6 +179,9 @@ def evaluate(
         _record(metrics, name, answer.estimate, draws)
     evaluation = Evaluation(metrics, answers, compared | further, draws)
     if further:
+        metrics["compared/num_images"] = float(len(first) // draws)
+        for name, answer in evaluation.compared.items():
+            _record(metrics, name, answer.estimate, draws, "compared")
         metrics |= _gaps(evaluation)
     ais = next((e for e in questions.estimators.values() if isinstance(e, AIS)), None)
     if questions.simulated_images and ais is not None:
@@ -223,23 +243,18 @@ def _gaps(evaluation: Evaluation) -> dict[str, float]:
     metrics: dict[str, float] = {}
     if evaluation.reference is not None:
         known = estimates[evaluation.reference]
-        _record(metrics, "kl_to_posterior", _difference(known, estimates["elbo"]), draws)
+        kl = _difference(known, estimates["elbo"])
+        _record(metrics, "kl_to_posterior", kl, draws, "compared")
     if "elbo_local" in estimates:
         best = estimates["elbo_local"]
-        log_px = estimates[evaluation.reference or _tightest(estimates)]
-        _record(metrics, "approximation_gap", _difference(log_px, best), draws)
-        _record(metrics, "amortisation_gap", _difference(best, estimates["elbo"]), draws)
+        log_px = estimates[evaluation.reference or evaluation.tightest]
+        parts = {
+            "approximation_gap": _difference(log_px, best),
+            "amortisation_gap": _difference(best, estimates["elbo"]),
+        }
+        for name, part in parts.items():
+            _record(metrics, name, part, draws, "compared")
     return metrics
-
-
-def _tightest(estimates: Mapping[str, Estimate]) -> str:
-    """The highest of the lower bounds that are meant as log p(x)."""
-    meant = [
-        name
-        for name, estimate in estimates.items()
-        if name.startswith("log_px") and estimate.bound is Bound.LOWER
-    ]
-    return max(meant, key=lambda name: estimates[name].mean())
 
 
 def _difference(a: PerImage, b: PerImage) -> PerImage:

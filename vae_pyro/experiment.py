@@ -72,7 +72,7 @@ class Experiment:
         self.run.log_metrics(metrics, step=epoch)
         self._draw_bounds(metrics)
         self._keep("per_image.csv", per_image_csv(evaluation))
-        self._keep("latent.csv", latent_csv(self.vae, x))
+        self._keep("latent.csv", latent_csv(self.vae, x[: len(x) // draws]))
         if self.questions.estimators:
             self._keep("estimators.csv", estimators_csv(evaluation))
         return evaluation

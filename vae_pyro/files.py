@@ -1,7 +1,19 @@
-"""Files that are whole or not there at all."""
+"""Files that are whole or not there at all, and the files that this code is made of."""
 
+import functools
+import hashlib
 import os
 from pathlib import Path
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 of this package's own code, in hexadecimal."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

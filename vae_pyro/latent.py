@@ -120,7 +120,12 @@ def information(vae: VAE, x: Tensor, num_samples: int = 8) -> Information:
         vae: the pair.
         x: images, ``(N, C, H, W)``, at least 2.
         num_samples: z's per image, at least 2.
+
+    Raises:
+        ValueError: where there are fewer.
     """
+    if len(x) < 2 or num_samples < 2:
+        raise ValueError(f"needs 2 images and 2 samples of each, got {len(x)} and {num_samples}")
     draws: dict[str, list[Tensor]] = {name: [] for name in Information.__annotations__}
     with torch.no_grad():
         q = vae.guide.posterior(x)

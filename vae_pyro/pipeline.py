@@ -20,7 +20,7 @@ from vae_pyro.evaluation import Questions, log_cell_volume
 from vae_pyro.experiment import Experiment
 from vae_pyro.files import write_atomically
 from vae_pyro.likelihoods import Support
-from vae_pyro.log_marginal import Estimator
+from vae_pyro.log_marginal import AIS, Estimator
 from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
 from vae_pyro.provenance import describe_x, fingerprint, git_tags, identify_x
@@ -141,7 +141,8 @@ def _questions(options: EvaluationOptions, vae: VAE) -> tuple[Questions, list[st
     """What is asked of this VAE, and a line for every estimator that has no answer for it.
 
     Raises:
-        ConfigError: where an estimator or an option of it is not one.
+        ConfigError: where an estimator or an option of it is not one, or images are to be simulated
+            for nobody.
         EstimatorError: where an estimator has no answer and is not to be skipped.
     """
     estimators, notes = {}, []
@@ -154,6 +155,11 @@ def _questions(options: EvaluationOptions, vae: VAE) -> tuple[Questions, list[st
             if options.inapplicable == "refuse":
                 raise EstimatorError(f"evaluation.estimators.{name}: {error}") from error
             notes.append(f"{name} was left out: {error}")
+    if options.simulated_images and not any(isinstance(e, AIS) for e in estimators.values()):
+        why = "simulated_images: they are for AIS, which is not among evaluation/estimators"
+        if options.inapplicable == "refuse":
+            raise ConfigError(f"evaluation.{why}; add ais, or ask for 0")
+        notes.append(f"{why}, so none were made")
     questions = Questions(
         options.num_samples,
         options.iwae_samples,

@@ -10,6 +10,7 @@ from typing import Any
 from vae_pyro.config import flatten
 from vae_pyro.data import Dataset
 from vae_pyro.data.dataset import Binarisation
+from vae_pyro.files import code_digest
 from vae_pyro.likelihoods import Likelihood, Support
 
 # Recorded like the rest of the configuration, but no part of what a result depends on.
@@ -24,10 +25,7 @@ def fingerprint(tree: Mapping[str, Any], data_checksum: str) -> str:
         if not key.startswith(_NOT_IN_FINGERPRINT)
     }
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
-    package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    digest.update(data_checksum.encode())
+    digest.update(f"{code_digest()} {data_checksum}".encode())
     return digest.hexdigest()
 
 

@@ -41,9 +41,15 @@ def test_draws_of_one_image_are_averaged_before_the_images_spread() -> None:
         two_draws.image_std_error(draws=3)
 
 
+def test_one_image_has_no_spread() -> None:
+    assert math.isnan(PerImage(VALUE[:1], ERROR[:1]).image_std_error())
+
+
 def test_numeric_errors_do_not_average_out() -> None:
     estimate = Estimate(VALUE, torch.full((4,), 0.1).double(), Bound.NUMERIC)
     assert estimate.mean_std_error() == pytest.approx(0.1)
+    by_draw = PerImage(VALUE, ERROR).mean_std_error(draws=2)
+    assert estimate.mean_std_error(draws=2) == pytest.approx(math.hypot(0.1, by_draw))
     lower = Estimate(VALUE, torch.full((4,), 0.1).double(), Bound.LOWER)
     assert lower.mean_std_error() == pytest.approx(0.05)
 

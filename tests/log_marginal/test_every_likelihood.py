@@ -4,9 +4,20 @@ import pytest
 import torch
 
 from tests.likelihoods.test_likelihoods import build, every_likelihood
+from vae_pyro.errors import DataError
 from vae_pyro.guide import DiagNormal
-from vae_pyro.log_marginal import AIS, ImportanceSampling, LocalELBO, Quadrature, bidirectional
-from vae_pyro.networks import MLP
+from vae_pyro.log_marginal import (
+    AIS,
+    ELBO,
+    Estimator,
+    Exact,
+    ImportanceSampling,
+    LocalELBO,
+    Quadrature,
+    ReverseAIS,
+    bidirectional,
+)
+from vae_pyro.networks import MLP, Linear
 from vae_pyro.vae import VAE, build_vae
 
 
@@ -40,3 +51,34 @@ def test_simulated_images_can_be_weighed(name: str, vae: VAE) -> None:
     assert gap.isfinite().all()
     assert gap.mean() > -4.5 * gap.std() / 200**0.5
     assert gap.mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    "estimator", [ELBO(5), AIS(2, 2, 1), ReverseAIS(2, 2, 1), LocalELBO(1, 1, 2), Quadrature()]
+)
+def test_x_outside_the_support_is_refused_by_all(estimator: Estimator) -> None:
+    grey = torch.full((2, 1, 3, 4), 0.5)
+    binary = build_vae(2, (1, 3, 4), MLP((4,)), build("bernoulli"), DiagNormal).eval()
+    with pytest.raises(DataError):
+        estimator(binary, grey)
+
+
+def test_x_outside_the_support_is_refused_by_the_closed_form() -> None:
+    linear = build_vae(2, (1, 3, 4), Linear(), build("normal"), DiagNormal).eval()
+    with pytest.raises(DataError):
+        Exact()(linear, torch.full((2, 1, 3, 4), torch.nan))
+
+
+def test_chains_and_particles_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = build_vae(2, (1, 3, 4), MLP((4,)), build("bernoulli"), DiagNormal).eval()
+    x = torch.bernoulli(torch.full((1, 1, 3, 4), 0.5))
+    answers = []
+    for rows in (1000, 3):
+        for module in ("hamiltonian", "local"):
+            monkeypatch.setattr(
+                f"vae_pyro.log_marginal.{module}.rows_per_chunk", lambda *_, rows=rows: rows
+            )
+        torch.manual_seed(0)
+        answers.append((AIS(5, 10, 2)(vae, x).value, LocalELBO(20, 10, 50)(vae, x).value))
+    for whole, blocks in zip(*answers, strict=True):
+        torch.testing.assert_close(whole, blocks, atol=1e-3, rtol=0)

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.errors import EstimatorError
@@ -93,4 +92,10 @@ def test_small_chunks_give_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (best.value - Exact()(spoilt.vae, x).value).abs().max() < 0.05
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
-    assert isinstance(spoilt.vae.guide.encoder, nn.Sequential)
+
+
+def test_a_perfect_encoder_is_not_made_worse() -> None:
+    perfect = LinearGaussian()
+    x = perfect.sample(100)
+    best = LocalELBO(50)(perfect.vae, x)
+    assert (best.value - Exact()(perfect.vae, x).value).abs().max() < 1e-6

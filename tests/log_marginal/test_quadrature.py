@@ -105,3 +105,49 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vae_pyro.log_marginal.quadrature.rows_per_chunk", lambda *_: 50)
     torch.testing.assert_close(Quadrature()(truth.vae, x).value, whole.value)
     assert weights.rows_per_chunk(truth.vae, x) > 50
+
+
+@pytest.mark.parametrize("z", [[9.0], [12.0], [12.0, 3.0], [-15.0, 9.0], [11.0, -9.0, 0.0]])
+def test_posteriors_outside_the_searched_box_are_followed(z: list[float]) -> None:
+    vae = linear(len(z), 0.1)
+    with torch.no_grad():
+        vae.model.decoder[0].weight.copy_(torch.eye(6, len(z)))
+        x = vae.model.decode(torch.tensor([z], dtype=torch.float64)).mean
+    estimate, exact = Quadrature()(vae, x), Exact()(vae, x)
+    assert (estimate.value - exact.value).abs() <= estimate.std_error
+    assert estimate.std_error < 1e-3
+
+
+class Narrow(nn.Module):
+    """Flat but for a narrow dip around one place, which lies between the nodes of any grid."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        place = torch.tensor([0.437, -1.113, 0.291], dtype=z.dtype)
+        return (30 * (z - place)).tanh().repeat_interleave(2, -1)
+
+
+def test_a_narrow_peak_in_three_dimensions_is_zoomed_into() -> None:
+    """In every dimension alone the integral is one over a line, and a product of three in all."""
+    narrow = nn.Sequential(Narrow(), Reshape((1, 1, 2, 3)))
+    vae = VAE(Model(3, narrow, Normal(None, 0.1)), linear(3, 1.0).guide).double()
+    x = torch.zeros(1, 1, 2, 3, dtype=torch.float64)
+    z = torch.linspace(-8, 8, 400_001, dtype=torch.float64)
+    normal = torch.distributions.Normal
+    exact = 0.0
+    for place in (0.437, -1.113, 0.291):
+        # The grid's ends of the line are nothing beside the peak.
+        log_f = normal(0.0, 1.0).log_prob(z) + 2 * normal((30 * (z - place)).tanh(), 0.1).log_prob(
+            torch.zeros(())
+        )
+        exact += (log_f.logsumexp(0) + math.log(16 / 400_000)).item()
+    estimate = Quadrature()(vae, x)
+    assert estimate.value.item() == pytest.approx(exact, abs=1e-3)
+    assert estimate.std_error.item() < 1e-3
+
+
+def test_where_no_box_is_found_the_error_is_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vae_pyro.log_marginal.quadrature._MAX_MOVES", 1)
+    vae = linear(1, 0.1)
+    with torch.no_grad():
+        x = vae.model.decode(torch.tensor([[30.0]], dtype=torch.float64)).mean
+    assert Quadrature()(vae, x).std_error.item() == math.inf

@@ -61,9 +61,9 @@ class AIS(Estimator):
     Source: Neal (2001); for decoders, and the curve of b, Wu et al. (2017), section 4.
     """
 
-    num_temperatures: int = 500
+    num_temperatures: int = 300
     num_chains: int = 16
-    num_leapfrog: int = 10
+    num_leapfrog: int = 5
     start: Start = "prior"
     target_acceptance: float = 0.65
 
@@ -113,8 +113,9 @@ class AIS(Estimator):
             step_sizes = self._adapt(path, part_of(report, 0, share / 2))
             if z is None:
                 log_w, ends, _ = self._forward(path, step_sizes, part_of(report, share / 2, 0.5))
-                chosen = log_w.softmax(0).T.multinomial(self.num_chains, replacement=True).T
-                starts = ends.z.gather(0, chosen[..., None].to(ends.z.device).expand_as(ends.z))
+                weights = log_w.softmax(0).T.to(ends.z.device)
+                chosen = weights.multinomial(self.num_chains, replacement=True).T
+                starts = ends.z.gather(0, chosen[..., None].expand_as(ends.z))
             else:
                 starts = z[chunk].expand(self.num_chains, -1, -1)
             log_w, acceptance = self._backward(path, starts, step_sizes, part_of(report, 0.5, 1))
@@ -130,6 +131,7 @@ class AIS(Estimator):
         on_progress: OnProgress | None,
     ) -> Estimate:
         """As many images at once as keep the chains' decoder outputs within bounds."""
+        vae.model.likelihood.check(x)
         size = max(1, rows_per_chunk(vae, x) // self.num_chains)
         report = on_progress or (lambda _share, _state: None)
         starts = range(0, len(x), size)
@@ -227,8 +229,9 @@ class ReverseAIS(AIS):
     """An upper bound on log p(x), from AIS run backwards from where it ended: see ``upper_bound``.
 
     A bound as far as the forward chains have reached the posterior, which is not known of real
-    images. How far apart a true upper bound and AIS lie, images simulated from the model tell:
-    see ``bidirectional``.
+    images: where they have not, it may lie below log p(x). Nor does ``std_error`` know that chains
+    may have started from one and the same end. How far apart a true upper bound and AIS lie, images
+    simulated from the model tell: see ``bidirectional``.
     """
 
     def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:

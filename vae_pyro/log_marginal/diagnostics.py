@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+NO_TAIL = 1e-3  # largest weights that differ by less, relatively, have none but rounding
 MIN_TAIL_SIZE = 5  # weights; fewer say nothing about a tail
 
 
@@ -51,7 +52,8 @@ def pareto_k(largest_log_weights: Tensor) -> Tensor:
 
     Below 0.5 the weights have a finite variance; up to 0.7 the estimate is still usable; above,
     it and its standard error are not to be trusted at any practical number of samples. All images
-    are fitted at once. Where the largest weights are all equal there is no tail, and k-hat is -inf.
+    are fitted at once. Where the largest weights are all equal, to 0.1%, there is no tail
+    to be fitted, and k-hat is -inf.
 
     Args:
         largest_log_weights: the M + 1 largest log weights of every image in any order,
@@ -73,7 +75,7 @@ def pareto_k(largest_log_weights: Tensor) -> Tensor:
     weights = (descending - descending[0]).exp()
     exceedances = (weights[:-1] - weights[-1]).flip(0)  # ascending, (M, batch)
     largest = exceedances[-1]
-    has_tail = largest > 0
+    has_tail = largest > NO_TAIL
     # A quartile of 0 (ties at the threshold) would divide by zero; such ties carry no shape.
     quartile = exceedances[int(size / 4 + 0.5) - 1]
     tiny = torch.finfo(torch.float64).tiny

@@ -70,11 +70,14 @@ class PerImage:
 
         It says how far the number may move with other test images of the same kind: the standard
         deviation from image to image / sqrt(N). The values' own Monte Carlo errors are in it.
+        NaN of one image.
 
         Args:
             draws: as in ``mean_std_error``; the draws of one image are averaged first.
         """
         images = self._by_draw(draws).mean(0)
+        if len(images) < 2:
+            return math.nan
         return images.std().item() / math.sqrt(len(images))
 
     def _by_draw(self, draws: int) -> Tensor:
@@ -99,10 +102,14 @@ class Estimate(PerImage):
     evaluations: float = 0.0
 
     def mean_std_error(self, draws: int = 1) -> float:
-        """As ``PerImage.mean_std_error``; of a NUMERIC answer the mean of the error estimates."""
-        if self.bound is Bound.NUMERIC and draws == 1:
-            return self.std_error.mean().item()
-        return super().mean_std_error(draws)
+        """As ``PerImage.mean_std_error``; of a NUMERIC answer the mean of the error estimates.
+
+        To which, with several draws of x, their own spread is added.
+        """
+        if self.bound is not Bound.NUMERIC:
+            return super().mean_std_error(draws)
+        own = self.std_error.mean().item()
+        return own if draws == 1 else math.hypot(own, super().mean_std_error(draws))
 
     def select(self, index: Tensor) -> "Estimate":
         """The answers for some of the images."""

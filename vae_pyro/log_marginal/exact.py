@@ -1,5 +1,6 @@
 """log p(x) in closed form, for the one kind of VAE that has one: linear and Gaussian."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +40,12 @@ class Exact(Estimator):
 
     def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
         self.check(vae)
+        vae.model.likelihood.check(x)
         with torch.no_grad():
-            dims = vae.model.latent_dim
-            corners = torch.cat([vae.model.origin[None], torch.eye(dims).to(vae.model.origin)])
-            images = vae.model.decoder(corners).double().flatten(1)
+            decoder = copy.deepcopy(vae.model.decoder).double()
+            origin = vae.model.origin.double()
+            corners = torch.cat([origin[None], torch.diag_embed(torch.ones_like(origin))])
+            images = decoder(corners).flatten(1)
             bias, weight = images[0], (images[1:] - images[0]).T
             scale = torch.as_tensor(vae.model.likelihood.scale, dtype=bias.dtype)
             p_x = LowRankMultivariateNormal(bias, weight, (scale**2).to(bias).expand(bias.shape))

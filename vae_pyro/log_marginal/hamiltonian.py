@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vae_pyro.log_marginal.weights import log_joint
+from vae_pyro.log_marginal.weights import log_joint, rows_per_chunk
 from vae_pyro.vae import VAE
 
 Start = Literal["prior", "guide"]
@@ -72,6 +72,14 @@ class Path:
 
     def at(self, z: Tensor) -> Point:
         """Evaluate at z ``(chains, batch, D)``: one pass through the decoder and back."""
+        chains_at_once = max(1, rows_per_chunk(self._vae, self._x) // len(self._x))
+        points = [self._at(part) for part in z.split(chains_at_once)]
+        if len(points) == 1:
+            return points[0]
+        fields = zip(*(vars(point).values() for point in points), strict=True)
+        return Point(*(torch.cat(parts) for parts in fields))
+
+    def _at(self, z: Tensor) -> Point:
         z = z.detach().requires_grad_()
         with torch.enable_grad():
             log_likelihood, log_prior = log_joint(self._vae, self._x, z)

@@ -44,6 +44,11 @@ class Proposal:
         if not 0 <= self.prior_share <= 1:
             raise ValueError(f"prior_share: must lie between 0 and 1, got {self.prior_share}")
 
+    @property
+    def is_wider(self) -> bool:
+        """Whether it reaches where the guide does not."""
+        return self.inflation > 1 or self.prior_share > 0
+
     def program(self, vae: VAE) -> Program:
         """A Pyro program that draws z as the guide does, from r(z | x)."""
         if self == THE_GUIDE:

@@ -10,10 +10,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-import vae_pyro
-from vae_pyro.files import write_atomically
+from vae_pyro.files import code_digest, write_atomically
 from vae_pyro.log_marginal.annealed import AIS
 from vae_pyro.log_marginal.estimate import (
     Bound,
@@ -24,6 +23,7 @@ from vae_pyro.log_marginal.estimate import (
     part_of,
 )
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
+from vae_pyro.log_marginal.weights import blank_images, rows_per_chunk
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
@@ -130,7 +130,9 @@ def bidirectional(
     """
     with torch.no_grad(), RandomStream("simulated images", seed, vae.model.origin.device).active():
         z = vae.model.prior().sample((num_images,))
-        x = vae.model.likelihood.into_support(vae.model.decode(z).sample())
+        rows = rows_per_chunk(vae, blank_images(vae))
+        x = torch.cat([vae.model.decode(part).sample() for part in z.split(rows)])
+        x = vae.model.likelihood.into_support(x)
 
     def compute(chunk: slice, report: OnProgress) -> dict[str, Estimate]:
         return {
@@ -179,10 +181,11 @@ def _in_chunks(
         progress: likewise.
     """
     chunks = []
+    vae_digest = "" if folder is None else _digest_of(vae)
     with progress(label, len(x)) as report:
         for start in range(0, len(x), IMAGES_PER_CHUNK):
             chunk = slice(start, min(start + IMAGES_PER_CHUNK, len(x)))
-            kept = _Kept(folder, (*question, seed, start), vae, x[chunk])
+            kept = _Kept(folder, (*question, seed, start), vae_digest, x[chunk])
             found = kept.read()
             if found is None:
                 noise = RandomStream(f"{label} {start}", seed, x.device)
@@ -211,21 +214,15 @@ _Chunk = tuple[dict[str, Estimate], float]  # the estimates by name, and the sec
 
 
 class _Kept:
-    """The file of one chunk's answers, named by a hash of everything that they depend on."""
+    """The file of one chunk's answers, named by a hash of all that they depend on."""
 
     def __init__(
-        self,
-        folder: Path | str | None,
-        question: tuple[object, ...],
-        vae: VAE,
-        images: Tensor,
+        self, folder: Path | str | None, question: tuple[object, ...], vae_digest: str, x: Tensor
     ) -> None:
         self._path: Path | None = None
         if folder is not None:
-            digest = hashlib.sha256(repr((vae_pyro.__version__, question)).encode())
-            state = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
-            digest.update(safetensors.torch.save({**state, "x": images.contiguous()}))
-            digest.update(repr([_options(module) for module in vae.modules()]).encode())
+            digest = hashlib.sha256(repr((code_digest(), question, vae_digest)).encode())
+            digest.update(safetensors.torch.save({"x": x.contiguous()}))
             self._path = Path(folder) / f"{digest.hexdigest()[:32]}.safetensors"
 
     def read(self) -> _Chunk | None:
@@ -271,7 +268,13 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(safetensors.torch.save(dict(sorted(tensors.items())))).hexdigest()
 
 
-def _options(module: nn.Module) -> tuple[str, dict[str, object]]:
-    """What a module is besides its weights: its class and its plain attributes."""
-    plain = (bool, int, float, str)
-    return type(module).__qualname__, {k: v for k, v in vars(module).items() if type(v) in plain}
+def _digest_of(vae: VAE) -> str:
+    """SHA-256 of the weights, and of each module's class and plain attributes."""
+    plain = (bool, int, float, str, tuple)
+    state = {name: tensor.contiguous().clone() for name, tensor in vae.state_dict().items()}
+    digest = hashlib.sha256(safetensors.torch.save(state))
+    for module in vae.modules():
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        options = {name: value for name, value in vars(module).items() if type(value) in plain}
+        digest.update(repr((kind, options)).encode())
+    return digest.hexdigest()
