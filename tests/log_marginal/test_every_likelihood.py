@@ -79,6 +79,8 @@ def test_chains_and_particles_in_blocks_give_the_same(monkeypatch: pytest.Monkey
                 f"vae_pyro.log_marginal.{module}.rows_per_chunk", lambda *_, rows=rows: rows
             )
         torch.manual_seed(0)
-        answers.append((AIS(5, 10, 2)(vae, x).value, LocalELBO(20, 10, 50)(vae, x).value))
-    for whole, blocks in zip(*answers, strict=True):
-        torch.testing.assert_close(whole, blocks, atol=1e-3, rtol=0)
+        answers.append((AIS(5, 10, 2)(vae, x), LocalELBO(20, 10, 500)(vae, x)))
+    (ais, local), (ais_in_blocks, local_in_blocks) = answers
+    torch.testing.assert_close(ais.value, ais_in_blocks.value, atol=1e-4, rtol=0)
+    difference = local.value - local_in_blocks.value  # its final draws are others
+    assert difference.abs() < 4.5 * torch.hypot(local.std_error, local_in_blocks.std_error)
