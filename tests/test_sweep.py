@@ -27,8 +27,8 @@ from tests.test_tracking import free_port, wait_until_healthy
 from vae_pyro.checkpoint import load_model
 from vae_pyro.data import Dataset
 from vae_pyro.evaluation import validate
+from vae_pyro.experiment import snapshot_epochs
 from vae_pyro.log_marginal import ELBO
-from vae_pyro.pipeline import snapshot_epochs
 from vae_pyro.randomness import RandomStream
 
 IN_TRAINING = ("train/elbo", "valid/elbo", "valid/reconstruction", "valid/kl")

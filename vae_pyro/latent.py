@@ -70,6 +70,8 @@ def kl_per_dimension(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
 
     Raises:
         EstimatorError: where the guide is not normal.
+
+    Source: Kingma and Welling (2014), appendix B.
     """
 
     def of(part: Tensor) -> Tensor:
