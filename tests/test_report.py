@@ -128,6 +128,7 @@ def test_an_upper_bound_that_may_be_none_is_told_of() -> None:
     truth = LinearGaussian()
     lines = advice(*ask(truth.vae, truth.sample(5), {"log_px_upper": ReverseAIS(5, 4, 2)}))
     assert any("only as far as the chains" in line for line in lines)
+    assert not any("further" in line for line in lines)  # a loose upper bound lies above
 
 
 def test_quadrature_says_where_it_is_inexact(

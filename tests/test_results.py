@@ -33,6 +33,7 @@ METRICS = {
     "test/iwae_5_std_error": 0.015,
     "test/log_px": -23.8,
     "test/log_px_std_error": 0.004,
+    "test/log_px_image_std_error": 0.31,
     "test/gap": 0.7,
     "test/bits_per_dim": 0.536,
     "test/bits_per_dim_std_error": 0.001,
@@ -99,7 +100,16 @@ def printed(results: list[JobResult], width: int) -> str:
 
 def test_table_and_markdown_show_the_numbers(results: list[JobResult]) -> None:
     for text in (printed(results, 140), summary_markdown(results)):
-        for cell in ("-24.50", "-24.10", "-23.90", "-23.80 ± 0.004", "0.70", "0.5360", "10%"):
+        for cell in (
+            "-24.50",
+            "-24.10",
+            "-23.90",
+            "-23.80 ± 0.004",
+            "0.31",
+            "0.70",
+            "0.5360",
+            "10%",
+        ):
             assert cell in text
         assert "nats" in text
 
