@@ -11,6 +11,7 @@ and this integral over z is the one thing that is hard: everything else below ca
 import pyro
 import torch
 from pyro import distributions as dist
+from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -47,10 +48,12 @@ class Model(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
             the images: ``x`` itself, or ``(num_images, C, H, W)`` newly drawn.
 
         Raises:
-            DataError: where ``x`` lies outside the likelihood's support.
+            DataError: where ``x`` lies outside the likelihood's support; not looked at where Pyro's
+                validation is switched off.
         """
         if x is not None:
-            self.likelihood.check(x)
+            if poutine.is_validation_enabled():
+                self.likelihood.check(x)
             num_images = len(x)
         with pyro.plate("images", num_images, dim=-1):
             z = pyro.sample("z", self.prior())

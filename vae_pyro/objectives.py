@@ -37,7 +37,7 @@ class Objective(ABC):
             raise ValueError(f"num_particles: must be at least 1, got {self.num_particles}")
 
     @abstractmethod
-    def estimator(self) -> pyro.infer.ELBO:
+    def estimator(self) -> "SVILoss":
         """Pyro's estimator of this objective, which ``pyro.infer.SVI`` takes as its loss.
 
         Its losses are sums over the batch. One whose objective is not the ELBO returns two of
@@ -49,6 +49,18 @@ class Objective(ABC):
         return self
 
 
+class SVILoss(ABC):
+    """What a ``pyro.infer.ELBO`` must be able to do besides, so that a step can be compiled."""
+
+    @abstractmethod
+    def tensors(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, ...]:
+        """The losses of one set of draws, each a scalar: a sum over the batch.
+
+        First what ``loss_and_grads`` differentiates, then what it returns. Numbers stay in tensors
+        on the way: a tracer cannot look into them, and a GPU would have to be waited for.
+        """
+
+
 @dataclass(frozen=True)
 class ELBO(Objective):
     """E_q(z|x)[log p(x, z) - log q(z | x)], by reparameterised draws: ``pyro.infer.Trace_ELBO``.
@@ -56,8 +68,8 @@ class ELBO(Objective):
     Source: Kingma and Welling (2014), equation 2.
     """
 
-    def estimator(self) -> pyro.infer.ELBO:
-        return pyro.infer.Trace_ELBO(
+    def estimator(self) -> SVILoss:
+        return _TraceELBO(
             num_particles=self.num_particles,
             max_plate_nesting=1,
             vectorize_particles=self.num_particles > 1,
@@ -76,7 +88,7 @@ class ELBOAnalyticKL(Objective):
     Source: Kingma and Welling (2014), equations 3 and 10.
     """
 
-    def estimator(self) -> pyro.infer.ELBO:
+    def estimator(self) -> SVILoss:
         return _ClosedFormKL(
             num_particles=self.num_particles,
             max_plate_nesting=1,
@@ -93,7 +105,7 @@ class IWAE(Objective):
 
     num_particles: int = 5
 
-    def estimator(self) -> pyro.infer.ELBO:
+    def estimator(self) -> SVILoss:
         return _WeightEstimator(self._surrogate)
 
     def _surrogate(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +127,7 @@ class DReG(Objective):
 
     num_particles: int = 5
 
-    def estimator(self) -> pyro.infer.ELBO:
+    def estimator(self) -> SVILoss:
         return _WeightEstimator(self._surrogate)
 
     def _surrogate(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +182,7 @@ class BetaELBO(Objective):
             return self
         return replace(self, beta=self.beta * (epoch - 1) / self.warmup_epochs)
 
-    def estimator(self) -> pyro.infer.ELBO:
+    def estimator(self) -> SVILoss:
         return _WeightEstimator(self._surrogate)
 
     def _surrogate(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,7 +201,20 @@ class BetaELBO(Objective):
 _Surrogate = Callable[[Model, Guide, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-class _WeightEstimator(pyro.infer.ELBO):  # type: ignore[misc]
+class _TraceELBO(pyro.infer.Trace_ELBO, SVILoss):  # type: ignore[misc]
+    """Pyro's estimator, its loss also as a tensor: of guides that draw by reparameterisation."""
+
+    def tensors(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, ...]:
+        loss = torch.zeros((), device=x.device)
+        for model_trace, guide_trace in self._get_traces(model, guide, (x,), {}):
+            if not all(site["fn"].has_rsample for site in _drawn(guide_trace)):
+                raise NotImplementedError("a site of the guide is not drawn by reparameterisation")
+            elbo = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
+            loss = loss - elbo / self.num_particles
+        return loss, loss
+
+
+class _WeightEstimator(pyro.infer.ELBO, SVILoss):  # type: ignore[misc]
     """A function of the importance weights as a loss for ``pyro.infer.SVI``."""
 
     def __init__(self, surrogate: _Surrogate) -> None:
@@ -199,35 +224,53 @@ class _WeightEstimator(pyro.infer.ELBO):  # type: ignore[misc]
     def loss(self, model: Model, guide: Guide, x: Tensor) -> tuple[float, float]:
         """(-objective, -ELBO), each a sum over the batch, from one set of draws."""
         with torch.no_grad():
-            return self._losses(*self._surrogate(model, guide, x)[1:])
+            _, objective, elbo = self.tensors(model, guide, x)
+        return objective.item(), elbo.item()
 
     def loss_and_grads(self, model: Model, guide: Guide, x: Tensor) -> tuple[float, float]:
         """As ``loss``; gradients of -objective are added to the parameters' ``grad``."""
+        surrogate, objective, elbo = self.tensors(model, guide, x)
+        surrogate.backward()
+        return objective.item(), elbo.item()
+
+    def tensors(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, ...]:
         surrogate, objective, log_w = self._surrogate(model, guide, x)
-        (-surrogate.sum()).backward()
-        return self._losses(objective, log_w)
+        return -surrogate.sum(), -objective.sum(), -log_w.mean(0).sum()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("weights are read by vae_pyro.log_marginal.weights")
 
-    @staticmethod
-    def _losses(objective: Tensor, log_w: Tensor) -> tuple[float, float]:
-        return -objective.sum().item(), -log_w.mean(0).sum().item()
 
-
-class _ClosedFormKL(pyro.infer.TraceMeanField_ELBO):  # type: ignore[misc]
+class _ClosedFormKL(pyro.infer.TraceMeanField_ELBO, SVILoss):  # type: ignore[misc]
     """Pyro's estimator, refusing where it would quietly fall back on sampling."""
 
+    def tensors(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, ...]:
+        loss = torch.zeros((), device=x.device)
+        for model_trace, guide_trace in self._get_traces(model, guide, (x,), {}):
+            elbo = model_trace.nodes["x"]["log_prob_sum"] - self._kl(model_trace, guide_trace).sum()
+            loss = loss - elbo / self.num_particles
+        return loss, loss
+
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        self._kl(model_trace, guide_trace)
+        return super()._differentiable_loss_particle(model_trace, guide_trace)
+
+    @staticmethod
+    def _kl(model_trace: Any, guide_trace: Any) -> Tensor:
+        """KL(q(z | x) || p(z)), ``(*particles, batch)``."""
         q, p = guide_trace.nodes["z"]["fn"], model_trace.nodes["z"]["fn"]
         try:
-            kl_divergence(q, p)
+            kl: Tensor = kl_divergence(q, p)
         except NotImplementedError as error:
             raise ConfigError(
                 f"objective=elbo_analytic_kl: KL(q || p) of this guide ({type(q).__name__}) has no "
                 "closed form; use objective=elbo, or guide=diag_normal or full_rank_normal"
             ) from error
-        return super()._differentiable_loss_particle(model_trace, guide_trace)
+        return kl
+
+
+def _drawn(trace: Any) -> list[dict[str, Any]]:
+    return [trace.nodes[name] for name in trace.stochastic_nodes]
 
 
 def _draw(model: Model, guide: Guide, x: Tensor, num_particles: int) -> LogWeights:

@@ -3,8 +3,9 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.infer
@@ -12,8 +13,10 @@ import pyro.optim
 import torch
 from torch import Tensor
 
+from vae_pyro.compilation import CompilationError, Outputs, compile_program
 from vae_pyro.errors import DivergenceError
-from vae_pyro.objectives import Objective
+from vae_pyro.objectives import Objective, SVILoss
+from vae_pyro.precision import fast_matmul
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
@@ -49,6 +52,8 @@ def train(
     epochs: int,
     learning_rate: float,
     noise: RandomStream,
+    compiled: bool = False,
+    tell: Callable[[str], None] = lambda _note: None,
 ) -> Iterator[EpochRecord]:
     """Maximise the objective by ``pyro.infer.SVI`` with Adam, yielding after every epoch.
 
@@ -59,42 +64,127 @@ def train(
         epochs: how many passes over the data.
         learning_rate: Adam's.
         noise: where the guide's draws come from.
+        compiled: whether losses and gradients are computed by one compiled graph. Batches of
+            another shape than the first, and epochs in which the objective warms up, are not.
+        tell: called with one line, where the objective cannot be compiled.
 
     Raises:
         DivergenceError: at the first step whose objective, or the first epoch whose weights are
             not finite numbers.
     """
-    adam = pyro.optim.Adam({"lr": learning_rate, "fused": True})
+    adam = FusedAdam(vae.parameters(), learning_rate)
+    graph: _Graph | None = None
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
         vae.train()
-        estimator = objective.at_epoch(epoch).estimator()
-        svi = pyro.infer.SVI(vae.model, vae.guide, adam, estimator)
-        steps: list[tuple[float, ...]] = []  # nats per image: (ELBO,) or (objective, ELBO)
+        current = objective.at_epoch(epoch)
+        svi = pyro.infer.SVI(vae.model, vae.guide, adam, current.estimator())
+        steps: list[Tensor] = []  # nats per image: (ELBO,) or (objective, ELBO)
         sizes: list[int] = []
         # Pyro 1.9's SVI finds parameters through the global store; the weights themselves live in
         # the modules. So an empty store for every epoch, and nothing reaches the next job.
-        with pyro.get_param_store().scope(), noise.active(), warnings.catch_warnings():
+        with (
+            pyro.get_param_store().scope(),
+            noise.active(),
+            fast_matmul(noise.device),
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # told below
             for x in epoch_batches():
-                losses = svi.step(x)
-                losses = losses if isinstance(losses, tuple) else (losses,)
-                steps.append(tuple(-loss / len(x) for loss in losses))
+                if compiled and graph is None and current == objective:
+                    try:
+                        graph = _Graph(vae, current.estimator(), x)
+                    except CompilationError as error:
+                        compiled = False
+                        tell(f"trained without compiling: {error}")
+                if graph is not None and x.shape == graph.shape:
+                    losses, *gradients = graph.run(x)
+                    adam.step(gradients)
+                else:
+                    losses = torch.tensor(svi.step(x)).reshape(-1)
+                steps.append(losses / -len(x))
                 sizes.append(len(x))
-                for name, value in zip(("ELBO", "objective"), steps[-1][::-1], strict=False):
-                    if not math.isfinite(value):
-                        raise _divergence(
-                            f"the {name} became {value}", epoch, len(steps), learning_rate
-                        )
+                if noise.device.type == "cpu":  # a GPU would have to be waited for
+                    _require_finite(steps[-1:], epoch, len(steps), learning_rate)
         vae.eval()
+        _require_finite(steps, epoch, 1, learning_rate)
         if not all(parameter.isfinite().all() for parameter in vae.parameters()):
             raise _divergence("a weight is no longer finite", epoch, len(steps), learning_rate)
         *maximised, elbo = (
-            _weighted_mean(torch.tensor(values).double(), torch.tensor(sizes).double())
-            for values in zip(*steps, strict=True)
+            _weighted_mean(values, torch.tensor(sizes).double())
+            for values in torch.stack([step.cpu() for step in steps], 1).double()
         )
         seconds = time.perf_counter() - start
         yield EpochRecord(epoch, *elbo, seconds, *(maximised[0] if maximised else ()))
+
+
+class _Graph:
+    """Losses and gradients of an objective for batches of one shape, as one compiled graph.
+
+    Raises:
+        CompilationError: where it cannot be had.
+    """
+
+    def __init__(self, vae: VAE, loss: SVILoss, x: Tensor) -> None:
+        def losses_and_gradients(vae: VAE, x: Tensor) -> Outputs:
+            surrogate, *losses = loss.tensors(vae.model, vae.guide, x)
+            weights = [weight for weight in vae.parameters() if weight.requires_grad]
+            gradients = torch.autograd.grad(
+                surrogate, weights, allow_unused=True, materialize_grads=True
+            )
+            return (torch.stack(losses).detach(), *gradients)
+
+        self.shape = x.shape
+        self.run = compile_program(losses_and_gradients, vae, [x], gradients=True)
+
+
+class FusedAdam(pyro.optim.PyroOptim):  # type: ignore[misc]  # Pyro's classes are untyped
+    """Adam for all weights in one call of PyTorch's fused kernel.
+
+    ``pyro.optim.Adam`` makes one optimiser of every weight, and pays Python for each.
+
+    Args:
+        parameters: the weights; those that need no gradient are left alone.
+        learning_rate: Adam's.
+
+    Source: Kingma and Ba (2015), algorithm 1, with its default constants.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], learning_rate: float) -> None:
+        super().__init__(torch.optim.Adam, {"lr": learning_rate})
+        self._weights = [weight for weight in parameters if weight.requires_grad]
+        self._means = [torch.zeros_like(weight) for weight in self._weights]
+        self._squares = [torch.zeros_like(weight) for weight in self._weights]
+        device = self._weights[0].device if self._weights else None
+        self._count = torch.zeros((), device=device)
+        self._learning_rate = learning_rate
+
+    def __call__(self, params: Any, *_args: Any, **_kwargs: Any) -> None:  # noqa: ARG002
+        """What ``pyro.infer.SVI`` calls when gradients are known: all weights move."""
+        self.step([
+            torch.zeros_like(weight) if weight.grad is None else weight.grad
+            for weight in self._weights
+        ])  # fmt: skip
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Move every weight against its gradient; both in the order of the weights."""
+        self._count += 1
+        with torch.no_grad():
+            torch._fused_adam_(
+                self._weights,
+                list(gradients),
+                self._means,
+                self._squares,
+                [],
+                [self._count] * len(self._weights),
+                lr=self._learning_rate,
+                beta1=0.9,
+                beta2=0.999,
+                weight_decay=0.0,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
 
 
 def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
@@ -110,6 +200,15 @@ def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
     """
     with pyro.get_param_store().scope():
         objective.estimator().loss(vae.model, vae.guide, x)
+
+
+def _require_finite(
+    steps: Sequence[Tensor], epoch: int, first: int, learning_rate: float
+) -> None:
+    for step, losses in enumerate(steps, first):
+        for name, value in zip(("ELBO", "objective"), losses.tolist()[::-1], strict=False):
+            if not math.isfinite(value):
+                raise _divergence(f"the {name} became {value}", epoch, step, learning_rate)
 
 
 def _divergence(what: str, epoch: int, step: int, learning_rate: float) -> DivergenceError:
