@@ -16,6 +16,8 @@ LAYERS = [
     "files",
     "config",
     "randomness",
+    "precision",
+    "compilation",
     "data",
     "networks",
     "distributions",

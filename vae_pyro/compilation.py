@@ -1,16 +1,18 @@
 """A Pyro program -> one compiled graph.
 
-Pyro's price is Python: handlers, traces and sites are interpreted anew at every step. Here a program
-is run once under a tracer that sees through the handlers to the tensor operations below them; the
-graph of those, gradients included, is compiled by Inductor and takes the program's place for inputs
-of the same shapes. The program stays the readable one, and where it cannot be compiled it is run.
+Pyro's price is Python: handlers, traces and sites are interpreted anew at every step. Here a
+program is run once under a tracer that sees through the handlers to the tensor operations below
+them; the graph of those, gradients included, is compiled by Inductor and takes the program's place
+for inputs of the same shapes. The program stays the readable one, and where it cannot be compiled,
+it is run.
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyro
@@ -28,7 +30,7 @@ Mode = Literal["auto"] | bool
 
 # Repetitions that repay compiling; `python -m benchmarks compiling` measures both sides.
 MIN_STEPS = 5_000  # of training
-MIN_CALLS = 500  # of evaluating, one chunk each
+MIN_CALLS = 1_000  # of evaluating, one chunk each
 
 _TOLERANCE = 1e-3  # of the largest number; what rounding makes of a graph's order is 1e-6 to 1e-5
 _aten = torch.ops.aten
@@ -56,16 +58,32 @@ def expm1(x: Tensor) -> Tensor:
     return torch.where(u == 1, x, torch.where((u == 0) | u.isinf(), u - 1, middle))
 
 
+def log1p_of_share(x: Tensor) -> Tensor:
+    """log(1 + x) for x from 0 to 1, as of exp(-abs(y)), where softplus needs it.
+
+    2 artanh(s) with s = x / (2 + x) <= 1/3, by the first seven terms of artanh's series: the next
+    one is below 2e-8 of the sum. Faster than a logarithm; of wider floats, the logarithm is taken.
+    """
+    if x.dtype != torch.float32:
+        return log1p(x)
+    s = x / (2 + x)
+    square = s * s
+    series = torch.full_like(square, 1 / 13)
+    for n in (11, 9, 7, 5, 3, 1):
+        series = series * square + 1 / n
+    return 2 * s * series
+
+
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:  # noqa: ARG001
     """log(1 + exp(beta x)) / beta, with no threshold to need."""
     y = beta * x if beta != 1 else x
-    value = y.clamp(min=0) + log1p(torch.exp(-y.abs()))
+    value = y.clamp(min=0) + log1p_of_share(torch.exp(-y.abs()))
     return value / beta if beta != 1 else value
 
 
 def _log_sigmoid_forward(x: Tensor) -> tuple[Tensor, Tensor]:
-    small = torch.exp(-x.abs())
-    return x.clamp(max=0) - log1p(small), small if x.device.type == "cpu" else x.new_empty(0)
+    share = torch.exp(-x.abs())  # the second output is what PyTorch's gradient wants to be given
+    return x.clamp(max=0) - log1p_of_share(share), share
 
 
 def _cross_entropy(
@@ -139,7 +157,7 @@ def compile_program(
         graph.graph.eliminate_dead_code()
         graph.recompile()
         options = {"fallback_random": True, "triton.cudagraphs": device.type == "cuda"}
-        with _traceable(device), _quiet(), torch.no_grad():
+        with _traceable(device), torch.no_grad():
             compiled = torch._inductor.compile(graph, [*state, *inputs], options=options)
             found = _on_equal_noise(lambda: compiled(*state, *inputs))
     except Exception as error:  # whatever tracer and compiler raise at a program they do not take
@@ -173,18 +191,21 @@ def _traceable(device: torch.device) -> Iterator[None]:
         pyro.validation_enabled(False),
         pyro.get_param_store().scope(),
         torch.random.fork_rng(devices),
+        _quiet(),
     ):
         yield
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the line that PyTorch logs where CUDA is installed and no GPU is there."""
+    """Without words on weights that need no gradient, or on a GPU that is not there."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)
 
@@ -236,19 +257,21 @@ def accelerated(
 
     Args:
         device: where the work is done.
-        mode: ``auto`` compiles what is repeated often enough to repay it. Of the outermost scope.
-        repeats: how often the calls that a function announces will be made; likewise.
-        tell: called with one line, where something cannot be compiled; likewise.
+        mode: ``auto`` compiles what is repeated often enough to repay it; the outermost scope's
+            holds.
+        repeats: how often what is announced within will be done; those of nested scopes multiply.
+        tell: called with one line, where something cannot be compiled; the outermost scope's.
     """
-    with fast_matmul(device):
-        if _scope.get() is not None:
+    outer = _scope.get()
+    scope = _Scope(mode, repeats, tell)
+    if outer is not None:
+        scope = replace(outer, repeats=repeats * outer.repeats)
+    token = _scope.set(scope)
+    try:
+        with fast_matmul(device):
             yield
-            return
-        token = _scope.set(_Scope(mode, repeats, tell))
-        try:
-            yield
-        finally:
-            _scope.reset(token)
+    finally:
+        _scope.reset(token)
 
 
 def compiled(
@@ -258,7 +281,7 @@ def compiled(
 
     Args:
         program: see ``compile_program``.
-        module: likewise.
+        module: likewise; whatever else stands in for a module is not compiled.
         inputs: likewise.
         key: what the program depends on besides the module and its inputs.
         calls: how often it will be called; with the scope's ``repeats``, decides in mode ``auto``.
@@ -271,7 +294,9 @@ def compiled(
         return program(module, *inputs)
 
     scope = _scope.get()
-    if scope is None or not is_repaid(scope.mode, calls * scope.repeats, MIN_CALLS):
+    if scope is None or not isinstance(module, nn.Module):
+        return eager
+    if not is_repaid(scope.mode, calls * scope.repeats, MIN_CALLS):
         return eager
     shapes = tuple((tuple(x.shape), x.dtype, x.device) for x in inputs)
     whole_key = (id(module), key, shapes)

@@ -41,6 +41,8 @@ class Training:
             by valid/elbo, once the objective no longer warms up.
         patience: with ``best``, training ends after so many epochs without a better valid/elbo.
         snapshots: how often pictures are drawn, the last epoch included; and once before.
+        compile: whether steps are one compiled graph; ``auto`` where there are enough of them to
+            repay the seconds it takes to make.
     """
 
     epochs: Positive
@@ -50,6 +52,7 @@ class Training:
     keep: Literal["best", "last"]
     patience: Positive
     snapshots: Positive
+    compile: bool | Literal["auto"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -69,6 +72,7 @@ class Evaluation:
             and above; 0 for none.
         latent: whether the information in the latent space is measured.
         inapplicable: what becomes of an estimator that has no answer for the model.
+        compile: as for training.
     """
 
     num_samples: Annotated[int, Field(ge=25)]
@@ -79,6 +83,7 @@ class Evaluation:
     simulated_images: Annotated[int, Field(ge=0)]
     latent: bool
     inapplicable: Literal["refuse", "skip"]
+    compile: bool | Literal["auto"]
 
     def __post_init__(self) -> None:
         if self.simulated_images == 1:

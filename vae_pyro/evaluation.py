@@ -1,5 +1,6 @@
 """From a trained VAE and held-out images to the metrics of the contract."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,14 @@ from vae_pyro.log_marginal import (
     estimate_together,
 )
 from vae_pyro.log_marginal.together import ShowProgress, silently
+from vae_pyro.log_marginal.weights import log_joint
+from vae_pyro.precision import fast_matmul
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
 HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not to be relied on
 _SMALL_ERROR = 0.1  # nats, for a numeric answer that others are judged by
+_ROUNDED_IMAGES = 100
 _LATENT_IMAGES = 2000  # of which the aggregated posterior is made: its cost grows with the square
 
 
@@ -156,6 +160,7 @@ def evaluate(
         _record(metrics, name, answer.estimate, draws)
     _record_quality(metrics, answers["log_px"].estimate, draws)
     _record_bits(metrics, vae.model.likelihood, x.shape[1:])
+    metrics["test/rounding_error"] = rounding_error(vae, x[:_ROUNDED_IMAGES])
     one_draw = x[: len(x) // draws]  # so that N images are counted as N
     means = posterior_means(vae, one_draw)
     metrics["test/active_units"] = float(active_units(means))
@@ -193,6 +198,23 @@ def evaluate(
         _record(metrics, "log_px_upper", upper.estimate, prefix="simulated")
         _record(metrics, "gap", gap, prefix="simulated")
     return evaluation
+
+
+def rounding_error(vae: VAE, x: Tensor) -> float:
+    """By how much log p(x, z) is wrong, at most, because it is computed in the model's precision.
+
+    Against the same in float64, at the guide's mean for each image; nats.
+
+    Args:
+        vae: the pair.
+        x: images, ``(N, C, H, W)``.
+    """
+    exact = copy.deepcopy(vae).double()
+    with torch.no_grad(), fast_matmul(x.device):
+        z = vae.guide.posterior_mean(x)
+        rounded, whole = log_joint(vae, x, z), log_joint(exact, x.double(), z.double())
+        differences = rounded[0] + rounded[1] - (whole[0] + whole[1])
+    return differences.abs().max().item()
 
 
 def _record(

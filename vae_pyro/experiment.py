@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from vae_pyro import visualization
+from vae_pyro.compilation import MIN_STEPS, accelerated, is_repaid
 from vae_pyro.config import Config
 from vae_pyro.data import Dataset, batches
 from vae_pyro.evaluation import Evaluation, Questions, evaluate, log_cell_volume, validate
@@ -56,15 +57,16 @@ class Experiment:
         start = time.perf_counter()
         draws = self.config.evaluation.dequantisations if self._cell_volume else 1
         x = self._held_out("test", draws)
-        evaluation = evaluate(
-            self.vae,
-            x,
-            self.questions,
-            seed=self.config.seed,
-            draws=draws,
-            folder=self.output / "evaluation",
-            progress=partial(show_progress, console=self.console),
-        )
+        with accelerated(x.device, self.config.evaluation.compile, tell=self._tell):
+            evaluation = evaluate(
+                self.vae,
+                x,
+                self.questions,
+                seed=self.config.seed,
+                draws=draws,
+                folder=self.output / "evaluation",
+                progress=partial(show_progress, console=self.console),
+            )
         metrics = evaluation.metrics
         if self.dataset.log_prob is not None:
             metrics["test/log_px_true"] = self.dataset.log_prob(x).mean().item()
@@ -84,7 +86,10 @@ class Experiment:
             print_table(table, self.console)
             self.run.describe("\n\n".join([table_markdown(table), *notes]))
         for note in notes:
-            self.console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+            self._tell(note)
+
+    def _tell(self, note: str) -> None:
+        self.console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
     @property
     def _cell_volume(self) -> float | None:
@@ -125,11 +130,16 @@ class Experiment:
             epochs=training.epochs,
             learning_rate=training.learning_rate,
             noise=self._stream("training"),
+            compiled=self._compiles(),
+            tell=self._tell,
         )
         self._draw(test_x, 0)
         seconds, kept, best = 0.0, 0, -math.inf
         weights: dict[str, torch.Tensor] = {}
-        with show_progress("training", training.epochs, self.console) as report:
+        with (
+            show_progress("training", training.epochs, self.console) as report,
+            accelerated(valid_x.device, training.compile, repeats=training.epochs, tell=self._tell),
+        ):
             for record in records:
                 seconds += record.seconds
                 # The same draws every epoch: what moves between epochs is the model.
@@ -154,6 +164,17 @@ class Experiment:
         self.vae.load_state_dict(weights)
         self._draw(test_x, record.epoch)
         return {"time/train_seconds": seconds, "train/kept_epoch": float(kept)}, record.epoch
+
+    def _compiles(self) -> bool:
+        training = self.config.training
+        steps = training.epochs * (len(self.dataset.train) // training.batch_size)
+        chosen = is_repaid(training.compile, steps, MIN_STEPS)
+        if training.compile == "auto" and not chosen:
+            self._tell(
+                f"training without compiling: {steps:,} steps do not repay it, {MIN_STEPS:,} would "
+                "(training.compile=true compiles)"
+            )
+        return chosen
 
     def _draw(self, test_x: torch.Tensor, epoch: int) -> None:
         means = posterior_means(self.vae, test_x)

@@ -56,8 +56,9 @@ class SVILoss(ABC):
     def tensors(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, ...]:
         """The losses of one set of draws, each a scalar: a sum over the batch.
 
-        First what ``loss_and_grads`` differentiates, then what it returns. Numbers stay in tensors
-        on the way: a tracer cannot look into them, and a GPU would have to be waited for.
+        First what ``loss_and_grads`` differentiates, then what it returns; the two may be one.
+        Numbers stay in tensors on the way: a tracer cannot look into them, and a GPU would have to
+        be waited for.
         """
 
 

@@ -27,7 +27,8 @@ def matmul_error(setting: str, device: torch.device) -> float:
     exact = a.double() @ b.double()
     with _matmul_precision(setting):
         product = (a.to(device) @ b.to(device)).double().cpu()
-    return ((product - exact).norm() / exact.norm()).item()
+    error: float = ((product - exact).norm() / exact.norm()).item()
+    return error
 
 
 @cache

@@ -199,12 +199,10 @@ def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
         ConfigError: where the objective cannot be had of this guide.
     """
     with pyro.get_param_store().scope():
-        objective.estimator().loss(vae.model, vae.guide, x)
+        objective.estimator().tensors(vae.model, vae.guide, x)
 
 
-def _require_finite(
-    steps: Sequence[Tensor], epoch: int, first: int, learning_rate: float
-) -> None:
+def _require_finite(steps: Sequence[Tensor], epoch: int, first: int, learning_rate: float) -> None:
     for step, losses in enumerate(steps, first):
         for name, value in zip(("ELBO", "objective"), losses.tolist()[::-1], strict=False):
             if not math.isfinite(value):

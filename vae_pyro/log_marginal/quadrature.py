@@ -1,10 +1,12 @@
 """The integral over z by a grid, where z has so few dimensions that a grid can be afforded."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vae_pyro.compilation import Outputs, accelerated, compiled
 from vae_pyro.errors import EstimatorError
 from vae_pyro.log_marginal.estimate import (
     Bound,
@@ -27,6 +29,7 @@ _NEGLIGIBLE = 25.0
 _CUT_OFF = 1e-9  # nats: what such heights add up to outside the box
 _IMAGES_AT_ONCE = {1: 100, 2: 100, 3: 25}
 _MAX_MOVES = 30  # of the box around the posterior
+_TYPICAL_GRIDS = 20  # of the first size, per image: to see beforehand whether compiling pays
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Quadrature(Estimator):
         vae.model.likelihood.check(x)
         parts: list[Estimate] = []
         done = 0
-        with torch.no_grad():
+        with torch.no_grad(), accelerated(x.device):
             at_once = min(_IMAGES_AT_ONCE[vae.model.latent_dim], rows_per_chunk(vae, x))
             for images in x.split(at_once):
                 parts.append(self._integrate(vae, images))
@@ -92,7 +95,7 @@ class Quadrature(Estimator):
         left = torch.arange(len(x))
         while len(left):
             grid = _Grid(lower[left], upper[left], points)
-            log_f = _evaluate(vae, x[left.to(x.device)], grid)
+            log_f = _evaluate(vae, x, grid, left)
             evaluations[left] += points**dims
             value[left] = grid.log_integral(log_f)
             change = (value[left] - grid.log_integral(log_f, every=2)).abs()
@@ -113,7 +116,7 @@ def _find_box(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dims = vae.model.latent_dim
     corner = torch.full((1, dims), _HALF_WIDTH, dtype=torch.float64)
     search = _Grid(-corner, corner, _SEARCH_POINTS[dims])
-    log_f = _evaluate(vae, x, search)
+    log_f = _search(vae, x, search)
     # A narrow peak between the nodes of the coarse grid: the guide may know of it.
     mean = vae.guide.posterior_mean(x)
     log_likelihood, log_prior = log_joint(vae, x, mean)
@@ -130,7 +133,7 @@ def _find_box(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for _ in range(_MAX_MOVES):
         grid = _Grid(lower[moving], upper[moving], points)
         evaluations[moving] += points**dims
-        new_lower, new_upper, cut = grid.support(_evaluate(vae, x[moving.to(x.device)], grid))
+        new_lower, new_upper, cut = grid.support(_evaluate(vae, x, grid, moving))
         shrunk = (new_upper - new_lower).prod(-1) < (grid.upper - grid.lower).prod(-1) / 2
         lower[moving], upper[moving] = new_lower, new_upper
         moving = moving[cut | shrunk]
@@ -154,12 +157,19 @@ class _Grid:
         """``(N, D)``."""
         return (self.upper - self.lower) / (self.points - 1)
 
-    def nodes(self, start: int, stop: int) -> Tensor:
-        """Some of the ``points ** D`` nodes in row-major order, ``(stop - start, N, D)``."""
+    def nodes(self, index: Tensor, box: Tensor) -> Tensor:
+        """Some of the ``points ** D`` nodes, in row-major order, of some of the boxes.
+
+        Args:
+            index: which node, ``(...)``.
+            box: of which box, likewise.
+
+        Returns:
+            ``(..., D)``.
+        """
         dims = self.lower.shape[1]
-        index = torch.arange(start, stop)
         digits = [index // self.points**axis % self.points for axis in reversed(range(dims))]
-        return self.lower + torch.stack(digits, -1)[:, None] * self.step
+        return self.lower[box] + torch.stack(digits, -1) * self.step[box]
 
     def log_integral(self, log_f: Tensor, every: int = 1) -> Tensor:
         """log of the sum over the nodes times a cell's volume, ``(N,)``.
@@ -203,20 +213,56 @@ class _Grid:
         return log_f.reshape(*[self.points] * self.lower.shape[1], -1)
 
 
-def _evaluate(vae: VAE, x: Tensor, grid: _Grid) -> Tensor:
-    """log p(x_i, z) at every node, float64, ``(points ** D, N)``.
+def _search(vae: VAE, x: Tensor, grid: _Grid) -> Tensor:
+    """log p(x_i, z) at the nodes of one box for all images, each decoded once.
+
+    Returns:
+        float64, ``(points ** D, N)``.
+    """
+
+    def evaluate(vae: VAE, x: Tensor, z: Tensor) -> Outputs:
+        log_likelihood, log_prior = log_joint(vae, x, z)
+        return (log_likelihood.double() + log_prior.double(),)
+
+    total = grid.points ** grid.lower.shape[1]
+    at_once = max(1, rows_per_chunk(vae, x) // len(x))
+    parts = []
+    for start in range(0, total, at_once):
+        # All of one shape: the last part repeats the last node.
+        index = torch.arange(start, start + at_once).clamp(max=total - 1)
+        z = grid.nodes(index, torch.zeros_like(index))[:, None].to(x)
+        run = compiled(evaluate, vae, [x, z], key="search", calls=math.ceil(total / at_once))
+        parts.append(run(x, z)[0].cpu())
+    return torch.cat(parts)[:total]
+
+
+def _evaluate(vae: VAE, x: Tensor, grid: _Grid, image: Tensor) -> Tensor:
+    """log p(x_i, z) at every node of the box of every image that is asked for.
 
     Args:
         vae: the pair.
         x: images, ``(N, C, H, W)``.
-        grid: one box per image, or one for all, whose nodes are then decoded once.
+        grid: one box for each of the n images asked for.
+        image: which they are, ``(n,)``.
+
+    Returns:
+        float64, ``(points ** D, n)``.
     """
-    total = grid.points ** grid.lower.shape[1]
+
+    def evaluate(vae: VAE, x: Tensor, z: Tensor, image: Tensor) -> Outputs:
+        log_likelihood, log_prior = log_joint(vae, x.index_select(0, image), z)
+        return (log_likelihood.double() + log_prior.double(),)
+
+    dims = grid.lower.shape[1]
+    total = grid.points**dims * len(image)
     rows = rows_per_chunk(vae, x)
-    per_chunk = max(1, rows // len(x))
-    log_f = torch.empty(total, len(x), dtype=torch.float64)
-    for start in range(0, total, per_chunk):
-        stop = min(start + per_chunk, total)
-        log_likelihood, log_prior = log_joint(vae, x, grid.nodes(start, stop).to(x))
-        log_f[start:stop] = (log_likelihood.double() + log_prior.double()).cpu()
-    return log_f
+    calls = math.ceil(_TYPICAL_GRIDS * len(x) * _FIRST_POINTS[dims] ** dims / rows)
+    parts = []
+    for start in range(0, total, rows):
+        pair = torch.arange(start, start + rows).clamp(max=total - 1)
+        box = pair % len(image)
+        z = grid.nodes(pair // len(image), box).to(x)
+        inputs = [x, z, image[box].to(x.device)]
+        run = compiled(evaluate, vae, inputs, key="nodes", calls=calls)
+        parts.append(run(*inputs)[0].cpu())
+    return torch.cat(parts)[:total].reshape(-1, len(image))

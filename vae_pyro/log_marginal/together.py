@@ -1,6 +1,7 @@
 """Many questions to one VAE: in chunks of images, with progress, and continued where it stopped."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vae_pyro.compilation import accelerated
 from vae_pyro.files import code_digest, write_atomically
 from vae_pyro.log_marginal.annealed import AIS
 from vae_pyro.log_marginal.estimate import (
@@ -182,7 +184,8 @@ def _in_chunks(
     """
     chunks = []
     vae_digest = "" if folder is None else _digest_of(vae)
-    with progress(label, len(x)) as report:
+    repeats = math.ceil(len(x) / IMAGES_PER_CHUNK)
+    with progress(label, len(x)) as report, accelerated(x.device, repeats=repeats):
         for start in range(0, len(x), IMAGES_PER_CHUNK):
             chunk = slice(start, min(start + IMAGES_PER_CHUNK, len(x)))
             kept = _Kept(folder, (*question, seed, start), vae_digest, x[chunk])

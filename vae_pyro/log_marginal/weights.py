@@ -1,6 +1,7 @@
 """log w[k, i] = log p(x_i, z_ik) - log q(z_ik | x_i): the one place where they are computed."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from vae_pyro.compilation import Outputs, accelerated, compiled
 from vae_pyro.log_marginal.estimate import OnProgress, PerImage
 from vae_pyro.log_marginal.proposals import THE_GUIDE, Program, Proposal
 from vae_pyro.log_marginal.running import RunningWeights
@@ -16,7 +18,7 @@ from vae_pyro.vae import VAE
 
 # Decoder outputs computed in one go: 8 MB, about what a processor's caches hold.
 CHUNK_SIZE = 2**21
-IMAGES_PER_CHUNK = 100
+_BLOCK = 50_000  # log weights
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,30 @@ def log_weights(
     with pyro.get_param_store().scope():
         traces = particle_traces(vae.model, proposal.program(vae), x, num_samples)
     return read_log_weights(*traces, (num_samples, len(x)))
+
+
+def drawing_log_weights(
+    vae: VAE, x: Tensor, num_samples: int, calls: int, proposal: Proposal = THE_GUIDE
+) -> Callable[[Tensor], LogWeights]:
+    """``log_weights`` for many x of one shape, compiled where that is asked for and pays.
+
+    Args:
+        vae: the pair.
+        x: the first images, ``(batch, C, H, W)``.
+        num_samples: K.
+        calls: how often it will be called.
+        proposal: what stands in for q(z | x).
+
+    Returns:
+        x ``(batch, C, H, W)`` -> its log weights, without gradients.
+    """
+
+    def program(vae: VAE, x: Tensor) -> Outputs:
+        drawn = log_weights(vae, x, num_samples, proposal)
+        return drawn.log_likelihood, drawn.log_prior, drawn.log_proposal
+
+    run = compiled(program, vae, [x], key=("log_weights", num_samples, proposal), calls=calls)
+    return lambda x: LogWeights(*run(x))
 
 
 def particle_traces(
@@ -196,20 +222,21 @@ def summarise_log_weights(
     parts = []
     done, elbo_sum = 0, 0.0
     rows = rows_per_chunk(vae, x, chunk_size)
-    for images in x.split(min(rows, IMAGES_PER_CHUNK)):
-        running = RunningWeights(num_samples, group_sizes, len(images))
-        left = num_samples
-        while left:
-            size = min(left, max(1, rows // len(images)))
-            with torch.no_grad():
-                log_w = log_weights(vae, images, size, proposal).total.double().cpu()
-            running.update(log_w)
-            left -= size
-            done += log_w.numel()
-            elbo_sum += log_w.sum().item()
-            if on_progress is not None:
-                on_progress(done / (num_samples * len(x)), f"ELBO {elbo_sum / done:.2f} nats")
-        parts.append(running)
+    # Few images with many z's each, so that the encoder is hardly ever asked.
+    at_once = min(len(x), max(1, rows // num_samples))
+    size = _even(num_samples, max(1, rows // at_once))
+    calls = math.ceil(len(x) / at_once) * math.ceil(num_samples / size)
+    with torch.no_grad(), accelerated(x.device):
+        for images in x.split(at_once):
+            draw = drawing_log_weights(vae, images, size, calls, proposal)
+            running = RunningWeights(num_samples, group_sizes, len(images))
+            for log_w in _blocks(draw, images, num_samples):
+                running.update(log_w)
+                done += log_w.numel()
+                elbo_sum += log_w.sum().item()
+                if on_progress is not None:
+                    on_progress(done / (num_samples * len(x)), f"ELBO {elbo_sum / done:.2f} nats")
+            parts.append(running)
     return WeightSummary(
         num_samples=num_samples,
         bounds={
@@ -226,3 +253,25 @@ def summarise_log_weights(
             torch.cat([part.gap_std_error for part in parts]),
         ),
     )
+
+
+def _even(total: int, at_most: int) -> int:
+    """The size of parts that are nearly equal, so that hardly any of the last one is wasted."""
+    return math.ceil(total / math.ceil(total / at_most))
+
+
+def _blocks(
+    draw: Callable[[Tensor], LogWeights], images: Tensor, num_samples: int
+) -> Iterator[Tensor]:
+    """``num_samples`` log weights of each image, float64, ``(some, batch)`` at a time.
+
+    Several draws are handed on together, because taking them in costs much the same for any number.
+    What the last draw has too much is left out.
+    """
+    left, block = num_samples, []
+    while left:
+        block.append(draw(images).total[:left].double())
+        left -= len(block[-1])
+        if not left or len(block) * block[0].numel() >= _BLOCK:
+            yield torch.cat(block).cpu()
+            block = []
