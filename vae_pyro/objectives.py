@@ -49,8 +49,8 @@ class Objective(ABC):
         return self
 
 
-class SVILoss(ABC):
-    """What a ``pyro.infer.ELBO`` must be able to do besides, so that a step can be compiled."""
+class SVILoss(pyro.infer.ELBO, ABC):  # type: ignore[misc]  # Pyro's classes are untyped
+    """A loss for ``pyro.infer.SVI`` that a step can be compiled of."""
 
     @abstractmethod
     def tensors(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, ...]:
@@ -215,7 +215,7 @@ class _TraceELBO(pyro.infer.Trace_ELBO, SVILoss):  # type: ignore[misc]
         return loss, loss
 
 
-class _WeightEstimator(pyro.infer.ELBO, SVILoss):  # type: ignore[misc]
+class _WeightEstimator(SVILoss):  # type: ignore[misc]
     """A function of the importance weights as a loss for ``pyro.infer.SVI``."""
 
     def __init__(self, surrogate: _Surrogate) -> None:

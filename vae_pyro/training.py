@@ -13,7 +13,7 @@ import pyro.optim
 import torch
 from torch import Tensor
 
-from vae_pyro.compilation import CompilationError, Outputs, compile_program
+from vae_pyro.compilation import CompilationError, Outputs, compile_program, keep_freed_memory
 from vae_pyro.errors import DivergenceError
 from vae_pyro.objectives import Objective, SVILoss
 from vae_pyro.precision import fast_matmul
@@ -72,6 +72,7 @@ def train(
         DivergenceError: at the first step whose objective, or the first epoch whose weights are
             not finite numbers.
     """
+    keep_freed_memory()
     adam = FusedAdam(vae.parameters(), learning_rate)
     graph: _Graph | None = None
     for epoch in range(1, epochs + 1):
@@ -199,7 +200,7 @@ def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
         ConfigError: where the objective cannot be had of this guide.
     """
     with pyro.get_param_store().scope():
-        objective.estimator().tensors(vae.model, vae.guide, x)
+        objective.estimator().loss(vae.model, vae.guide, x)
 
 
 def _require_finite(steps: Sequence[Tensor], epoch: int, first: int, learning_rate: float) -> None:

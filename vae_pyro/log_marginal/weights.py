@@ -16,8 +16,9 @@ from vae_pyro.log_marginal.proposals import THE_GUIDE, Program, Proposal
 from vae_pyro.log_marginal.running import RunningWeights
 from vae_pyro.vae import VAE
 
-# Decoder outputs computed in one go: 8 MB, about what a processor's caches hold.
-CHUNK_SIZE = 2**21
+# Decoder outputs computed in one go, 16 MB: fewer make the matrix products slower, more leave a
+# processor's last cache.
+CHUNK_SIZE = 2**22
 _BLOCK = 50_000  # log weights
 
 
@@ -227,10 +228,13 @@ def summarise_log_weights(
     size = _even(num_samples, max(1, rows // at_once))
     calls = math.ceil(len(x) / at_once) * math.ceil(num_samples / size)
     with torch.no_grad(), accelerated(x.device):
-        for images in x.split(at_once):
-            draw = drawing_log_weights(vae, images, size, calls, proposal)
+        for images in x.split(at_once * max(1, _BLOCK // (num_samples * at_once))):
             running = RunningWeights(num_samples, group_sizes, len(images))
-            for log_w in _blocks(draw, images, num_samples):
+            columns = [
+                _blocks(drawing_log_weights(vae, few, size, calls, proposal), few, num_samples)
+                for few in images.split(at_once)
+            ]
+            for log_w in (torch.cat(blocks, 1) for blocks in zip(*columns, strict=True)):
                 running.update(log_w)
                 done += log_w.numel()
                 elbo_sum += log_w.sum().item()
@@ -268,7 +272,8 @@ def _blocks(
     Several draws are handed on together, because taking them in costs much the same for any number.
     What the last draw has too much is left out.
     """
-    left, block = num_samples, []
+    left = num_samples
+    block: list[Tensor] = []
     while left:
         block.append(draw(images).total[:left].double())
         left -= len(block[-1])

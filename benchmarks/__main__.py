@@ -1,0 +1,24 @@
+"""``python -m benchmarks``: all of them, or those that are named."""
+
+import importlib
+import sys
+
+from vae_pyro.errors import UserError
+
+NAMES = ("training", "importance", "scaling", "startup")
+
+
+def main() -> None:
+    names = sys.argv[1:] or NAMES
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        sys.exit(f"error: no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
+    for name in names:
+        print(f"{name}:", flush=True)
+        try:
+            importlib.import_module(f"benchmarks.{name}").main()
+        except UserError as error:
+            sys.exit(f"error: {error}")
+
+
+main()

@@ -1,0 +1,182 @@
+"""Contestants that do equal work in turns, and what is written down of it."""
+
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+
+Unit = Callable[[], float]
+"""Does one unit of work, and returns a number by which its result is known."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one contestant.
+
+    Attributes:
+        seconds: of each round.
+        values: what each round gave.
+    """
+
+    seconds: Sequence[float]
+    values: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who does the work, to be built in a process of its own.
+
+    Attributes:
+        build: a function of a module, which returns the unit of work.
+        options: its keyword arguments.
+    """
+
+    build: Callable[..., Unit]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def contest(
+    contestants: Mapping[str, Contestant], rounds: int, warm_up: int = 1
+) -> tuple[dict[str, Times], dict[str, str]]:
+    """Time every contestant once a round, one after the other, so that a slow minute hits all.
+
+    Each lives in a process of its own and waits while others work: no thread pool, allocator or
+    precision switch of one is another's.
+
+    Args:
+        contestants: by name.
+        rounds: how many are counted.
+        warm_up: how many before them are not (compiling, caches); their values are kept.
+
+    Returns:
+        the times of those that took part, and why the others did not.
+    """
+    context = multiprocessing.get_context("spawn")
+    seconds: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
+    skipped: dict[str, str] = {}
+    lines: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for name, contestant in contestants.items():
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(contestant, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            stack.callback(process.join)
+            stack.callback(mine.close)  # ends it
+            reason = mine.recv()
+            if reason:
+                skipped[name] = reason
+                print(f"  skipped: {name} ({reason})", flush=True)
+            else:
+                lines[name], seconds[name], values[name] = mine, [], []
+        for number in range(-warm_up, rounds):
+            for name, line in lines.items():
+                line.send("go")
+                elapsed, value = line.recv()
+                values[name].append(value)
+                if number >= 0:
+                    seconds[name].append(elapsed)
+                    print(f"  {name:28} {elapsed:8.3f} s  {value:.3f}", flush=True)
+    return {name: Times(seconds[name], values[name]) for name in lines}, skipped
+
+
+def _work(contestant: Contestant, line: Any) -> None:
+    try:
+        unit = contestant.build(**contestant.options)
+    except ImportError as error:
+        line.send(f"{error}; pip install -e '.[bench]'")
+        return
+    line.send("")
+    with suppress(EOFError):
+        while line.recv():
+            start = time.perf_counter()
+            value = unit()
+            line.send((time.perf_counter() - start, value))
+
+
+def ratio(times: Mapping[str, Times], slow: str, fast: str) -> float:
+    """How many times as long ``slow`` takes: the median over rounds of that round's ratio."""
+    pairs = zip(times[slow].seconds, times[fast].seconds, strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def plain(times: Mapping[str, Times], ours: str) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        name: {
+            "seconds": list(t.seconds),
+            "values": list(t.values),
+            "ratio to ours": ratio(times, name, ours),
+        }
+        for name, t in times.items()
+    }
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on besides the code."""
+    names = ("torch", "pyro-ppl", "mlflow", "jax", "numpyro")
+    versions = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{model or platform.processor()} ({', '.join(wide)})"
+
+
+def write(name: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:
+    """Keep the result as JSON, and put its table into the page on performance.
+
+    Args:
+        name: of the benchmark.
+        result: plain numbers, lists and strings.
+        table: rows of cells, the first one being the head.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    whole = {"machine": machine(), **result}
+    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    head, *rows = table
+    aligned = ["---", *["---:"] * (len(head) - 1)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, aligned, *rows)]
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    text = PAGE.read_text()
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text("\n".join([before + begin, *lines, end + after]))
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,105 @@
+"""Training by PyTorch and Pyro as their examples do it: no part of ``vae_pyro`` but its weights."""
+
+from collections.abc import Callable, Iterator
+
+import pyro
+import pyro.distributions as dist
+import pyro.infer
+import pyro.optim
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from benchmarks import workload
+from benchmarks.workload import BATCH_SIZE, LATENT_DIM, LEARNING_RATE, MIN_SCALE
+
+Epoch = Callable[[], float]
+"""Trains for one epoch, and returns its mean ELBO in nats per image."""
+
+
+class Encoder(nn.Module):
+    def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        loc, raw_scale = self.second(softplus(self.first(x))).chunk(2, -1)
+        return loc, softplus(raw_scale) + MIN_SCALE
+
+
+class Decoder(nn.Module):
+    def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.second(softplus(self.first(z)))
+        return logits
+
+
+def parts(device: torch.device) -> tuple[Encoder, Decoder]:
+    first, second, third, fourth = workload.layers(workload.build(device))
+    return Encoder(first, second), Decoder(third, fourth)
+
+
+def binarised_batches(images: Tensor) -> Iterator[Tensor]:
+    grey = images.flatten(1)
+    for index in torch.randperm(len(grey), device=grey.device).split(BATCH_SIZE):
+        yield torch.bernoulli(grey[index] / 255.0)
+
+
+def stock_pyro(images: Tensor) -> Epoch:
+    """``pyro.infer.SVI`` with ``pyro.optim.Adam`` and ``Trace_ELBO``."""
+    encoder, decoder = parts(images.device)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("images", len(x)):
+            prior = dist.Normal(x.new_zeros(len(x), LATENT_DIM), x.new_ones(len(x), LATENT_DIM))
+            z = pyro.sample("z", prior.to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(*encoder(x)).to_event(1))
+
+    adam = pyro.optim.Adam({"lr": LEARNING_RATE})
+    svi = pyro.infer.SVI(model, guide, adam, pyro.infer.Trace_ELBO())
+
+    def epoch() -> float:
+        total = 0.0
+        with pyro.get_param_store().scope():
+            for x in binarised_batches(images):
+                total -= svi.step(x)
+        return total / len(images)
+
+    return epoch
+
+
+def by_hand(images: Tensor, *, compiled: bool) -> Epoch:
+    """The ELBO written out, its KL by the same draw as in ``Trace_ELBO``; eager or compiled."""
+    encoder, decoder = parts(images.device)
+    adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=LEARNING_RATE)
+
+    def negative_elbo(x: Tensor) -> Tensor:
+        loc, scale = encoder(x)
+        e = torch.randn_like(loc)
+        z = loc + scale * e
+        log_likelihood = -binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
+        log_ratio = 0.5 * (e.square() - z.square()).sum() + scale.log().sum()
+        return -log_likelihood - log_ratio
+
+    loss_of = torch.compile(negative_elbo) if compiled else negative_elbo
+
+    def epoch() -> float:
+        total = torch.zeros((), device=images.device)
+        for x in binarised_batches(images):
+            adam.zero_grad(set_to_none=True)
+            loss = loss_of(x)
+            loss.backward()
+            adam.step()
+            total -= loss.detach()
+        return total.item() / len(images)
+
+    return epoch

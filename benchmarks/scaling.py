@@ -1,0 +1,96 @@
+"""How time and memory grow: with batch, latent size, width, samples per image and images.
+
+Every point runs in a process of its own, so that its peak of memory is its own.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from itertools import islice
+from typing import Any
+
+import torch
+
+from benchmarks import workload
+from benchmarks.contest import ROOT, device, write
+
+TRAINING: dict[str, list[dict[str, int]]] = {
+    "batch size": [{"batch_size": n} for n in (64, 256, 1024, 4096)],
+    "latent size": [{"latent_dim": n} for n in (2, 10, 50, 200)],
+    "width": [{"width": n} for n in (200, 400, 1000)],
+}
+EVALUATING: dict[str, list[dict[str, int]]] = {
+    "K, for 1,000 images": [{"num_samples": k} for k in (50, 500, 5000)],
+    "images, at K = 50": [{"num_images": n, "num_samples": 50} for n in (100, 1000, 10_000)],
+}
+
+
+def train_point(
+    batch_size: int = workload.BATCH_SIZE,
+    latent_dim: int = workload.LATENT_DIM,
+    width: int = workload.WIDTH,
+) -> dict[str, float]:
+    from benchmarks.training import records
+
+    data = workload.load(device())
+    vae = workload.build(data.images.device, latent_dim, width)
+    before = peak_mb()
+    epochs = list(islice(records(data, vae, compiled=True, batch_size=batch_size), 4))
+    seconds = sorted(epoch.seconds for epoch in epochs[1:])[1]
+    return {"seconds": seconds, "extra MB": peak_mb() - before}
+
+
+def evaluate_point(num_samples: int, num_images: int = 1000) -> dict[str, float]:
+    from vae_pyro.compilation import accelerated
+    from vae_pyro.log_marginal import ImportanceSampling
+
+    data = workload.load(device())
+    vae = workload.build(data.images.device).eval()
+    x = data.test_x[:num_images]
+    with accelerated(x.device, mode=True):
+        ImportanceSampling(num_samples)(vae, x[:20])  # compiles
+        before = peak_mb()
+        start = time.perf_counter()
+        ImportanceSampling(num_samples)(vae, x)
+        return {"seconds": time.perf_counter() - start, "extra MB": peak_mb() - before}
+
+
+def peak_mb() -> float:
+    """The highest use of memory so far; of the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(kind: str, point: dict[str, int]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.scaling", kind, json.dumps(point)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"  {kind} {point}: {numbers}", flush=True)
+    return numbers
+
+
+def main() -> None:
+    results: list[dict[str, Any]] = []
+    table = [["", "", "seconds", "extra memory, MB"]]
+    for kind, series in (("train", TRAINING), ("evaluate", EVALUATING)):
+        for label, points in series.items():
+            for point in points:
+                numbers = measure(kind, point)
+                results.append({"kind": kind, "point": point, **numbers})
+                work = "an epoch" if kind == "train" else "importance sampling"
+                value = next(iter(point.values()))
+                table.append([
+                    f"{work}: {label}",
+                    f"{value:,}",
+                    f"{numbers['seconds']:.2f}",
+                    f"{numbers['extra MB']:.0f}",
+                ])  # fmt: skip
+    write("scaling", {"points": results}, table)
+
+
+if __name__ == "__main__":
+    run = {"train": train_point, "evaluate": evaluate_point}[sys.argv[1]]
+    print(json.dumps(run(**json.loads(sys.argv[2]))))
