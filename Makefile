@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help setup sweep test lint type ui clean
+.PHONY: help setup sweep test lint type bench ui clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,10 @@ lint: $(STAMP) ## ruff: style and common mistakes
 
 type: $(STAMP) ## mypy, strict on vae_pyro/
 	$(BIN)/mypy
+
+bench: $(STAMP) ## compare the speed with that of others, and rewrite docs/performance.md (about 20 minutes; MNIST)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python -m benchmarks
 
 ui: $(STAMP) ## browse in MLflow what was recorded; Ctrl-C ends it
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)

@@ -153,7 +153,8 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     flags = next((line for line in lines if line.startswith("flags")), "")
     wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.linear_gaussian import PIXELS, LinearGaussian
-from vae_pyro.evaluation import Evaluation, Questions, evaluate, validate
+from vae_pyro.evaluation import Evaluation, Questions, evaluate, rounding_error, validate
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli, Normal
 from vae_pyro.log_marginal import (
@@ -149,6 +149,14 @@ def test_the_gap_splits_into_what_is_known() -> None:
     assert m["test/kl"] == pytest.approx(m["test/mutual_information"] + m["test/marginal_kl"])
 
 
+def test_the_rounding_error_is_that_of_the_models_precision() -> None:
+    torch.manual_seed(0)
+    vae = build_vae(2, (1, 28, 28), MLP((50,)), Bernoulli(256), DiagNormal).eval()
+    x = (torch.rand(20, 1, 28, 28) < 0.3).float()
+    assert 1e-6 < rounding_error(vae, x) < 1e-2  # about 500 nats, of 24 bits each
+    assert rounding_error(vae.double(), x.double()) == 0
+
+
 def test_every_number_that_is_estimated_has_both_errors() -> None:
     spoilt = LinearGaussian(shift=0.4)
     m = ask(
@@ -157,7 +165,7 @@ def test_every_number_that_is_estimated_has_both_errors() -> None:
     ).metrics  # fmt: skip
     alone = {
         "test/effective_sample_size", "test/pareto_k_high", "test/active_units",
-        "compared/num_images",
+        "compared/num_images", "test/rounding_error",
     }  # fmt: skip
     names = {name for name in m if not name.endswith("_std_error")} - alone
     for name in names:

@@ -43,6 +43,7 @@ LAYERS = [
     "sweep",
 ]
 INNER_LAYERS = {
+    "compilation": ["functions", "graph", "scope"],
     "data": ["dataset", "digits", "linear_gaussian", "files", "mnist", "omniglot", "cifar10"],
     "likelihoods": ["base", "binary", "unit_interval", "normal", "levels"],
     "log_marginal": [

@@ -72,7 +72,7 @@ class Evaluation:
             and above; 0 for none.
         latent: whether the information in the latent space is measured.
         inapplicable: what becomes of an estimator that has no answer for the model.
-        compile: as for training.
+        compile: likewise whether evaluating is, validation on the way included.
     """
 
     num_samples: Annotated[int, Field(ge=25)]

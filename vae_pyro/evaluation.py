@@ -201,9 +201,9 @@ def evaluate(
 
 
 def rounding_error(vae: VAE, x: Tensor) -> float:
-    """By how much log p(x, z) is wrong, at most, because it is computed in the model's precision.
+    """What the model's precision, and that of its matrix products, does to log p(x, z), in nats.
 
-    Against the same in float64, at the guide's mean for each image; nats.
+    The largest difference from the same in float64 among the images, each at the guide's mean.
 
     Args:
         vae: the pair.

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,7 @@ class Experiment:
         start = time.perf_counter()
         draws = self.config.evaluation.dequantisations if self._cell_volume else 1
         x = self._held_out("test", draws)
-        with accelerated(x.device, self.config.evaluation.compile, tell=self._tell):
+        with self._evaluating_fast(x):
             evaluation = evaluate(
                 self.vae,
                 x,
@@ -138,7 +139,12 @@ class Experiment:
         weights: dict[str, torch.Tensor] = {}
         with (
             show_progress("training", training.epochs, self.console) as report,
-            accelerated(valid_x.device, training.compile, repeats=training.epochs, tell=self._tell),
+            accelerated(
+                valid_x.device,
+                self.config.evaluation.compile,
+                repeats=training.epochs,
+                tell=self._tell,
+            ),
         ):
             for record in records:
                 seconds += record.seconds
@@ -164,6 +170,9 @@ class Experiment:
         self.vae.load_state_dict(weights)
         self._draw(test_x, record.epoch)
         return {"time/train_seconds": seconds, "train/kept_epoch": float(kept)}, record.epoch
+
+    def _evaluating_fast(self, x: torch.Tensor, repeats: int = 1) -> AbstractContextManager[None]:
+        return accelerated(x.device, self.config.evaluation.compile, repeats, self._tell)
 
     def _compiles(self) -> bool:
         training = self.config.training

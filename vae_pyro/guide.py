@@ -163,7 +163,10 @@ class Flow(Guide):
         reverse = torch.arange(d - 1, -1, -1, device=x.device)
         chain: list[Any] = []
         for step in self.steps:
-            chain += [step.condition(h), transforms.Permute(reverse, cache_size=1)]
+            conditioned = step.condition(h)
+            # The same as integers: the inverse looks into it, and no tracer can look into a tensor.
+            conditioned.arn.permutation = range(d)
+            chain += [conditioned, transforms.Permute(reverse, cache_size=1)]
         return dist.TransformedDistribution(base, chain[:-1], validate_args=False)
 
     def posterior_mean(self, x: Tensor, num_samples: int = 256) -> Tensor:

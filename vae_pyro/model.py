@@ -11,10 +11,10 @@ and this integral over z is the one thing that is hard: everything else below ca
 import pyro
 import torch
 from pyro import distributions as dist
-from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from vae_pyro.compilation import is_tracing
 from vae_pyro.likelihoods import Likelihood
 
 
@@ -48,11 +48,10 @@ class Model(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
             the images: ``x`` itself, or ``(num_images, C, H, W)`` newly drawn.
 
         Raises:
-            DataError: where ``x`` lies outside the likelihood's support; not looked at where Pyro's
-                validation is switched off.
+            DataError: where ``x`` lies outside the likelihood's support.
         """
         if x is not None:
-            if poutine.is_validation_enabled():
+            if not is_tracing():
                 self.likelihood.check(x)
             num_images = len(x)
         with pyro.plate("images", num_images, dim=-1):

@@ -215,7 +215,7 @@ class _TraceELBO(pyro.infer.Trace_ELBO, SVILoss):  # type: ignore[misc]
         return loss, loss
 
 
-class _WeightEstimator(SVILoss):  # type: ignore[misc]
+class _WeightEstimator(SVILoss):
     """A function of the importance weights as a loss for ``pyro.infer.SVI``."""
 
     def __init__(self, surrogate: _Surrogate) -> None:

@@ -98,11 +98,12 @@ def train(
                     except CompilationError as error:
                         compiled = False
                         tell(f"trained without compiling: {error}")
-                if graph is not None and x.shape == graph.shape:
+                if graph is not None and x.shape == graph.shape and current == objective:
+                    vae.model.likelihood.check(x)
                     losses, *gradients = graph.run(x)
                     adam.step(gradients)
                 else:
-                    losses = torch.tensor(svi.step(x)).reshape(-1)
+                    losses = torch.tensor(svi.step(x), dtype=torch.float64).reshape(-1)
                 steps.append(losses / -len(x))
                 sizes.append(len(x))
                 if noise.device.type == "cpu":  # a GPU would have to be waited for
@@ -170,10 +171,17 @@ class FusedAdam(pyro.optim.PyroOptim):  # type: ignore[misc]  # Pyro's classes a
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move every weight against its gradient; both in the order of the weights."""
         self._count += 1
+        # The kernel goes through the numbers as they lie in memory.
+        alike = [
+            gradient
+            if gradient.stride() == weight.stride()
+            else torch.empty_like(weight).copy_(gradient)
+            for weight, gradient in zip(self._weights, gradients, strict=True)
+        ]
         with torch.no_grad():
             torch._fused_adam_(
                 self._weights,
-                list(gradients),
+                alike,
                 self._means,
                 self._squares,
                 [],

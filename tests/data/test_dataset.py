@@ -2,12 +2,14 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from vae_pyro.data import Dataset, Digits, batches, binarise, dequantise
+from vae_pyro.data.dataset import _below
 
 
 def rows(levels: torch.Tensor) -> set[bytes]:
@@ -48,6 +50,17 @@ def test_binarisation_has_exactly_the_probability_of_its_level() -> None:
         assert abs(z.square().sum() - freedom) < 4.5 * math.sqrt(2 * freedom)
         assert z.abs().max() < 4.5
         assert abs(z.sum() / math.sqrt(freedom)) < 4.5  # no drift of all levels together
+
+
+@pytest.mark.parametrize("num_levels", [2, 4, 17, 57, 129, 256])
+def test_binarisation_favours_no_draw(num_levels: int) -> None:
+    """What is compared with the levels: 0 .. L - 2, each equally often and all of them."""
+    high = num_levels - 1
+    like = torch.empty(400_003, dtype=torch.uint8)
+    draws = _below(high, like, torch.Generator().manual_seed(0))
+    counts = torch.bincount(draws.long(), minlength=high)
+    assert len(counts) == high
+    assert high == 1 or stats.chisquare(counts).pvalue > 1e-5
 
 
 def test_dynamic_binarisation_draws_anew_and_static_does_not(digits: Dataset) -> None:

@@ -135,7 +135,7 @@ def _below(high: int, like: Tensor, generator: torch.Generator) -> Tensor:
     while len(again):
         draws[again] = _random_bytes(len(again), generator)
         again = again[draws[again] >= limit]
-    if high < 128:  # several bytes stand for one value
+    if high <= 128:  # several bytes stand for one value
         draws %= high
     return torch.from_numpy(draws).reshape(like.shape)
 

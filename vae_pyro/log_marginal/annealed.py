@@ -6,7 +6,6 @@ weights on the way. What it needs is time, not a good guide. Run backwards from 
 draw, which data simulated from the model provide, the same path bounds log p(x) from above.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,7 +25,7 @@ from vae_pyro.log_marginal.estimate import (
 )
 from vae_pyro.log_marginal.hamiltonian import Path, Point, Start
 from vae_pyro.log_marginal.running import RunningLogSumExp
-from vae_pyro.log_marginal.weights import rows_per_chunk
+from vae_pyro.log_marginal.weights import num_alike, rows_per_chunk
 from vae_pyro.vae import VAE
 
 _PILOT_CHAINS = 4
@@ -79,10 +78,8 @@ class AIS(Estimator):
             )
 
     def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
-        times = self._num_evaluations(vae, x)
-
         def estimate(chunk: slice, report: OnProgress) -> Estimate:
-            path = Path(vae, x[chunk], self.start, times)
+            path = Path(vae, x[chunk], self.start, self._num_evaluations(vae, x, chunk))
             step_sizes = self._adapt(path, part_of(report, 0, self._pilot_share))
             log_w, _, acceptance = self._forward(
                 path, step_sizes, part_of(report, self._pilot_share, 1)
@@ -111,10 +108,8 @@ class AIS(Estimator):
         Source: Grosse et al. (2015), section 3.
         """
 
-        times = self._num_evaluations(vae, x)
-
         def estimate(chunk: slice, report: OnProgress) -> Estimate:
-            path = Path(vae, x[chunk], self.start, times)
+            path = Path(vae, x[chunk], self.start, self._num_evaluations(vae, x, chunk))
             share = self._pilot_share
             step_sizes = self._adapt(path, part_of(report, 0, share / 2))
             if z is None:
@@ -153,9 +148,9 @@ class AIS(Estimator):
     def _images_at_once(self, vae: VAE, x: Tensor) -> int:
         return max(1, rows_per_chunk(vae, x) // self.num_chains)
 
-    def _num_evaluations(self, vae: VAE, x: Tensor) -> int:
-        """Evaluations of decoder and gradient, each for all chains of the images at once."""
-        parts = math.ceil(len(x) / self._images_at_once(vae, x))
+    def _num_evaluations(self, vae: VAE, x: Tensor, chunk: slice) -> int:
+        """Of decoder and gradient, each for all chains of so many images at once."""
+        parts = num_alike(len(x), self._images_at_once(vae, x), len(x[chunk]))
         return parts * self.num_temperatures * self.num_leapfrog
 
     def _temperatures(self) -> list[float]:

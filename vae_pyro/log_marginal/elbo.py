@@ -1,6 +1,5 @@
 """The evidence lower bound, whole and in its two parts."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.estimate import PerImage
 from vae_pyro.log_marginal.importance import WeightEstimator
-from vae_pyro.log_marginal.weights import drawing_log_weights, rows_per_chunk
+from vae_pyro.log_marginal.weights import drawing_log_weights, num_alike, rows_per_chunk
 from vae_pyro.vae import VAE
 
 
@@ -38,10 +37,11 @@ def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, PerImage]:
         ``elbo``; ``reconstruction``, E_q[log p(x | z)]; ``kl``, E_q[log q(z | x) - log p(z)].
     """
     draws: dict[str, list[Tensor]] = {"elbo": [], "reconstruction": [], "kl": []}
+    vae.model.likelihood.check(x)
     at_once = max(1, rows_per_chunk(vae, x) // num_samples)
     with torch.no_grad(), accelerated(x.device):
         for images in x.split(at_once):
-            calls = math.ceil(len(x) / at_once)
+            calls = num_alike(len(x), at_once, len(images))
             log_w = drawing_log_weights(vae, images, num_samples, calls)(images)
             draws["elbo"].append(log_w.total)
             draws["reconstruction"].append(log_w.log_likelihood)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vae_pyro.compilation import Outputs, accelerated, compiled
+from vae_pyro.compilation import Outputs, accelerated, compiled, is_compiling
 from vae_pyro.errors import EstimatorError
 from vae_pyro.log_marginal.estimate import (
     Bound,
@@ -226,12 +226,14 @@ def _search(vae: VAE, x: Tensor, grid: _Grid) -> Tensor:
 
     total = grid.points ** grid.lower.shape[1]
     at_once = max(1, rows_per_chunk(vae, x) // len(x))
+    calls = math.ceil(total / at_once)
     parts = []
     for start in range(0, total, at_once):
-        # All of one shape: the last part repeats the last node.
-        index = torch.arange(start, start + at_once).clamp(max=total - 1)
+        # A graph is of one shape: the last part repeats the last node.
+        stop = start + at_once if is_compiling(calls) else min(start + at_once, total)
+        index = torch.arange(start, stop).clamp(max=total - 1)
         z = grid.nodes(index, torch.zeros_like(index))[:, None].to(x)
-        run = compiled(evaluate, vae, [x, z], key="search", calls=math.ceil(total / at_once))
+        run = compiled(evaluate, vae, [x, z], key="search", calls=calls)
         parts.append(run(x, z)[0].cpu())
     return torch.cat(parts)[:total]
 
@@ -259,7 +261,9 @@ def _evaluate(vae: VAE, x: Tensor, grid: _Grid, image: Tensor) -> Tensor:
     calls = math.ceil(_TYPICAL_GRIDS * len(x) * _FIRST_POINTS[dims] ** dims / rows)
     parts = []
     for start in range(0, total, rows):
-        pair = torch.arange(start, start + rows).clamp(max=total - 1)
+        # A graph is of one shape: the last part repeats the last pair.
+        stop = start + rows if is_compiling(calls) else min(start + rows, total)
+        pair = torch.arange(start, stop).clamp(max=total - 1)
         box = pair % len(image)
         z = grid.nodes(pair // len(image), box).to(x)
         inputs = [x, z, image[box].to(x.device)]

@@ -173,6 +173,11 @@ def rows_per_chunk(vae: VAE, x: Tensor, chunk_size: int = CHUNK_SIZE) -> int:
     return max(1, chunk_size // max(outputs, 256))
 
 
+def num_alike(total: int, at_once: int, size: int) -> int:
+    """How many parts have this size, where ``total`` is split into parts of ``at_once``."""
+    return total // at_once if size == at_once else 1
+
+
 @dataclass(frozen=True)
 class WeightSummary:
     """What is kept of K log weights per image; every field is float64, ``(batch,)``.
@@ -220,20 +225,22 @@ def summarise_log_weights(
     """
     if any(not 1 <= k <= num_samples for k in group_sizes):
         raise ValueError(f"group sizes must lie in 1..{num_samples}, got {sorted(group_sizes)}")
+    vae.model.likelihood.check(x)
     parts = []
     done, elbo_sum = 0, 0.0
     rows = rows_per_chunk(vae, x, chunk_size)
     # Few images with many z's each, so that the encoder is hardly ever asked.
     at_once = min(len(x), max(1, rows // num_samples))
     size = _even(num_samples, max(1, rows // at_once))
-    calls = math.ceil(len(x) / at_once) * math.ceil(num_samples / size)
+    draws = math.ceil(num_samples / size)
     with torch.no_grad(), accelerated(x.device):
         for images in x.split(at_once * max(1, _BLOCK // (num_samples * at_once))):
             running = RunningWeights(num_samples, group_sizes, len(images))
-            columns = [
-                _blocks(drawing_log_weights(vae, few, size, calls, proposal), few, num_samples)
-                for few in images.split(at_once)
-            ]
+            columns = []
+            for few in images.split(at_once):
+                calls = draws * num_alike(len(x), at_once, len(few))
+                draw = drawing_log_weights(vae, few, size, calls, proposal)
+                columns.append(_blocks(draw, few, num_samples))
             for log_w in (torch.cat(blocks, 1) for blocks in zip(*columns, strict=True)):
                 running.update(log_w)
                 done += log_w.numel()

@@ -1,0 +1,124 @@
+"""The contestants do equal work, and what is written down is what was measured."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import contest as contest_module
+from benchmarks import importance, training, workload
+from benchmarks.contest import Contestant, Times, Unit, contest, ratio, write
+from benchmarks.peers import torch_vae
+from tests.conftest import ROOT
+from vae_pyro.log_marginal import ImportanceSampling
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Grey blots in place of digits: two batches of them."""
+    torch.manual_seed(0)
+    blots = torch.randint(0, 256, (2 * workload.BATCH_SIZE, 1, 28, 28), dtype=torch.uint8)
+    return blots * (torch.rand(blots.shape) < 0.2)
+
+
+def peer(name: str, images: Tensor) -> Callable[[], float]:
+    if name == "stock Pyro":
+        return torch_vae.stock_pyro(images)
+    if name == "NumPyro":
+        pytest.importorskip("numpyro")
+        from benchmarks.peers import jax_vae
+
+        return jax_vae.numpyro_epoch(images)
+    return torch_vae.by_hand(images, compiled=False)
+
+
+@pytest.mark.parametrize("name", ["stock Pyro", "by hand", "NumPyro"])
+def test_all_train_the_same(name: str, images: Tensor) -> None:
+    """Epoch by epoch; what differs is the noise, whose standard error is a few tenths here."""
+    epoch = peer(name, images)
+    data = workload.Workload(images, images)
+    records = training.records(data, workload.build(CPU), compiled=False)
+    for _ in range(3):
+        assert epoch() == pytest.approx(next(records).elbo, abs=4)
+
+
+@pytest.mark.parametrize("name", ["Pyro's own", "JAX"])
+def test_all_estimate_the_same(name: str, monkeypatch: pytest.MonkeyPatch, images: Tensor) -> None:
+    vae, x = workload.build(CPU).eval(), (images[:5] > 128).float()
+    monkeypatch.setattr(importance, "trained", lambda: (vae, x))
+    if name == "JAX":
+        pytest.importorskip("jax")
+        unit = importance.in_jax(images_at_once=5, samples_at_once=100)
+    else:
+        unit = importance.pyros_own()
+    ours = ImportanceSampling(importance.NUM_SAMPLES)(vae, x)
+    assert unit() == pytest.approx(ours.mean(), abs=6 * ours.mean_std_error())
+
+
+def counter(step: float) -> Unit:
+    numbers = iter(range(100))
+    return lambda: step * next(numbers)
+
+
+def absent() -> Unit:
+    raise ImportError("No module named 'peerless'")
+
+
+def test_a_contest_takes_turns_and_names_who_is_absent() -> None:
+    contestants = {
+        "ones": Contestant(counter, {"step": 1.0}),
+        "peerless": Contestant(absent),
+        "tens": Contestant(counter, {"step": 10.0}),
+    }
+    times, skipped = contest(contestants, rounds=2)
+    assert {name: list(t.values) for name, t in times.items()} == {
+        "ones": [0, 1, 2], "tens": [0, 10, 20]
+    }  # fmt: skip
+    assert all(len(t.seconds) == 2 for t in times.values())
+    assert skipped["peerless"].startswith("No module named 'peerless'; pip install")
+
+
+def test_the_ratio_is_that_of_the_same_rounds() -> None:
+    times = {"slow": Times([2.0, 20.0, 6.0], []), "fast": Times([1.0, 10.0, 2.0], [])}
+    assert ratio(times, "slow", "fast") == 2.0
+
+
+def test_a_table_replaces_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("before\n<!-- speed -->\nold\n<!-- end of speed -->\nafter\n")
+    monkeypatch.setattr(contest_module, "PAGE", page)
+    monkeypatch.setattr(contest_module, "RESULTS", tmp_path / "results")
+    for seconds in ("1.00", "2.00"):
+        write("speed", {"seconds": float(seconds)}, [["", "s"], ["ours", seconds]])
+    assert page.read_text() == (
+        "before\n<!-- speed -->\n|  | s |\n| --- | ---: |\n| ours | 2.00 |\n"
+        "<!-- end of speed -->\nafter\n"
+    )
+    kept = json.loads((tmp_path / "results" / "speed.json").read_text())
+    assert kept["seconds"] == 2.0
+    assert kept["machine"]["cores"] >= 1
+
+
+def test_the_page_has_a_place_for_every_benchmark() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    names = [path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")]
+    assert sorted(names) == ["importance", "scaling", "startup", "training"]
+    for name in names:
+        assert page.count(f"<!-- {name} -->\n| ") == page.count(f"<!-- end of {name} -->") == 1
+
+
+def test_an_unknown_benchmark_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "trainign"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: no benchmark 'trainign'; there are training, importance, scaling, startup\n"
+    )

@@ -1,0 +1,185 @@
+"""From a program to its graph: traced once, compiled, and compared with the program."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from vae_pyro.compilation.functions import ON_CPU
+from vae_pyro.randomness import RandomStream
+
+Outputs = tuple[Tensor, ...]
+Program = Callable[..., Outputs]
+"""(module, *inputs) -> outputs: a function of a module's weights and of tensors."""
+
+_TOLERANCE = 1e-4  # of the largest number; what rounding makes of a graph's order is 1e-7 to 1e-5
+_tracing: ContextVar[bool] = ContextVar("vae_pyro.compilation.tracing", default=False)
+
+
+class CompilationError(Exception):
+    """Why a program is run as it is."""
+
+
+def compile_program(
+    program: Program, module: nn.Module, inputs: Sequence[Tensor], *, gradients: bool = False
+) -> Callable[..., Outputs]:
+    """Trace a program once, compile the graph, and compare the two on equal noise.
+
+    The graph takes the module's weights and real-valued buffers as they are at each call, draws its
+    noise from the default generator as the program does, and holds for the shapes of ``inputs`` and
+    for the module as it is built and configured now.
+
+    Args:
+        program: may not look at the numbers in its tensors, as an ``if`` on them would. Checks that
+            do are skipped (see ``is_tracing``), so whoever calls the graph has to make them.
+        module: whose weights it reads.
+        inputs: examples.
+        gradients: whether the program differentiates by the module's weights.
+
+    Returns:
+        inputs -> outputs, without gradients of their own.
+
+    Raises:
+        CompilationError: in one line, where there is no compiler, the program cannot be traced, or
+            the compiled graph gives other numbers.
+    """
+    bound = _Bound(module, program)
+    # Integers (a flow's permutation, say) are how a module is built: constants of the graph.
+    own = {
+        name: tensor
+        for name, tensor in (*bound.named_parameters(), *bound.named_buffers())
+        if tensor.is_floating_point()
+    }
+    names, tensors = list(own), list(own.values())
+    state = [tensor.detach() for tensor in tensors]
+
+    def flat(*arguments: Tensor) -> Outputs:
+        swapped = dict(zip(names, arguments, strict=False))
+        outputs: Outputs = torch.func.functional_call(bound, swapped, arguments[len(names) :])
+        return outputs
+
+    device = inputs[0].device
+    try:
+        with _traceable(device), torch.set_grad_enabled(gradients):
+            example = [
+                s.clone().requires_grad_(gradients and t.requires_grad)
+                for s, t in zip(state, tensors, strict=True)
+            ]
+            table = ON_CPU if device.type == "cpu" else {}
+            graph = _trace(flat, (*example, *inputs), table)
+            expected = _on_equal_noise(lambda: flat(*example, *inputs), device)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        options: dict[str, Any] = {"fallback_random": True}
+        if device.type == "cpu":
+            options["pattern_matcher"] = False  # it would undo _affine
+        else:
+            options["triton.cudagraphs"] = True
+        with _traceable(device), torch.no_grad():
+            compiled = torch._inductor.compile(graph, [*state, *inputs], options=options)
+            found = _on_equal_noise(lambda: compiled(*state, *inputs), device)
+    except Exception as error:  # whatever tracer and compiler raise at a program they do not take
+        raise CompilationError(_in_one_line(error)) from error
+    _compare(found, expected)
+
+    def run(*inputs: Tensor) -> Outputs:
+        with torch.no_grad():
+            if device.type == "cpu":
+                return tuple(compiled(*state, *inputs))
+            torch.compiler.cudagraph_mark_step_begin()  # and the next call overwrites the outputs
+            return tuple(output.clone() for output in compiled(*state, *inputs))
+
+    return run
+
+
+def _trace(
+    program: Callable[..., Outputs], inputs: Sequence[Tensor], table: dict[Any, Any]
+) -> torch.fx.GraphModule:
+    """By shapes alone, because a trace with numbers keeps every intermediate one in memory.
+
+    With numbers where that does not do: a flow looks into its permutation, which is a constant.
+    """
+    try:
+        tracer = make_fx(program, table, tracing_mode="fake", _allow_non_fake_inputs=True)
+        graph: torch.fx.GraphModule = tracer(*inputs)
+    except Exception:  # told of where the other way fails too
+        graph = make_fx(program, table)(*inputs)
+    return graph
+
+
+class _Bound(nn.Module):
+    """A program with its module, as one module."""
+
+    def __init__(self, module: nn.Module, program: Program) -> None:
+        super().__init__()
+        self.module = module
+        self._program = program
+
+    def forward(self, *inputs: Tensor) -> Outputs:
+        return self._program(self.module, *inputs)
+
+
+@contextmanager
+def _traceable(device: torch.device) -> Iterator[None]:
+    """Without checks, which look at numbers; leaving no trace in stores and generators."""
+    token = _tracing.set(True)
+    try:
+        with (
+            pyro.validation_enabled(False),
+            pyro.get_param_store().scope(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            _quiet(),
+        ):
+            yield
+    finally:
+        _tracing.reset(token)
+
+
+def is_tracing() -> bool:
+    """Whether a program is run for its graph, and must not look at the numbers in its tensors."""
+    return _tracing.get()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without words on weights that need no gradient, or on a GPU that is not there."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _on_equal_noise(call: Callable[[], Any], device: torch.device) -> Outputs:
+    with RandomStream("comparison", 0, device).active():
+        return tuple(output.detach().clone() for output in call())
+
+
+def _compare(found: Outputs, expected: Outputs) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        scale = theirs.abs().max() if theirs.numel() else theirs.sum()
+        if not scale.isfinite() or not theirs.numel():
+            continue  # nothing to compare with
+        if not (mine - theirs).abs().max() <= _TOLERANCE * scale:
+            raise CompilationError(
+                f"the compiled program differs by {(mine - theirs).abs().max():g} in numbers of "
+                f"up to {scale:g}"
+            )
+
+
+def _in_one_line(error: Exception) -> str:
+    if "InvalidCxxCompiler" in f"{type(error).__name__} {error}":
+        return "no C++ compiler was found (CXX names one)"
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first.strip()}"[:300]

@@ -1,0 +1,120 @@
+"""Whether to compile, and for how long a graph is kept."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vae_pyro.compilation.graph import CompilationError, Outputs, Program, compile_program
+from vae_pyro.precision import fast_matmul
+
+Mode = Literal["auto"] | bool
+
+# Repetitions that repay the seconds that compiling takes.
+MIN_STEPS = 5_000  # of training
+MIN_CALLS = 1_000  # of evaluating, one chunk each
+
+
+@dataclass
+class _Scope:
+    mode: Mode
+    repeats: int
+    tell: Callable[[str], None]
+    programs: dict[Any, Callable[..., Outputs] | None] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+
+
+_scope: ContextVar[_Scope | None] = ContextVar("vae_pyro.compilation.scope", default=None)
+
+
+@contextmanager
+def accelerated(
+    device: torch.device,
+    mode: Mode = "auto",
+    repeats: int = 1,
+    tell: Callable[[str], None] = lambda _note: None,
+) -> Iterator[None]:
+    """Evaluate fast within: matrix products as fast as float32 allows, programs compiled.
+
+    What is compiled is kept until the outermost such scope is left, so no graph outlives what it
+    was made of. Within, the VAE's weights may change, but not its parts.
+
+    Args:
+        device: where the work is done.
+        mode: ``auto`` compiles what is repeated often enough to repay it; the outermost scope's
+            holds.
+        repeats: how often what is announced within will be done; those of nested scopes multiply.
+        tell: called with one line, where something cannot be compiled; the outermost scope's.
+    """
+    keep_freed_memory()
+    outer = _scope.get()
+    scope = _Scope(mode, repeats, tell)
+    if outer is not None:
+        scope = replace(outer, repeats=repeats * outer.repeats)
+    token = _scope.set(scope)
+    try:
+        with fast_matmul(device):
+            yield
+    finally:
+        _scope.reset(token)
+
+
+def compiled(
+    program: Program, module: nn.Module, inputs: Sequence[Tensor], *, key: object, calls: int
+) -> Callable[..., Outputs]:
+    """The program, compiled where the scope that it is called in asks for it.
+
+    Args:
+        program: see ``compile_program``.
+        module: likewise; whatever else stands in for a module is not compiled.
+        inputs: likewise.
+        key: what the program depends on besides the module and its inputs.
+        calls: how often it will be called; with the scope's ``repeats``, decides in mode ``auto``.
+
+    Returns:
+        inputs -> outputs, for inputs of the same shapes.
+    """
+
+    def eager(*inputs: Tensor) -> Outputs:
+        return program(module, *inputs)
+
+    scope = _scope.get()
+    if scope is None or not isinstance(module, nn.Module) or not is_compiling(calls):
+        return eager
+    shapes = tuple((tuple(x.shape), x.dtype, x.device) for x in inputs)
+    whole_key = (module, key, shapes)  # of modules by identity, and kept as long as the graph
+    if whole_key not in scope.programs:
+        try:
+            scope.programs[whole_key] = compile_program(program, module, inputs)
+        except CompilationError as error:
+            scope.programs[whole_key] = None
+            note = f"evaluated without compiling: {error}"
+            if note not in scope.told:
+                scope.told.add(note)
+                scope.tell(note)
+    return scope.programs[whole_key] or eager
+
+
+def is_compiling(calls: int) -> bool:
+    """Whether ``compiled`` compiles here what it is told will be called so often."""
+    scope = _scope.get()
+    return scope is not None and is_repaid(scope.mode, calls * scope.repeats, MIN_CALLS)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks of up to 32 MB for the next ones of their size.
+
+    glibc gives a block back to the system where it is larger than the largest that was ever freed,
+    up to 32 MB; and the system then clears its pages anew for every chunk, which was seen to cost
+    half as much as the matrix products. So a block of nearly that size is freed once, untouched.
+    """
+    torch.empty(31 * 2**18)
+
+
+def is_repaid(mode: Mode, repetitions: int, least: int) -> bool:
+    """Whether to compile what will be repeated so often."""
+    return repetitions >= least if mode == "auto" else mode
