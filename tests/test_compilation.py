@@ -116,7 +116,7 @@ def weights(vae: VAE) -> Tensor:
 
 @dataclass(frozen=True)
 class Cyclical(BetaELBO):
-    """beta falls and rises: the graph that is made when it is whole does not fit all that follows."""
+    """beta falls and rises: a graph that is made while it is whole does not fit what follows."""
 
     def at_epoch(self, epoch: int) -> "Cyclical":
         return replace(self, beta=self.beta / 2) if epoch % 2 else self
@@ -202,7 +202,8 @@ def test_without_a_compiler_training_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             sys.executable, str(ROOT / "run.py"), "training.epochs=2", "training.compile=true",
-            "evaluation.compile=true", "evaluation.num_samples=25", "evaluation.iwae_samples=[5]", "tracking=none",
+            "evaluation.compile=true", "evaluation.num_samples=25",
+            "evaluation.iwae_samples=[5]", "tracking=none",
         ],
         cwd=tmp_path, capture_output=True, text=True,
         env={
