@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.linear_gaussian import LATENT_DIM, LinearGaussian
 from vae_pyro.log_marginal import log_weights
+from vae_pyro.log_marginal import weights as weights_module
 from vae_pyro.log_marginal.weights import summarise_log_weights
 
 
@@ -118,11 +119,14 @@ class Tabled(dist.Normal):
         return self.loc + self.scale * self.guide.next_noise(self.x, self.batch_shape[0])
 
 
+NUM_IMAGES = 33
+
+
 def summarise(order: Tensor, chunk_size: int) -> dict[str, Tensor]:
     truth = LinearGaussian(shift=0.5, stretch=1.3)
-    x = truth.sample(230)
-    vae = SimpleNamespace(model=truth.vae.model, guide=TabledGuide(truth, x, 60))
-    summary = summarise_log_weights(vae, x[order], 60, [1, 7, 60], chunk_size=chunk_size)
+    x = truth.sample(NUM_IMAGES)
+    vae = SimpleNamespace(model=truth.vae.model, guide=TabledGuide(truth, x, 70))
+    summary = summarise_log_weights(vae, x[order], 61, [1, 7, 61], chunk_size=chunk_size)
     values = {f"bound {k}": value for k, (value, _) in summary.bounds.items()}
     errors = {f"error {k}": error for k, (_, error) in summary.bounds.items()}
     return {
@@ -133,18 +137,22 @@ def summarise(order: Tensor, chunk_size: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("chunk_size", [1, 256, 256 * 13, 256 * 1000])
-def test_chunked_is_unchunked(chunk_size: int) -> None:
-    order = torch.arange(230)
-    whole = summarise(order, chunk_size=256 * 100 * 60)
+@pytest.mark.parametrize("block", [1, 500, 50_000])
+@pytest.mark.parametrize("chunk_size", [1, 256 * 13, 256 * 1000])
+def test_chunked_is_unchunked(chunk_size: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is decoded at once, and is handed on together; 13 at once draw 65 of the 61."""
+    order = torch.arange(NUM_IMAGES)
+    whole = summarise(order, chunk_size=256 * 100 * 61)
+    monkeypatch.setattr(weights_module, "_BLOCK", block)
     chunked = summarise(order, chunk_size)
     for name, value in whole.items():
         torch.testing.assert_close(chunked[name], value, msg=name)
 
 
 def test_permuted_images_give_permuted_answers() -> None:
-    order = torch.randperm(230)
-    straight, permuted = summarise(torch.arange(230), 2**21), summarise(order, 2**21)
+    order = torch.randperm(NUM_IMAGES)
+    straight = summarise(torch.arange(NUM_IMAGES), 2**21)
+    permuted = summarise(order, 2**21)
     for name, value in straight.items():
         torch.testing.assert_close(permuted[name], value[order], msg=name)
 

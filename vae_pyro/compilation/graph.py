@@ -10,7 +10,6 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from vae_pyro.compilation.functions import ON_CPU
 from vae_pyro.randomness import RandomStream
@@ -106,6 +105,8 @@ def _trace(
 
     With numbers where that does not do: a flow looks into its permutation, which is a constant.
     """
+    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
+
     try:
         tracer = make_fx(program, table, tracing_mode="fake", _allow_non_fake_inputs=True)
         graph: torch.fx.GraphModule = tracer(*inputs)
