@@ -75,6 +75,7 @@ def train(
     keep_freed_memory()
     adam = FusedAdam(vae.parameters(), learning_rate)
     graph: _Graph | None = None
+    on_cpu = noise.device.type == "cpu"  # a GPU would have to be waited for before each look
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
         vae.train()
@@ -99,14 +100,15 @@ def train(
                         compiled = False
                         tell(f"trained without compiling: {error}")
                 if graph is not None and x.shape == graph.shape and current == objective:
-                    vae.model.likelihood.check(x)
+                    if on_cpu or not steps:
+                        vae.model.likelihood.check(x)
                     losses, *gradients = graph.run(x)
                     adam.step(gradients)
                 else:
                     losses = torch.tensor(svi.step(x), dtype=torch.float64).reshape(-1)
                 steps.append(losses / -len(x))
                 sizes.append(len(x))
-                if noise.device.type == "cpu":  # a GPU would have to be waited for
+                if on_cpu:
                     _require_finite(steps[-1:], epoch, len(steps), learning_rate)
         vae.eval()
         _require_finite(steps, epoch, 1, learning_rate)
