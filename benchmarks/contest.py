@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from vae_pyro.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -67,7 +69,10 @@ def contest(
         warm_up: how many before them are not (compiling, caches); their values are kept.
 
     Returns:
-        the times of those that took part, and why the others did not.
+        the times of those that took part, and why the others did not: what they need is missing.
+
+    Raises:
+        UserError: where the work itself cannot be had (its data, say).
     """
     context = multiprocessing.get_context("spawn")
     seconds: dict[str, list[float]] = {}
@@ -82,10 +87,12 @@ def contest(
             theirs.close()
             stack.callback(process.join)
             stack.callback(mine.close)  # ends it
-            reason = mine.recv()
-            if reason:
-                skipped[name] = reason
-                print(f"  skipped: {name} ({reason})", flush=True)
+            problem = mine.recv()
+            if isinstance(problem, UserError):
+                raise problem
+            if problem is not None:
+                skipped[name] = f"{problem}; pip install -e '.[bench]'"
+                print(f"  skipped: {name} ({skipped[name]})", flush=True)
             else:
                 lines[name], seconds[name], values[name] = mine, [], []
         for number in range(-warm_up, rounds):
@@ -102,10 +109,10 @@ def contest(
 def _work(contestant: Contestant, line: Any) -> None:
     try:
         unit = contestant.build(**contestant.options)
-    except ImportError as error:
-        line.send(f"{error}; pip install -e '.[bench]'")
+    except (ImportError, UserError) as error:
+        line.send(error)
         return
-    line.send("")
+    line.send(None)
     with suppress(EOFError):
         while line.recv():
             start = time.perf_counter()

@@ -15,6 +15,7 @@ from benchmarks import importance, training, workload
 from benchmarks.contest import Contestant, Times, Unit, contest, ratio, write
 from benchmarks.peers import torch_vae
 from tests.conftest import ROOT
+from vae_pyro.errors import DataError
 from vae_pyro.log_marginal import ImportanceSampling
 
 CPU = torch.device("cpu")
@@ -69,6 +70,15 @@ def counter(step: float) -> Unit:
 
 def absent() -> Unit:
     raise ImportError("No module named 'peerless'")
+
+
+def dataless() -> Unit:
+    raise DataError("MNIST is not in /nowhere")
+
+
+def test_missing_data_end_a_contest_with_their_message() -> None:
+    with pytest.raises(DataError, match="MNIST is not in /nowhere"):
+        contest({"ones": Contestant(counter, {"step": 1.0}), "none": Contestant(dataless)}, 1)
 
 
 def test_a_contest_takes_turns_and_names_who_is_absent() -> None:

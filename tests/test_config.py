@@ -125,6 +125,12 @@ def test_linear_gaussian_data_choose_what_fits_them_unless_the_user_does() -> No
         ),
         ("training", 3, "training=3: input should be an object"),
         ("device", "tpu", "device=tpu: input should be 'auto', 'cpu' or 'cuda'"),
+        (
+            "training.compile",
+            "maybe",
+            "training.compile=maybe: input should be 'auto', True or False",
+        ),
+        ("evaluation.compile", None, "evaluation.compile=None: input should be 'auto', True or F"),
         ("seed", -1, "seed=-1: input should be greater than or equal to 0"),
         ("evaluation.num_samples", 10, "evaluation.num_samples=10: input should be greater than"),
         ("evaluation.iwae_samples", [1, 9999], "evaluation.iwae_samples [9999] exceed num_samples"),

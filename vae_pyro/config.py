@@ -52,7 +52,7 @@ class Training:
     keep: Literal["best", "last"]
     patience: Positive
     snapshots: Positive
-    compile: bool | Literal["auto"]
+    compile: Literal["auto", True, False]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -83,7 +83,7 @@ class Evaluation:
     simulated_images: Annotated[int, Field(ge=0)]
     latent: bool
     inapplicable: Literal["refuse", "skip"]
-    compile: bool | Literal["auto"]
+    compile: Literal["auto", True, False]
 
     def __post_init__(self) -> None:
         if self.simulated_images == 1:
