@@ -136,6 +136,7 @@ def test_training_gives_the_same_numbers_compiled(batch_size: int, network: Netw
 
 def test_compiled_training_repeats_to_the_bit_and_leaves_nothing_behind() -> None:
     """Three jobs in one process; the one in between is of another likelihood."""
+    pyro.clear_param_store()  # of what other tests left
     precision = torch.get_float32_matmul_precision()
     (first, x), (other, levels), (second, _) = small(), small(Categorical), small()
     a = list(epochs(first, x, compiled=True))
