@@ -40,7 +40,7 @@ CONTRACT = {
     *IN_TRAINING, *IN_TEST, *(f"{name}_std_error" for name in (*IN_TRAINING, *IN_TEST)),
     *(f"{name}_image_std_error" for name in IN_TEST), "test/active_units_std_error",
     "test/effective_sample_size", "test/pareto_k_high", "test/active_units",
-    "time/train_seconds", "time/evaluate_seconds", "train/kept_epoch",
+    "test/rounding_error", "time/train_seconds", "time/evaluate_seconds", "train/kept_epoch",
 }  # fmt: skip
 
 
