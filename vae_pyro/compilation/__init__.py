@@ -10,7 +10,6 @@ it is run.
 from vae_pyro.compilation.graph import CompilationError, Outputs, compile_program, is_tracing
 from vae_pyro.compilation.scope import (
     MIN_STEPS,
-    Mode,
     accelerated,
     compiled,
     is_compiling,
@@ -21,7 +20,6 @@ from vae_pyro.compilation.scope import (
 __all__ = [
     "MIN_STEPS",
     "CompilationError",
-    "Mode",
     "Outputs",
     "accelerated",
     "compile_program",

@@ -104,7 +104,7 @@ def _trace(
 ) -> torch.fx.GraphModule:
     """By shapes alone, because a trace with numbers keeps every intermediate one in memory.
 
-    With numbers where that does not do: a flow looks into its permutation, which is a constant.
+    With numbers where that does not do, as where a program looks into a tensor that is a constant.
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
 
