@@ -227,15 +227,15 @@ def _search(vae: VAE, x: Tensor, grid: _Grid) -> Tensor:
     total = grid.points ** grid.lower.shape[1]
     at_once = max(1, rows_per_chunk(vae, x) // len(x))
     calls = math.ceil(total / at_once)
-    parts = []
+    log_f = torch.empty(total, len(x), dtype=torch.float64)
     for start in range(0, total, at_once):
         # A graph is of one shape: the last part repeats the last node.
         stop = start + at_once if is_compiling(calls) else min(start + at_once, total)
         index = torch.arange(start, stop).clamp(max=total - 1)
         z = grid.nodes(index, torch.zeros_like(index))[:, None].to(x)
         run = compiled(evaluate, vae, [x, z], key="search", calls=calls)
-        parts.append(run(x, z)[0].cpu())
-    return torch.cat(parts)[:total]
+        log_f[start:stop] = run(x, z)[0][: total - start]
+    return log_f
 
 
 def _evaluate(vae: VAE, x: Tensor, grid: _Grid, image: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ def _evaluate(vae: VAE, x: Tensor, grid: _Grid, image: Tensor) -> Tensor:
     total = grid.points**dims * len(image)
     rows = rows_per_chunk(vae, x)
     calls = math.ceil(_TYPICAL_GRIDS * len(x) * _FIRST_POINTS[dims] ** dims / rows)
-    parts = []
+    log_f = torch.empty(total, dtype=torch.float64)
     for start in range(0, total, rows):
         # A graph is of one shape: the last part repeats the last pair.
         stop = start + rows if is_compiling(calls) else min(start + rows, total)
@@ -268,5 +268,5 @@ def _evaluate(vae: VAE, x: Tensor, grid: _Grid, image: Tensor) -> Tensor:
         z = grid.nodes(pair // len(image), box).to(x)
         inputs = [x, z, image[box].to(x.device)]
         run = compiled(evaluate, vae, inputs, key="nodes", calls=calls)
-        parts.append(run(*inputs)[0].cpu())
-    return torch.cat(parts)[:total].reshape(-1, len(image))
+        log_f[start:stop] = run(*inputs)[0][: total - start]
+    return log_f.reshape(-1, len(image))
