@@ -1,7 +1,6 @@
 """``evaluation=full`` as a user asks for it: from the command line, and again from Python."""
 
 import csv
-import hashlib
 import json
 import os
 import re
@@ -15,14 +14,13 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from safetensors import safe_open
-from safetensors.torch import save
 
 import vae_pyro
 from tests.conftest import QUICK, ROOT
 from tests.test_tracking import mlflow_server
 from vae_pyro.data import Digits
 from vae_pyro.errors import CheckpointError, TrackingError
+from vae_pyro.files import read_tensors, write_tensors
 from vae_pyro.log_marginal import Quadrature
 
 RunPy = Callable[..., subprocess.CompletedProcess[str]]
@@ -211,13 +209,10 @@ def test_an_evaluation_that_was_killed_goes_on(run_py: RunPy, tmp_path: Path) ->
 
 def add_to_log_px(path: Path, nats: float) -> None:
     """Change a kept answer as if it had been computed so."""
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, about = read_tensors(path)
     if "log_px/value" in tensors:
         tensors["log_px/value"] += nats
-    digest = hashlib.sha256(save(dict(sorted(tensors.items())))).hexdigest()
-    path.write_bytes(save(tensors, about | {"sha256": digest}))
+    write_tensors(path, tensors, about)
 
 
 MEMORY = """

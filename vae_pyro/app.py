@@ -1,9 +1,11 @@
 """Between Hydra and the pipeline: what a job is called, where it writes, how it fails."""
 
+import math
 import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,63 +13,85 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from vae_pyro.config import without_passwords
-from vae_pyro.errors import UserError
+from vae_pyro.errors import ResumeError, StorageError, UserError
+from vae_pyro.files import write_atomically
+from vae_pyro.interruption import Interrupted, interruptible
+from vae_pyro.passwords import without_passwords
 from vae_pyro.pipeline import Job, run_job
 from vae_pyro.results import JobResult, print_summary
+from vae_pyro.started import StartedJob, Sweep, task_overrides
 
-PARENT_FILE = "parent_run_id"
 
-
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     """Run one job of ``python run.py``, alone or in a sweep.
 
     A job that fails says why in one message. Alone, it ends the program with status 1; in a sweep
     it leaves its message in ``result.json``, so that the other jobs run and the sweep reports it.
+
+    Returns:
+        valid/log_px, in nats per image, for a sweeper that chooses jobs by it; NaN where the job
+        failed. None otherwise.
     """
     hydra = HydraConfig.get()
     output = Path(hydra.runtime.output_dir)
-    in_sweep = hydra.mode == RunMode.MULTIRUN
-    overrides = [without_passwords(override) for override in hydra.overrides.task]
-    choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
+    sweep = Sweep.read(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None
+    is_judged = hydra.runtime.choices.get("hydra/sweeper", "basic") != "basic"
+    overrides = task_overrides(hydra.overrides.task)
     job = Job(
         name=", ".join(overrides) if overrides else "defaults",
         settings=split_overrides(overrides),
-        choices=choices,
+        choices={k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")},
         output=output,
-        parent=_read_parent(Path(hydra.sweep.dir)) if in_sweep else None,
+        parent=sweep.parent if sweep else None,
+        in_sweep=sweep is not None,
+        is_judged=is_judged,
     )
     console = make_console()
     try:
+        _scrub(output / (hydra.output_subdir or ""), Path(hydra.sweep.dir))
+        StartedJob(overrides, sweep.token if sweep else None).write(output)
         tree = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(tree, dict)
-        result = run_job({str(key): value for key, value in tree.items()}, job, console)
-        if not in_sweep:
-            print_summary([result], console)
-            console.print(f"pictures and weights: {output}", highlight=False, soft_wrap=True)
-    except KeyboardInterrupt:
-        fail("interrupted")
-        sys.exit(130)
+        config = {str(key): value for key, value in tree.items()}
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # requeued, and not by the user
+            config["resume"] = True
+        with interruptible():
+            result = run_job(config, job, console)
+    except Interrupted as interruption:
+        fail(f"{interruption}; the same command with resume=true goes on from there")
+        sys.exit(interruption.status)
     except Exception as error:
         message = explain(error)
-        JobResult(job.name, dict(job.settings), error=message).write(output)
+        if not isinstance(error, ResumeError):  # which speaks of another process's job
+            with suppress(StorageError):
+                JobResult(job.name, dict(job.settings), error=message).write(output)
         fail(message)
-        if not in_sweep:
+        if sweep is None:
             sys.exit(1)
+        return math.nan if is_judged else None
+    if sweep is None:
+        print_summary([result], console)
+        console.print(f"pictures and weights: {output}", highlight=False, soft_wrap=True)
+    return result.metrics.get("valid/log_px", math.nan) if is_judged else None
 
 
 def explain(error: Exception) -> str:
     """One clear message for whatever went wrong."""
     if isinstance(error, UserError):
-        return str(error)
-    return f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)"
+        return without_passwords(str(error))
+    return without_passwords(f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)")
 
 
 def fail(message: str) -> None:
     """Print an error, with the traceback of the one in hand where the user asked for it."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
-        traceback.print_exc()
+        print(without_passwords(traceback.format_exc()), file=sys.stderr)
     print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def tell(note: str) -> None:
+    """Print a line that the user may care about."""
+    make_console().print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def make_console() -> Console:
@@ -82,8 +106,10 @@ def split_overrides(overrides: Sequence[str]) -> Mapping[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _read_parent(sweep: Path) -> str | None:
-    try:
-        return (sweep / PARENT_FILE).read_text() or None
-    except FileNotFoundError:
-        return None
+def _scrub(*folders: Path) -> None:
+    """Take passwords out of what Hydra itself wrote about the job."""
+    for folder in folders:
+        for path in folder.glob("*.yaml"):
+            text = path.read_text()
+            if without_passwords(text) != text:
+                write_atomically(path, without_passwords(text).encode())

@@ -1,9 +1,10 @@
-"""A trained VAE on disk: written atomically, verified on load, and no code in it."""
+"""A VAE on disk, trained or on the way: written atomically, verified on load, no code in it."""
 
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from vae_pyro.config import build, resolve
 from vae_pyro.errors import CheckpointError, ConfigError
-from vae_pyro.files import write_atomically
+from vae_pyro.files import make_folder, read_tensors, write_atomically, write_tensors
 from vae_pyro.guide import Guide
 from vae_pyro.likelihoods import Likelihood
 from vae_pyro.networks import Network
@@ -23,6 +24,8 @@ from vae_pyro.vae import VAE, build_vae
 
 _WEIGHTS = "weights.safetensors"
 _BLUEPRINT = "model.json"
+_KEPT = 2  # checkpoints: the last one, and the one before should it be damaged
+_SHARE = 0.05  # of the time, at most, is spent on writing checkpoints
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> None:
     """Write ``weights.safetensors`` and then ``model.json``, which holds the blueprint and the
     SHA-256 of the weights, into ``folder``, created where it is missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     weights = safetensors.torch.save({k: v.contiguous() for k, v in vae.state_dict().items()})
     write_atomically(folder / _WEIGHTS, weights)
     description = {
@@ -137,3 +140,83 @@ def _refuse_unknown_module(target: str) -> None:
             f"the model is made of {target}: import {module or target} before loading it, "
             "if you trust it"
         )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that the rest of a training depends on.
+
+    Attributes:
+        epoch: how many were done.
+        tensors: weights, optimiser and random generators, by name.
+        about: what goes with them; whatever JSON has.
+    """
+
+    epoch: int
+    tensors: Mapping[str, Tensor]
+    about: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The last checkpoints of one training.
+
+    Args:
+        folder: where they are; created with the first.
+        seconds: how long a training may go on without one. Where writing one takes longer than a
+            twentieth of that, it is done less often.
+    """
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder = folder
+        self._seconds = seconds
+        self._latest: Checkpoint | None = None
+        self._written_epoch = -1
+        self._due = 0.0
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Take note of one; write it where it is time to.
+
+        Raises:
+            StorageError: where it cannot be written; those before remain.
+        """
+        self._latest = checkpoint
+        if time.monotonic() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the latest, unless it is written; as when the training is about to be stopped.
+
+        Raises:
+            StorageError: as ``keep``.
+        """
+        if self._latest is None or self._latest.epoch == self._written_epoch:
+            return
+        start = time.monotonic()
+        make_folder(self.folder)
+        path = self.folder / f"epoch-{self._latest.epoch:06d}.safetensors"
+        write_tensors(path, self._latest.tensors, self._latest.about)
+        self._written_epoch = self._latest.epoch
+        for old in self._paths()[:-_KEPT]:
+            old.unlink(missing_ok=True)
+        end = time.monotonic()
+        self._due = end + max(self._seconds, (end - start) / _SHARE)
+
+    def read(self, tell: Callable[[str], None]) -> Checkpoint | None:
+        """The last one that is whole; None where there is none.
+
+        Args:
+            tell: called with one line about each that is damaged.
+        """
+        for path in reversed(self._paths()):
+            try:
+                tensors, about = read_tensors(path)
+            except CheckpointError as error:
+                tell(f"{error}; it is left out")
+                path.unlink(missing_ok=True)
+                continue
+            self._written_epoch = int(path.stem.removeprefix("epoch-"))
+            return Checkpoint(self._written_epoch, tensors, about)
+        return None
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch-*.safetensors"))

@@ -4,7 +4,6 @@ import difflib
 import importlib
 import inspect
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -41,6 +40,8 @@ class Training:
             by valid/elbo, once the objective no longer warms up.
         patience: with ``best``, training ends after so many epochs without a better valid/elbo.
         snapshots: how often pictures are drawn, the last epoch included; and once before.
+        checkpoint_seconds: how long training goes on without a checkpoint, unless writing one takes
+            so long that it is done less often.
         compile: whether steps are one compiled graph; ``auto`` where there are enough of them to
             repay the seconds it takes to make.
     """
@@ -52,6 +53,7 @@ class Training:
     keep: Literal["best", "last"]
     patience: Positive
     snapshots: Positive
+    checkpoint_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     compile: Literal["auto", True, False]
 
 
@@ -108,6 +110,7 @@ class Config:
     latent_dim: Positive
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Literal["auto", "cpu", "cuda"]
+    resume: bool
     training: Training
     data: Options
     network: Options
@@ -196,11 +199,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def without_passwords(uri: str) -> str:
-    """``postgresql://user:secret@host/db`` -> ``postgresql://user:***@host/db``."""
-    return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", uri)
 
 
 def _is_concrete(cls: Any, base: type) -> bool:

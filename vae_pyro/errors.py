@@ -27,3 +27,11 @@ class CheckpointError(UserError):
 
 class EstimatorError(UserError):
     """An estimator that has no answer for this VAE."""
+
+
+class StorageError(UserError):
+    """A disk that is full, or a folder that cannot be written."""
+
+
+class ResumeError(UserError):
+    """A job that cannot go on where it stopped, as while it is still running."""

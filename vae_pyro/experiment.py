@@ -13,19 +13,22 @@ import torch
 from rich.console import Console
 
 from vae_pyro import visualization
+from vae_pyro.checkpoint import Checkpoints
 from vae_pyro.compilation import MIN_STEPS, accelerated, is_repaid
 from vae_pyro.config import Config
 from vae_pyro.data import Dataset, batches
 from vae_pyro.evaluation import Evaluation, Questions, evaluate, log_cell_volume, validate
 from vae_pyro.files import write_atomically
 from vae_pyro.latent import posterior_means
+from vae_pyro.log_marginal import ImportanceSampling, estimate_together
 from vae_pyro.objectives import Objective
 from vae_pyro.progress import show_progress
 from vae_pyro.randomness import RandomStream
 from vae_pyro.report import comparison, estimators_csv, latent_csv, per_image_csv
 from vae_pyro.results import print_table, table_markdown
+from vae_pyro.state import TrainingState
 from vae_pyro.tracking import Run
-from vae_pyro.training import EpochRecord, train
+from vae_pyro.training import EpochRecord, FusedAdam, train
 from vae_pyro.vae import VAE
 
 
@@ -80,6 +83,25 @@ class Experiment:
             self._keep("estimators.csv", estimators_csv(evaluation))
         return evaluation
 
+    def judge(self, epoch: int) -> dict[str, float]:
+        """``valid/log_px``, importance sampled: by which models are chosen, the test set unseen."""
+        x = self._held_out("valid")
+        with self._evaluating_fast(x):
+            estimate = estimate_together(
+                {"log_px": ImportanceSampling(self.questions.num_samples)},
+                self.vae,
+                x,
+                seed=self.config.seed,
+                folder=self.output / "evaluation",
+                progress=partial(show_progress, console=self.console),
+            )["log_px"].estimate
+        metrics = {
+            "valid/log_px": estimate.mean(),
+            "valid/log_px_std_error": estimate.mean_std_error(),
+        }
+        self.run.log_metrics(metrics, step=epoch)
+        return metrics
+
     def show(self, evaluation: Evaluation, notes: Sequence[str]) -> None:
         """Print the estimators side by side, where there are more than the usual, and the notes."""
         if self.questions.estimators:
@@ -109,16 +131,29 @@ class Experiment:
         x = [self.vae.model.likelihood.prepare(images.cpu(), generator) for _ in range(draws)]
         return torch.cat(x).to(images.device)
 
-    def train(self) -> tuple[dict[str, float], int]:
+    def train(self, checkpoints: Checkpoints) -> tuple[dict[str, float], int]:
         """Train, recording every epoch; leaves the VAE with the weights to be kept.
+
+        Args:
+            checkpoints: where it goes on from the last one, if there is any, and leaves more.
 
         Returns:
             the seconds spent on steps and the epoch whose weights are kept; and the last epoch.
         """
         training, likelihood = self.config.training, self.vae.model.likelihood
-        order = self._stream("batches").generator
+        streams = {name: self._stream(name) for name in ("batches", "training")}
+        order = streams["batches"].generator
+        adam = FusedAdam(self.vae.parameters(), training.learning_rate)
+        state = TrainingState(self.vae, adam, streams)
         valid_x, test_x = self._held_out("valid"), self._held_out("test")
         on_the_way = snapshot_epochs(training.epochs, training.snapshots) - {training.epochs}
+        if (checkpoint := checkpoints.read(self._tell)) is None:
+            self._draw(test_x, 0)
+        else:
+            state.restore(checkpoint)
+            self._tell(f"training goes on after epoch {state.epoch}")
+            for entry in state.history:  # what the tracker has not, if anything
+                self.run.log_metrics(entry["metrics"], entry["step"], entry["time"])
         records = train(
             self.vae,
             self.objective,
@@ -128,15 +163,14 @@ class Experiment:
                 training.batch_size,
                 order,
             ),
-            epochs=training.epochs,
+            epochs=0 if state.is_done else training.epochs,
             learning_rate=training.learning_rate,
-            noise=self._stream("training"),
-            compiled=self._compiles(),
+            noise=streams["training"],
+            compiled=not state.is_done and self._compiles(),
             tell=self._tell,
+            adam=adam,
+            done=state.epoch,
         )
-        self._draw(test_x, 0)
-        seconds, kept, best = 0.0, 0, -math.inf
-        weights: dict[str, torch.Tensor] = {}
         with (
             show_progress("training", training.epochs, self.console) as report,
             accelerated(
@@ -147,29 +181,42 @@ class Experiment:
             ),
         ):
             for record in records:
-                seconds += record.seconds
+                state.epoch = record.epoch
+                state.seconds += record.seconds
                 # The same draws every epoch: what moves between epochs is the model.
                 with self._stream("validation").active():
                     valid = validate(self.vae, valid_x, training.valid_samples)
-                self.run.log_metrics({**_train_metrics(record), **valid}, record.epoch)
+                metrics, now = {**_train_metrics(record), **valid}, time.time()
+                state.history.append({"step": record.epoch, "time": now, "metrics": metrics})
+                self.run.log_metrics(metrics, record.epoch, now)
                 # While the objective warms up, a high ELBO is of another one than was asked for.
                 settled = self.objective.at_epoch(record.epoch) == self.objective
-                if training.keep == "last" or not settled or not valid["valid/elbo"] <= best:
-                    kept, best = record.epoch, valid["valid/elbo"] if settled else -math.inf
-                    weights = {k: v.clone() for k, v in self.vae.state_dict().items()}
+                if training.keep == "last" or not settled or not valid["valid/elbo"] <= state.best:
+                    state.keep_weights(valid["valid/elbo"] if settled else -math.inf)
                 report(record.epoch, f"valid ELBO {valid['valid/elbo']:.2f} nats")
-                if training.keep == "best" and record.epoch - kept >= training.patience:
-                    break
-                if record.epoch in on_the_way:
+                waited = record.epoch - state.kept_epoch
+                state.is_done = record.epoch == training.epochs or (
+                    training.keep == "best" and waited >= training.patience
+                )
+                if record.epoch in on_the_way and not state.is_done:
                     self._draw(test_x, record.epoch)
-        if record.epoch < training.epochs:
+                checkpoints.keep(state.checkpoint())
+                if state.is_done:
+                    break
+        checkpoints.flush()
+        if state.epoch < training.epochs:
             self.console.print(
-                f"training ended with epoch {record.epoch}: no better valid ELBO since {kept}",
+                f"training ended with epoch {state.epoch}: no better valid ELBO since "
+                f"{state.kept_epoch}",
                 highlight=False,
             )
-        self.vae.load_state_dict(weights)
-        self._draw(test_x, record.epoch)
-        return {"time/train_seconds": seconds, "train/kept_epoch": float(kept)}, record.epoch
+        self.vae.load_state_dict(state.kept)
+        self._draw(test_x, state.epoch)
+        trained = {
+            "time/train_seconds": state.seconds,
+            "train/kept_epoch": float(state.kept_epoch),
+        }
+        return trained, state.epoch
 
     def _evaluating_fast(self, x: torch.Tensor, repeats: int = 1) -> AbstractContextManager[None]:
         return accelerated(x.device, self.config.evaluation.compile, repeats, self._tell)

@@ -2,8 +2,19 @@
 
 import functools
 import hashlib
+import json
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vae_pyro.errors import CheckpointError, StorageError
 
 
 @functools.cache
@@ -17,7 +28,11 @@ def code_digest() -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old file or the new one, whole."""
+    """Write aside, flush to disk, rename: a reader sees the old file or the new one, whole.
+
+    Raises:
+        StorageError: where the disk is full or the folder cannot be written; the old file remains.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("wb") as file:
@@ -25,5 +40,83 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        flush_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Let a rename in this folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it.
+
+    Raises:
+        StorageError: where that is not allowed, or the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> StorageError:
+    """What to tell of a file that could not be written."""
+    return StorageError(
+        f"{path} cannot be written: {error.strerror or error}. Make room, or choose another folder "
+        "(hydra.run.dir=..., in a sweep hydra.sweep.dir=...); what was written before is whole, "
+        "and resume=true goes on from there"
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and a few words about them, with the SHA-256 of both, atomically.
+
+    Args:
+        path: a safetensors file.
+        tensors: by name.
+        about: of whatever JSON has.
+
+    Raises:
+        StorageError: as ``write_atomically``.
+    """
+    words = json.dumps(about, sort_keys=True)
+    alone = {name: t.detach().cpu().contiguous().clone() for name, t in sorted(tensors.items())}
+    metadata = {"about": words, "sha256": _digest(alone, words)}
+    write_atomically(path, safetensors.torch.save(alone, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What ``write_tensors`` wrote, to the bit. Nothing in the file is executed.
+
+    Raises:
+        CheckpointError: where the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        words = metadata["about"]
+        if metadata["sha256"] != _digest(tensors, words):
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the saved one")
+        about: dict[str, Any] = json.loads(words)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return tensors, about
+
+
+def _digest(tensors: Mapping[str, Tensor], words: str) -> str:
+    digest = hashlib.sha256(words.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -11,23 +11,26 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from vae_pyro.checkpoint import Blueprint, save_model
+from vae_pyro.checkpoint import Blueprint, Checkpoints, save_model
+from vae_pyro.config import Config, build, flatten, parse_config
 from vae_pyro.config import Evaluation as EvaluationOptions
-from vae_pyro.config import build, flatten, parse_config, without_passwords
-from vae_pyro.data import ImageSource
+from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError, EstimatorError
 from vae_pyro.evaluation import Questions, log_cell_volume
 from vae_pyro.experiment import Experiment
 from vae_pyro.files import write_atomically
-from vae_pyro.likelihoods import Support
+from vae_pyro.interruption import uninterrupted
+from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.log_marginal import AIS, Estimator
 from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
-from vae_pyro.provenance import describe_x, fingerprint, git_tags, identify_x
+from vae_pyro.passwords import without_passwords
+from vae_pyro.provenance import Fingerprint, describe_x, git_tags, identify_x
 from vae_pyro.randomness import RandomStream
 from vae_pyro.report import advice
 from vae_pyro.results import JobResult
-from vae_pyro.tracking import Tracker
+from vae_pyro.resume import claim, continue_or_begin
+from vae_pyro.tracking import Tracker, open_run
 from vae_pyro.training import try_out
 from vae_pyro.vae import VAE
 
@@ -42,6 +45,8 @@ class Job:
         choices: the option chosen in every group, by group.
         output: the job's own folder.
         parent: run id of the sweep it belongs to.
+        in_sweep: whether it belongs to one; a tracker that is away then does not stop it.
+        is_judged: whether whoever started it asks for valid/log_px, as to choose the next job by.
     """
 
     name: str
@@ -49,10 +54,16 @@ class Job:
     choices: Mapping[str, str]
     output: Path
     parent: str | None
+    in_sweep: bool = False
+    is_judged: bool = False
 
 
 def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
     """Do what the configuration asks, record it, and write ``result.json`` into ``job.output``.
+
+    Where the configuration says ``resume`` and the folder holds the same job (the same
+    configuration, code and data), a finished one's result is read back, and one that stopped goes
+    on from its last checkpoint, in the same run of the tracker, to the same bits.
 
     Args:
         tree: the resolved configuration as plain nested dictionaries.
@@ -61,8 +72,30 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
 
     Raises:
         UserError: with one clear message; the tracker's run, if open, is closed as FAILED.
+        Interrupted: by Ctrl-C or SIGTERM; a checkpoint is left and the run is closed as KILLED.
     """
     config = parse_config(tree)
+    with claim(job.output):
+        return _run_alone(tree, config, job, console)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a configuration names, built and seen to go together."""
+
+    device: torch.device
+    tracker: Tracker
+    objective: Objective
+    dataset: Dataset
+    blueprint: Blueprint
+    likelihood: Likelihood
+    vae: VAE
+    questions: Questions
+    notes: list[str]
+    x: str
+
+
+def _build_parts(config: Config, job: Job) -> _Parts:
     device = choose_device(config.device)
     tracker = build(config.tracking, Tracker, "tracking")
     source = build(config.data, ImageSource, "data")
@@ -92,48 +125,69 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         try_out(vae, objective, few)
     questions, notes = _questions(config.evaluation, vae)
     x = describe_x(job.choices.get("data", ""), source.binarisation, likelihood)
+    return _Parts(
+        device, tracker, objective, dataset, blueprint, likelihood, vae, questions, notes, x
+    )
+
+
+def _run_alone(tree: Mapping[str, Any], config: Config, job: Job, console: Console) -> JobResult:
+    def tell(note: str) -> None:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+    parts = _build_parts(config, job)
+    recorded = _without_passwords({k: v for k, v in tree.items() if k != "resume"})
+    fingerprint = Fingerprint.of(recorded, parts.device.type, parts.dataset.checksum)
+    finished = continue_or_begin(job.output, fingerprint, resume=config.resume, tell=tell)
+    if finished is not None:
+        tell(f"{job.name}: finished before, and read back")
+        return finished
     tags = {
-        "fingerprint": fingerprint(tree, dataset.checksum),
-        "x": x,
-        "log_px": "density" if likelihood.support.is_continuous else "probability",
+        "fingerprint": fingerprint.digest,
+        "x": parts.x,
+        "log_px": "density" if parts.likelihood.support.is_continuous else "probability",
         **git_tags(),
     }
-    run = tracker.start_run(job.name, tags, job.parent)
+    run = open_run(
+        parts.tracker, job.output / "record", job.name, tags, job.parent,
+        must_answer=not job.in_sweep, tell=tell,
+    )  # fmt: skip
+    checkpoints = Checkpoints(job.output / "checkpoint", config.training.checkpoint_seconds)
+    experiment = Experiment(
+        config, parts.dataset, parts.vae, parts.objective, parts.questions, run, console, job.output
+    )
     try:
-        run.log_params(_params(tree, job.choices))
-        run.log_file(_write_config(tree, job.output))
-        experiment = Experiment(
-            config, dataset, vae, objective, questions, run, console, job.output
-        )
-        trained, last_epoch = experiment.train()
-        save_model(job.output / "model", vae, blueprint)  # before anything else can fail
+        run.log_params({**job.choices, **flatten(recorded)})
+        run.log_file(_write_config(recorded, job.output))
+        trained, last_epoch = experiment.train(checkpoints)
+        run.log_file(checkpoints.folder, "checkpoint")
+        save_model(job.output / "model", parts.vae, parts.blueprint)
         run.log_file(job.output / "model", "model")
         evaluation = experiment.evaluate(last_epoch)
+        judged = experiment.judge(last_epoch) if job.is_judged else {}
         run.log_metrics(trained, last_epoch)
-        notes += advice(evaluation, questions)
-        experiment.show(evaluation, notes)
+        experiment.show(evaluation, [*parts.notes, *advice(evaluation, parts.questions)])
         result = JobResult(
             job.name,
             dict(job.settings),
             config.latent_dim,
-            x=x,
-            images=identify_x(dataset, likelihood),
-            log_cell_volume=log_cell_volume(likelihood, dataset.image_shape),
-            metrics=evaluation.metrics | trained,
+            x=parts.x,
+            images=identify_x(parts.dataset, parts.likelihood),
+            log_cell_volume=log_cell_volume(parts.likelihood, parts.dataset.image_shape),
+            metrics=evaluation.metrics | judged | trained,
         )
+        run.end("FINISHED")
         result.write(job.output)
         shutil.rmtree(job.output / "evaluation", ignore_errors=True)  # all of it is in the tables
     except Exception as error:
-        with suppress(
-            Exception
-        ):  # the tracker may be what failed; the first error is the one to tell
+        with suppress(Exception):  # the disk may be what failed; the first error is the one to tell
+            run.describe(f"Failed: {without_passwords(str(error))}")
             run.end("FAILED")
-            run.describe(f"Failed: {error}")
         raise
-    except BaseException:  # Ctrl-C
-        run.end("KILLED")
+    except BaseException:  # Ctrl-C, SIGTERM
+        with uninterrupted():
+            checkpoints.flush()
+            run.end("KILLED")
         raise
-    run.end("FINISHED")
     return result
 
 
@@ -185,13 +239,9 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _params(tree: Mapping[str, Any], choices: Mapping[str, str]) -> dict[str, Any]:
-    return {**choices, **flatten(_without_passwords(tree))}
-
-
 def _write_config(tree: Mapping[str, Any], output: Path) -> Path:
     path = output / "config.yaml"
-    write_atomically(path, OmegaConf.to_yaml(_without_passwords(tree)).encode())
+    write_atomically(path, OmegaConf.to_yaml(dict(tree)).encode())
     return path
 
 

@@ -3,30 +3,88 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vae_pyro.config import flatten
 from vae_pyro.data import Dataset
 from vae_pyro.data.dataset import Binarisation
-from vae_pyro.files import code_digest
+from vae_pyro.files import code_digest, write_atomically
 from vae_pyro.likelihoods import Likelihood, Support
 
 # Recorded like the rest of the configuration, but no part of what a result depends on.
-_NOT_IN_FINGERPRINT = ("tracking.", "data.root")
+_NOT_IN_FINGERPRINT = ("tracking.", "data.root", "resume", "training.checkpoint_seconds")
+_LIBRARIES = ("torch", "pyro-ppl")
 
 
-def fingerprint(tree: Mapping[str, Any], data_checksum: str) -> str:
-    """SHA-256 of everything that a result depends on: configuration, code, data."""
-    relevant = {
-        key: value
-        for key, value in flatten(tree).items()
-        if not key.startswith(_NOT_IN_FINGERPRINT)
-    }
-    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
-    digest.update(f"{code_digest()} {data_checksum}".encode())
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class Fingerprint:
+    """Everything that a result depends on.
+
+    Attributes:
+        config: values by dotted key; ``device`` is the one that was chosen.
+        code: SHA-256 of this package, and of each module of the user's that the configuration
+            names; versions of the libraries that compute.
+        data: the data set's checksum.
+    """
+
+    config: Mapping[str, Any]
+    code: Mapping[str, str]
+    data: str
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any], device: str, data_checksum: str) -> "Fingerprint":
+        """Of a resolved configuration, whose classes have been imported."""
+        flat = {
+            key: value
+            for key, value in flatten({**tree, "device": device}).items()
+            if not key.startswith(_NOT_IN_FINGERPRINT)
+        }
+        code = {"vae_pyro": code_digest()}
+        code |= {library: metadata.version(library) for library in _LIBRARIES}
+        for key, target in flat.items():
+            module = sys.modules.get(str(target).rpartition(".")[0])
+            file = module.__file__ if module else None
+            if key.endswith("_target_") and not target.startswith("vae_pyro.") and module and file:
+                code[module.__name__] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return cls(json.loads(json.dumps(flat)), code, data_checksum)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it, in hexadecimal."""
+        return hashlib.sha256(self._json()).hexdigest()
+
+    def changes_since(self, earlier: "Fingerprint") -> str:
+        """In words, for instance ``latent_dim=10 (was 2), code of vae_pyro``."""
+        return ", ".join([
+            *(f"{key}={v} (was {was})" for key, was, v in _unequal(earlier.config, self.config)),
+            *(f"code of {key}" for key, _, _ in _unequal(earlier.code, self.code)),
+            *(["data"] if earlier.data != self.data else []),
+        ])  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        write_atomically(path, self._json())
+
+    @classmethod
+    def read(cls, path: Path) -> "Fingerprint | None":
+        """None where there is none, or it cannot be read."""
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _json(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+
+def _unequal(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
 
 
 def git_tags() -> dict[str, str]:

@@ -34,20 +34,22 @@ class RandomStream:
 
         The device's default generator is put back as it was on leaving.
         """
-        before = _default_state(self.device)
-        _set_default_state(self.device, self.generator.get_state())
+        before = default_state(self.device)
+        set_default_state(self.device, self.generator.get_state())
         try:
             yield
         finally:
-            self.generator.set_state(_default_state(self.device))
-            _set_default_state(self.device, before)
+            self.generator.set_state(default_state(self.device))
+            set_default_state(self.device, before)
 
 
-def _default_state(device: torch.device) -> torch.Tensor:
+def default_state(device: torch.device) -> torch.Tensor:
+    """Where a device's default generator, which ``pyro.sample`` draws from, is."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _set_default_state(device: torch.device, state: torch.Tensor) -> None:
+def set_default_state(device: torch.device, state: torch.Tensor) -> None:
+    """Put it there."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:

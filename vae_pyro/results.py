@@ -74,6 +74,15 @@ class JobResult:
     def read(cls, folder: Path) -> "JobResult":
         return cls(**json.loads((folder / RESULT_FILE).read_bytes()))
 
+    @classmethod
+    def read_finished(cls, folder: Path) -> "JobResult | None":
+        """None where the job has not finished, or failed."""
+        try:
+            result = cls.read(folder)
+        except (OSError, ValueError, TypeError):
+            return None
+        return result if result.error is None else None
+
 
 def varying_settings(results: Sequence[JobResult]) -> list[str]:
     """The keys whose value is not the same in all jobs, and always ``latent_dim``."""

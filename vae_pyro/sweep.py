@@ -7,40 +7,54 @@ from __future__ import annotations
 
 import atexit
 import math
+import multiprocessing
+import signal
 import sys
-import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from vae_pyro.started import JOB_FILE, StartedJob, Sweep, last_started, task_overrides
 
 if TYPE_CHECKING:
     from vae_pyro.results import JobResult
     from vae_pyro.tracking import Run
     from vae_pyro.visualization import Panel
 
+_GRACE = 10.0  # seconds for jobs to leave a checkpoint
+
 
 class SweepCallback(Callback):
     """Prepares the tracking store before any job starts, and sums up when all have ended.
 
+    Where ``resume`` is asked for, it leads Hydra to the folder of the same command's last run.
     Jobs find their parent through a file in the sweep's folder, which every launcher shares.
     """
 
     def __init__(self) -> None:
         self._run: Run | None = None
         self._folder = Path()
-        self._start = time.time()
+        self._token = ""
+        self._claim: IO[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Launchers send callbacks along to other processes, where the open run has no use."""
-        return {**vars(self), "_run": None}
+        return {**vars(self), "_run": None, "_claim": None}
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """A single job goes where the same command last went, if it is to be resumed."""
+        with _failing_loudly():
+            _prepare(config, StartedJob, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent run; a store that cannot be used ends the sweep here."""
         with _failing_loudly():
+            self._folder = _prepare(config, Sweep, "sweep")
             self._open(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -57,22 +71,33 @@ class SweepCallback(Callback):
             self._close(results)
 
     def _open(self, config: DictConfig) -> None:
-        from vae_pyro.app import PARENT_FILE
-        from vae_pyro.config import build, without_passwords
-        from vae_pyro.tracking import Tracker
+        from vae_pyro.app import tell
+        from vae_pyro.config import build
+        from vae_pyro.resume import claim
+        from vae_pyro.tracking import Tracker, open_run
 
-        self._folder = Path(config.hydra.sweep.dir)
-        overrides = " ".join(map(without_passwords, config.hydra.overrides.task))
+        overrides = task_overrides(config.hydra.overrides.task)
+        earlier = Sweep.read(self._folder) if config.resume is True else None
+        if earlier is not None and sorted(earlier.overrides) != sorted(overrides):
+            earlier = None
+        self._claim = claim(self._folder)
+        self._token = earlier.token if earlier else uuid.uuid4().hex
+        record = self._folder / "record"
+        if earlier is None and record.exists():  # of a sweep that used this folder before
+            number = 1 + len(list(self._folder.glob("superseded-*")))
+            record.replace(self._folder / f"superseded-{number}")
         options = OmegaConf.to_container(config.tracking, resolve=True)
         assert isinstance(options, dict)
         tracker = build({str(k): v for k, v in options.items()}, Tracker, "tracking")
-        self._run = tracker.start_run(f"sweep {overrides}", {"sweep": "parent"})
+        name = f"sweep {' '.join(overrides)}"
+        self._run = open_run(
+            tracker, record, name, {"sweep": "parent"}, must_answer=True, tell=tell
+        )  # fmt: skip
         # Hydra has no hook for a sweep that it refuses or that is interrupted.
         atexit.register(self._abandon)
-        self._run.log_params({"sweep": overrides})
-        if self._run.run_id is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / PARENT_FILE).write_text(self._run.run_id)
+        signal.signal(signal.SIGTERM, _end_with_children)
+        self._run.log_params({"sweep": " ".join(overrides)})
+        Sweep(overrides, self._token, self._run.run_id).write(self._folder)
 
     def _report(self, results: list[JobResult]) -> None:
         from vae_pyro.app import make_console
@@ -108,32 +133,27 @@ class SweepCallback(Callback):
 
     def _results(self) -> list[JobResult]:
         from vae_pyro.app import split_overrides
-        from vae_pyro.config import without_passwords
         from vae_pyro.results import RESULT_FILE, JobResult
 
         results = []
-        for job in self._job_folders():
-            if self._is_of_this_sweep(job / RESULT_FILE):
+        for job, started in self._jobs().items():
+            if (job / RESULT_FILE).is_file():
                 results.append(JobResult.read(job))
             else:  # killed: it could not even say that it failed
-                typed = OmegaConf.load(job / ".hydra" / "overrides.yaml")
-                overrides = [without_passwords(str(override)) for override in typed]
-                error = "ended without a result"
+                overrides = started.overrides
                 settings = dict(split_overrides(overrides))
+                error = "ended without a result; resume=true goes on with it"
                 results.append(JobResult(", ".join(overrides), settings, error=error))
         return results
 
-    def _job_folders(self) -> list[Path]:
-        from vae_pyro.results import RESULT_FILE
-
-        started = filter(self._is_of_this_sweep, self._folder.glob("**/.hydra/overrides.yaml"))
-        ended = filter(self._is_of_this_sweep, self._folder.glob(f"**/{RESULT_FILE}"))
-        folders = {path.parent.parent for path in started} | {path.parent for path in ended}
-        return sorted(folders, key=lambda job: (len(job.name), job.name))
-
-    def _is_of_this_sweep(self, path: Path) -> bool:
-        """Whether a file is newer than this sweep, whose folder may hold an older one's jobs."""
-        return path.is_file() and path.stat().st_mtime >= self._start - 1
+    def _jobs(self) -> dict[Path, StartedJob]:
+        """The folders of this sweep's jobs, whichever process of it they were started by."""
+        found = {
+            path.parent: StartedJob.read(path.parent)
+            for path in self._folder.glob(f"**/{JOB_FILE}")
+        }
+        mine = {job: s for job, s in found.items() if s is not None and s.sweep == self._token}
+        return dict(sorted(mine.items(), key=lambda item: (len(item[0].name), item[0].name)))
 
     def _draw(self, results: list[JobResult]) -> Path:
         from vae_pyro.results import groups, summary_notes
@@ -148,7 +168,7 @@ class SweepCallback(Callback):
     def _abandon(self) -> None:
         if self._run is None:
             return
-        if self._job_folders():
+        if self._jobs():
             self._run.end("KILLED")
         else:
             self._run.discard()
@@ -189,6 +209,41 @@ def _panel(group: list[JobResult], results: list[JobResult]) -> Panel:
             for name in bound_names(group)
         },
     )
+
+
+def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str) -> Path:
+    """The folder that Hydra will use; made sure of, and with ``resume`` that of the last time.
+
+    Raises:
+        StorageError: where it cannot be written.
+    """
+    from vae_pyro.app import tell
+    from vae_pyro.files import make_folder
+
+    key = f"hydra.{mode}.dir"
+    folder = Path(OmegaConf.select(config, key))
+    is_chosen = any(str(o).startswith(f"{key}=") for o in config.hydra.overrides.hydra)
+    if config.resume is True and not is_chosen:
+        earlier = last_started(kind, task_overrides(config.hydra.overrides.task), folder)
+        if earlier is None:
+            tell(f"nothing to resume: no such command has left anything beside {folder}")
+        else:
+            folder = earlier
+            tell(f"resumed in {folder}")
+            with read_write(config.hydra):
+                OmegaConf.update(config, key, str(folder))
+                config.hydra.overrides.hydra.append(f"{key}={folder}")  # read anew for every job
+    make_folder(folder)
+    return folder
+
+
+def _end_with_children(signum: int, _frame: Any) -> None:
+    """SIGTERM ends a sweep as Ctrl-C does, jobs in other processes included."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for child in multiprocessing.active_children():
+        child.join(_GRACE)
+    sys.exit(128 + signum)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_pyro.compilation import CompilationError, Outputs, compile_program, keep_freed_memory
-from vae_pyro.errors import DivergenceError
+from vae_pyro.divergence import Watch
 from vae_pyro.objectives import Objective, SVILoss
 from vae_pyro.precision import fast_matmul
 from vae_pyro.randomness import RandomStream
@@ -54,8 +54,13 @@ def train(
     noise: RandomStream,
     compiled: bool = False,
     tell: Callable[[str], None] = lambda _note: None,
+    adam: "FusedAdam | None" = None,
+    done: int = 0,
 ) -> Iterator[EpochRecord]:
     """Maximise the objective by ``pyro.infer.SVI`` with Adam, yielding after every epoch.
+
+    Between two epochs the weights, ``adam``, ``noise`` and whatever ``epoch_batches`` draws from
+    are all that the next one depends on: with these restored it is the same to the bit.
 
     Args:
         vae: the pair; its weights are changed in place. In evaluation mode whenever this yields.
@@ -67,20 +72,23 @@ def train(
         compiled: whether losses and gradients are computed by one compiled graph. Batches of
             another shape than the first, and epochs in which the objective warms up, are not.
         tell: called with one line, where the objective cannot be compiled.
+        adam: the optimiser of these weights; a new one, unless training goes on.
+        done: how many of the epochs were done before.
 
     Raises:
         DivergenceError: at the first step whose objective, or the first epoch whose weights are
-            not finite numbers.
+            not finite numbers, with the site that broke.
     """
     keep_freed_memory()
-    adam = FusedAdam(vae.parameters(), learning_rate)
+    adam = FusedAdam(vae.parameters(), learning_rate) if adam is None else adam
     graph: _Graph | None = None
-    on_cpu = noise.device.type == "cpu"  # a GPU would have to be waited for before each look
-    for epoch in range(1, epochs + 1):
+    for epoch in range(done + 1, epochs + 1):
         start = time.perf_counter()
         vae.train()
         current = objective.at_epoch(epoch)
-        svi = pyro.infer.SVI(vae.model, vae.guide, adam, current.estimator())
+        loss = current.estimator()
+        watch = Watch(vae, noise.device, epoch, learning_rate)
+        svi = pyro.infer.SVI(vae.model, vae.guide, adam, loss.loss, watch.over(loss))
         steps: list[Tensor] = []  # nats per image: (ELBO,) or (objective, ELBO)
         sizes: list[int] = []
         # Pyro 1.9's SVI finds parameters through the global store; the weights themselves live in
@@ -91,29 +99,27 @@ def train(
             fast_matmul(noise.device),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # told below
+            warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # told by the watch
             for x in epoch_batches():
                 if compiled and graph is None and current == objective:
                     try:
-                        graph = _Graph(vae, current.estimator(), x)
+                        graph = _Graph(vae, loss, x)
                     except CompilationError as error:
                         compiled = False
                         tell(f"trained without compiling: {error}")
+                watch.next_step(x)
                 if graph is not None and x.shape == graph.shape and current == objective:
-                    if on_cpu or not steps:
+                    if watch.looks:
                         vae.model.likelihood.check(x)
                     losses, *gradients = graph.run(x)
+                    watch.require_finite(losses)
                     adam.step(gradients)
                 else:
                     losses = torch.tensor(svi.step(x), dtype=torch.float64).reshape(-1)
                 steps.append(losses / -len(x))
                 sizes.append(len(x))
-                if on_cpu:
-                    _require_finite(steps[-1:], epoch, len(steps), learning_rate)
         vae.eval()
-        _require_finite(steps, epoch, 1, learning_rate)
-        if not all(parameter.isfinite().all() for parameter in vae.parameters()):
-            raise _divergence("a weight is no longer finite", epoch, len(steps), learning_rate)
+        watch.require_finite_epoch(steps)
         *maximised, elbo = (
             _weighted_mean(values, torch.tensor(sizes).double())
             for values in torch.stack([step.cpu() for step in steps], 1).double()
@@ -170,6 +176,26 @@ class FusedAdam(pyro.optim.PyroOptim):  # type: ignore[misc]  # Pyro's classes a
             for weight in self._weights
         ])  # fmt: skip
 
+    def state(self) -> dict[str, Tensor]:
+        """What the next step depends on: moments and count, by name; not copies."""
+        return {
+            "count": self._count,
+            **{f"means/{i}": mean for i, mean in enumerate(self._means)},
+            **{f"squares/{i}": square for i, square in enumerate(self._squares)},
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where another one of the same weights was.
+
+        Args:
+            state: what ``state`` gave.
+
+        Raises:
+            KeyError, RuntimeError: where it is of other weights.
+        """
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move every weight against its gradient; both in the order of the weights."""
         self._count += 1
@@ -211,20 +237,6 @@ def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
     """
     with pyro.get_param_store().scope():
         objective.estimator().loss(vae.model, vae.guide, x)
-
-
-def _require_finite(steps: Sequence[Tensor], epoch: int, first: int, learning_rate: float) -> None:
-    for step, losses in enumerate(steps, first):
-        for name, value in zip(("ELBO", "objective"), losses.tolist()[::-1], strict=False):
-            if not math.isfinite(value):
-                raise _divergence(f"the {name} became {value}", epoch, step, learning_rate)
-
-
-def _divergence(what: str, epoch: int, step: int, learning_rate: float) -> DivergenceError:
-    return DivergenceError(
-        f"{what} in epoch {epoch}, step {step}: try a smaller training.learning_rate "
-        f"(it is {learning_rate:g})"
-    )
 
 
 def _weighted_mean(values: Tensor, sizes: Tensor) -> tuple[float, float]:

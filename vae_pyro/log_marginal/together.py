@@ -10,11 +10,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
-from vae_pyro.files import code_digest, write_atomically
+from vae_pyro.errors import CheckpointError
+from vae_pyro.files import code_digest, make_folder, read_tensors, write_tensors
 from vae_pyro.log_marginal.annealed import AIS
 from vae_pyro.log_marginal.estimate import (
     Bound,
@@ -233,42 +233,34 @@ class _Kept:
         if self._path is None or not self._path.is_file():
             return None
         try:
-            with safe_open(self._path, "pt") as file:
-                about = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about.pop("sha256") != _digest(tensors):
-                return None
-        except (OSError, SafetensorError, KeyError, AttributeError):
+            tensors, about = read_tensors(self._path)
+        except CheckpointError:
             return None
-        seconds = float(about.pop("seconds"))
         estimates = {}
-        for name, words in about.items():
-            bound, evaluations = words.split()
+        for name, (bound, evaluations) in about["estimates"].items():
             own = {
                 key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}/")
             }
             value, std_error = own.pop("value"), own.pop("std_error")
-            estimates[name] = Estimate(value, std_error, Bound(bound), own, float(evaluations))
-        return estimates, seconds
+            estimates[name] = Estimate(value, std_error, Bound(bound), own, evaluations)
+        return estimates, about["seconds"]
 
     def write(self, chunk: _Chunk) -> None:
         """Keep the answers."""
         if self._path is None:
             return
         estimates, seconds = chunk
-        about = {name: f"{e.bound.value} {e.evaluations!r}" for name, e in estimates.items()}
         tensors = {
-            f"{name}/{key}": tensor.clone()
+            f"{name}/{key}": tensor
             for name, e in estimates.items()
             for key, tensor in {"value": e.value, "std_error": e.std_error, **e.diagnostics}.items()
         }
-        about |= {"seconds": repr(seconds), "sha256": _digest(tensors)}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path, safetensors.torch.save(tensors, about))
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(safetensors.torch.save(dict(sorted(tensors.items())))).hexdigest()
+        about = {
+            "seconds": seconds,
+            "estimates": {name: [e.bound.value, e.evaluations] for name, e in estimates.items()},
+        }
+        make_folder(self._path.parent)
+        write_tensors(self._path, tensors, about)
 
 
 def _digest_of(vae: VAE) -> str:

@@ -1,84 +1,32 @@
-"""Where a run's numbers and files go: MLflow, or nowhere. The only file that imports mlflow."""
+"""Records in MLflow: a database or a server. The only file that imports mlflow."""
 
 import http.client
 import logging
 import os
+import re
 import socket
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from vae_pyro.config import without_passwords
 from vae_pyro.errors import TrackingError
+from vae_pyro.passwords import without_passwords
+from vae_pyro.tracking.base import Run, Status, Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 _ANSWER_WITHIN = 5.0  # seconds
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-
-class Run(ABC):
-    """One run that is being recorded.
-
-    Attributes:
-        run_id: under which the tracker keeps it; None where nothing is kept.
-    """
-
-    run_id: str | None = None
-
-    @abstractmethod
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record the configuration, once."""
-
-    @abstractmethod
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record numbers that belong together."""
-
-    @abstractmethod
-    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
-        """Record a picture, ``uint8 (H, W, 3)``, of a series."""
-
-    @abstractmethod
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file, or of a whole folder, under ``folder``."""
-
-    @abstractmethod
-    def describe(self, markdown: str) -> None:
-        """Set the text that is shown first when the run is opened."""
-
-    @abstractmethod
-    def end(self, status: Status) -> None:
-        """Close the run."""
-
-    @abstractmethod
-    def discard(self) -> None:
-        """Take back a run under which nothing happened."""
-
-
-class Tracker(ABC):
-    """A choice for ``tracking=``."""
-
-    @abstractmethod
-    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
-        """Open a run, as a child of the run ``parent`` where one is given.
-
-        The store is created where there is none: in a sweep by the parent, before any job starts.
-
-        Raises:
-            TrackingError: where the store does not answer or cannot be written.
-        """
 
 
 @dataclass(frozen=True)
@@ -101,6 +49,20 @@ class MLflow(Tracker):
         run = client.create_run(experiment_id, run_name=name, tags=tags)
         return _MLflowRun(client, run.info.run_id)
 
+    def find_run(self, tag: str, value: str) -> Run | None:
+        client, experiment_id = self._open()
+        try:
+            found = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
+        except Exception as error:
+            raise self._refused(error) from error
+        return _MLflowRun(client, found[0].info.run_id) if found else None
+
+    def options(self) -> dict[str, Any]:
+        uri = self.uri
+        if uri.startswith("sqlite:///"):  # as seen from any folder
+            uri = f"sqlite:///{self._sqlite_folder() / Path(uri).name}"
+        return {**super().options(), "uri": without_passwords(uri)}
+
     def client(self) -> "MlflowClient":
         """MLflow's own client of a store that answers.
 
@@ -110,6 +72,10 @@ class MLflow(Tracker):
         self._reach()
         # A suite that people run on their own data has no business reporting on its use.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # A server that is away is tried again with every record; MLflow's own patience, several
+        # minutes a call, would be the training's.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         import mlflow
 
         for name in ("alembic", "mlflow.store.db.utils"):
@@ -231,10 +197,10 @@ class _MLflowRun(Run):
         for start in range(0, len(entries), 100):  # MLflow's limit per call
             self._client.log_batch(self.run_id, params=entries[start : start + 100])
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> None:
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now = int((time.time() if at is None else at) * 1000)
         self._client.log_batch(
             self.run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()]
         )
@@ -252,38 +218,16 @@ class _MLflowRun(Run):
         self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
 
     def end(self, status: Status) -> None:
-        self._client.set_terminated(self.run_id, status)
+        if status == "RUNNING":
+            self._client.update_run(self.run_id, status)
+        else:
+            self._client.set_terminated(self.run_id, status)
+
+    def has_image(self, key: str, step: int) -> bool:
+        names = (
+            Path(file.path).name for file in self._client.list_artifacts(self.run_id, "images")
+        )
+        return any(re.match(rf"{re.escape(key)}[%+]step[%+]{step}[%+]", name) for name in names)
 
     def discard(self) -> None:
         self._client.delete_run(self.run_id)
-
-
-@dataclass(frozen=True)
-class NoTracking(Tracker):
-    """Record nothing; a job still leaves its files in its own output folder."""
-
-    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
-        return _SilentRun()
-
-
-class _SilentRun(Run):
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        pass
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        pass
-
-    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
-        pass
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        pass
-
-    def describe(self, markdown: str) -> None:
-        pass
-
-    def end(self, status: Status) -> None:
-        pass
-
-    def discard(self) -> None:
-        pass

@@ -1,0 +1,132 @@
+"""Numbers that are no longer finite: noticed before a weight moves, and told by step and site."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from vae_pyro.errors import DivergenceError
+from vae_pyro.objectives import SVILoss
+from vae_pyro.randomness import default_state, set_default_state
+from vae_pyro.vae import VAE
+
+
+class Watch:
+    """Stops an epoch at its first number that is not finite, before a weight moves by it.
+
+    On a GPU, which would have to be waited for, only the first step is looked at; the others at the
+    epoch's end.
+    """
+
+    def __init__(self, vae: VAE, device: torch.device, epoch: int, learning_rate: float) -> None:
+        self._vae = vae
+        self._device = device
+        self._on_cpu = device.type == "cpu"
+        self._epoch = epoch
+        self._learning_rate = learning_rate
+        self._step = 0
+        self._x = self._before = torch.empty(0)
+
+    @property
+    def looks(self) -> bool:
+        """Whether this step is looked at."""
+        return self._on_cpu or self._step == 1
+
+    def next_step(self, x: Tensor) -> None:
+        """Keep what the step starts from, so that it can be repeated to see what broke."""
+        self._step += 1
+        self._x = x
+        if self.looks:
+            self._before = default_state(self._device)
+
+    def over(self, loss: SVILoss) -> Callable[..., Any]:
+        """``loss_and_grads`` with a look at what it returns."""
+
+        def loss_and_grads(model: Any, guide: Any, x: Tensor) -> Any:
+            try:
+                losses = loss.loss_and_grads(model, guide, x)
+            except ValueError as error:
+                # Pyro's validation sees a broken parameter before the loss is one.
+                site = self._broken_site()
+                if site is None:
+                    raise
+                raise self._diverged("training broke", site=site, step=self._step) from error
+            self.require_finite(torch.as_tensor(losses).reshape(-1))
+            return losses
+
+        return loss_and_grads
+
+    def require_finite(self, losses: Tensor) -> None:
+        """Raise DivergenceError where the loss of this step is not finite."""
+        if self.looks and not losses.isfinite().all():
+            what = _names(losses / -len(self._x))
+            raise self._diverged(what, site=self._broken_site(), step=self._step)
+
+    def require_finite_epoch(self, steps: Sequence[Tensor]) -> None:
+        """Raise DivergenceError where any step of the epoch, or a weight now, is not finite."""
+        for step, losses in enumerate([] if self._on_cpu else steps, 1):
+            if not losses.isfinite().all():
+                raise self._diverged(_names(losses), site=self._broken_site(), step=step)
+        if (weight := broken_weight(self._vae)) is not None:
+            what = "a weight is no longer finite"
+            raise self._diverged(what, site=f"weight {weight}", step=self._step)
+
+    def _diverged(self, what: str, *, site: str | None, step: int) -> DivergenceError:
+        where = f" ({site})" if site else ""
+        return DivergenceError(
+            f"{what} in epoch {self._epoch}, step {step}{where}: try a smaller "
+            f"training.learning_rate (it is {self._learning_rate:g})"
+        )
+
+    def _broken_site(self) -> str | None:
+        if self.looks:
+            set_default_state(self._device, self._before)
+        return broken_site(self._vae, self._x)
+
+
+def _names(values: Tensor) -> str:
+    """Which of (objective, ELBO) or (ELBO,) is not finite, in words."""
+    pairs = zip(("ELBO", "objective"), values.tolist()[::-1], strict=False)
+    name, value = next(pair for pair in pairs if not math.isfinite(pair[1]))
+    return f"the {name} became {value}"
+
+
+def broken_weight(vae: VAE) -> str | None:
+    """The name of the first weight that is not finite, or None."""
+    return next((n for n, weight in vae.named_parameters() if not weight.isfinite().all()), None)
+
+
+def broken_site(vae: VAE, x: Tensor) -> str | None:
+    """The first site, the guide's before the model's, with a draw or density that is not finite.
+
+    Args:
+        vae: the pair, run once with the random numbers that come next.
+        x: ``(batch, C, H, W)``.
+
+    Returns:
+        In words, for instance ``site 'x' of the model: its log-probability is nan``, with the
+        first weight that is not finite, if any; None where all is finite.
+    """
+    weight = broken_weight(vae)
+    because = f", and so is weight {weight}" if weight else ""
+    # Validation would stop at the first parameter with a message about its constraint.
+    with torch.no_grad(), pyro.validation_enabled(False), pyro.get_param_store().scope():
+        try:
+            guide = poutine.trace(vae.guide).get_trace(x)
+            model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
+            guide.compute_log_prob()
+            model.compute_log_prob()
+        except (ValueError, RuntimeError) as error:  # as a matrix that has no Cholesky factor
+            return f"the programs cannot be run: {str(error).splitlines()[0]}{because}"
+    for name, trace in (("guide", guide), ("model", model)):
+        for site in trace.stochastic_nodes + trace.observation_nodes:
+            for part, values in (("value", "value"), ("log-probability", "log_prob")):
+                broken = trace.nodes[site][values]
+                if not broken.isfinite().all():
+                    number = broken[~broken.isfinite()].flatten()[0].item()
+                    return f"site {site!r} of the {name}: its {part} is {number}{because}"
+    return f"weight {weight} is not finite" if weight else None

@@ -1,0 +1,96 @@
+"""What sweeps and jobs write down when they start, so that the next process finds them again.
+
+Hydra asks for this at every start, so it imports nothing heavy.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from vae_pyro.passwords import without_passwords
+
+T = TypeVar("T")
+SWEEP_FILE = "sweep.json"
+JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """``sweep.json`` in the sweep's folder, through which jobs find their parent.
+
+    Attributes:
+        overrides: the command, see ``task_overrides``.
+        token: tells this sweep from others that used the folder; the same when it is resumed.
+        parent: its run id; None where nothing is tracked.
+    """
+
+    overrides: list[str]
+    token: str
+    parent: str | None = None
+
+    def write(self, folder: Path) -> None:
+        _write(folder / SWEEP_FILE, self)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Sweep | None":
+        return _read(cls, folder / SWEEP_FILE)
+
+
+@dataclass(frozen=True)
+class StartedJob:
+    """``job.json`` in the job's folder.
+
+    Attributes:
+        overrides: likewise.
+        sweep: its sweep's token; None for a single job.
+    """
+
+    overrides: list[str]
+    sweep: str | None
+
+    def write(self, folder: Path) -> None:
+        _write(folder / JOB_FILE, self)
+
+    @classmethod
+    def read(cls, folder: Path) -> "StartedJob | None":
+        return _read(cls, folder / JOB_FILE)
+
+
+def task_overrides(typed: Sequence[str]) -> list[str]:
+    """What was typed, but for what says nothing about the result: passwords, and ``resume``."""
+    return [without_passwords(str(o)) for o in typed if not str(o).startswith("resume=")]
+
+
+def last_started(
+    kind: type[Sweep] | type[StartedJob], overrides: Sequence[str], like: Path
+) -> Path | None:
+    """The folder of the last sweep or single job with these overrides, in any order.
+
+    Args:
+        kind: which of the two.
+        overrides: see ``task_overrides``.
+        like: a folder as Hydra would choose it now, ``.../<date>/<time>``; the others lie beside.
+    """
+    found = None
+    for folder in sorted(path for path in like.parent.parent.glob("*/*") if path.is_dir()):
+        started = kind.read(folder)
+        if started is None or sorted(started.overrides) != sorted(overrides):
+            continue
+        if not (isinstance(started, StartedJob) and started.sweep is not None):
+            found = folder
+    return found
+
+
+def _write(path: Path, started: Sweep | StartedJob) -> None:
+    from vae_pyro.files import write_atomically
+
+    write_atomically(path, json.dumps(asdict(started), indent=2).encode())
+
+
+def _read(kind: type[T], path: Path) -> T | None:
+    try:
+        return kind(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,99 @@
+"""Where a training is: what is kept of it, so that it can be stopped and gone on with exactly."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_pyro.checkpoint import Checkpoint
+from vae_pyro.errors import CheckpointError
+from vae_pyro.randomness import RandomStream
+from vae_pyro.training import FusedAdam
+from vae_pyro.vae import VAE
+
+
+@dataclass
+class TrainingState:
+    """All that the rest of a training depends on.
+
+    Attributes:
+        vae: its weights are the last epoch's.
+        adam: their optimiser.
+        streams: the random numbers that go on from epoch to epoch, by name.
+        epoch: how many epochs were done.
+        is_done: whether the training has ended.
+        kept_epoch: whose weights are kept.
+        best: their valid ELBO, nats per image; -inf while the objective warms up.
+        kept: these weights.
+        seconds: spent on steps.
+        history: the metrics of every epoch, with the time at which they were recorded.
+    """
+
+    vae: VAE
+    adam: FusedAdam
+    streams: Mapping[str, RandomStream]
+    epoch: int = 0
+    is_done: bool = False
+    kept_epoch: int = 0
+    best: float = -math.inf
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def keep_weights(self, best: float) -> None:
+        """Those of this epoch are the ones to be tested, unless better ones follow."""
+        self.kept_epoch, self.best = self.epoch, best
+        self.kept = {name: t.clone() for name, t in self.vae.state_dict().items()}
+
+    def checkpoint(self) -> Checkpoint:
+        """A copy, on the CPU; further steps do not change it."""
+        tensors = {
+            **_named("weights", self.vae.state_dict()),
+            **_named("kept", self.kept),
+            **_named("adam", self.adam.state()),
+            **_named("random", {n: s.generator.get_state() for n, s in self.streams.items()}),
+        }
+        about = {
+            "epoch": self.epoch,
+            "is_done": self.is_done,
+            "kept_epoch": self.kept_epoch,
+            "best": self.best,
+            "seconds": self.seconds,
+            "history": list(self.history),
+            # The order of a sum, and with it the last bit, depends on the number of threads.
+            "threads": torch.get_num_threads(),
+        }
+        return Checkpoint(self.epoch, tensors, about)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from there; computing with as many threads as before.
+
+        Raises:
+            CheckpointError: where it is of another VAE.
+        """
+        about, tensors = dict(checkpoint.about), checkpoint.tensors
+        try:
+            self.vae.load_state_dict(_of("weights", tensors))
+            self.adam.restore(_of("adam", tensors))
+            self.kept = {
+                name: tensor.to(self.vae.state_dict()[name].device)
+                for name, tensor in _of("kept", tensors).items()
+            }
+            for name, state in _of("random", tensors).items():
+                self.streams[name].generator.set_state(state)
+            torch.set_num_threads(about.pop("threads"))
+            for name in ("epoch", "is_done", "kept_epoch", "best", "seconds", "history"):
+                setattr(self, name, about[name])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint is of another training: {error}") from error
+
+
+def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{kind}/{name}": t.detach().cpu().clone() for name, t in tensors.items()}
+
+
+def _of(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n[len(kind) + 1 :]: t for n, t in tensors.items() if n.startswith(f"{kind}/")}

@@ -1,0 +1,17 @@
+"""Where a run's numbers and files go: MLflow, or nowhere; and a record on disk before that."""
+
+from vae_pyro.tracking.base import NoTracking, Run, SilentRun, Status, Tracker
+from vae_pyro.tracking.record import Record, open_run
+from vae_pyro.tracking.store import MLflow, downloaded
+
+__all__ = [
+    "MLflow",
+    "NoTracking",
+    "Record",
+    "Run",
+    "SilentRun",
+    "Status",
+    "Tracker",
+    "downloaded",
+    "open_run",
+]

@@ -1,0 +1,125 @@
+"""What a run's numbers and files are handed to: a tracker, or nobody."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+class Run(ABC):
+    """One run that is being recorded.
+
+    Attributes:
+        run_id: under which the tracker keeps it; None where nothing is kept.
+    """
+
+    run_id: str | None = None
+
+    @abstractmethod
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record the configuration, once."""
+
+    @abstractmethod
+    def log_metrics(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> None:
+        """Record numbers that belong together; the same ones again change nothing.
+
+        Args:
+            metrics: by name.
+            step: the epoch.
+            at: when they were known, in seconds since 1970; now, unless told otherwise.
+        """
+
+    @abstractmethod
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Record a picture, ``uint8 (H, W, 3)``, of a series."""
+
+    @abstractmethod
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Keep a copy of a file, or of a whole folder, under ``folder``."""
+
+    @abstractmethod
+    def describe(self, markdown: str) -> None:
+        """Set the text that is shown first when the run is opened."""
+
+    @abstractmethod
+    def end(self, status: Status) -> None:
+        """Close the run; ``RUNNING`` opens it again."""
+
+    @abstractmethod
+    def has_image(self, key: str, step: int) -> bool:
+        """Whether the series has a picture of this step."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Take back a run under which nothing happened."""
+
+
+class Tracker(ABC):
+    """A choice for ``tracking=``."""
+
+    @abstractmethod
+    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
+        """Open a run, as a child of the run ``parent`` where one is given.
+
+        The store is created where there is none: in a sweep by the parent, before any job starts.
+
+        Raises:
+            TrackingError: within 10 seconds, where the store does not answer or cannot be written.
+        """
+
+    @abstractmethod
+    def find_run(self, tag: str, value: str) -> Run | None:
+        """The run that has this tag; None where the store has none.
+
+        Raises:
+            TrackingError: as ``start_run``.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """What another process needs to reach the same store, without passwords."""
+        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
+        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
+
+
+@dataclass(frozen=True)
+class NoTracking(Tracker):
+    """Record nothing; a job still leaves its files in its own output folder."""
+
+    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
+        return SilentRun()
+
+    def find_run(self, tag: str, value: str) -> Run | None:
+        return SilentRun()
+
+
+class SilentRun(Run):
+    """Keeps nothing."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        pass
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> None:
+        pass
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        pass
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        pass
+
+    def describe(self, markdown: str) -> None:
+        pass
+
+    def end(self, status: Status) -> None:
+        pass
+
+    def has_image(self, key: str, step: int) -> bool:
+        return False
+
+    def discard(self) -> None:
+        pass
