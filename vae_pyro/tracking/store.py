@@ -1,5 +1,6 @@
 """Records in MLflow: a database or a server. The only file that imports mlflow."""
 
+import fcntl
 import http.client
 import logging
 import os
@@ -88,12 +89,10 @@ class MLflow(Tracker):
     def _open(self) -> "tuple[MlflowClient, str]":
         client = self.client()
         try:
-            experiment = client.get_experiment_by_name(self.experiment)
-            if experiment is None:
-                # The kind decides which of MLflow's two faces the experiment opens with.
-                kind = {"mlflow.experimentKind": "custom_model_development"}
-                created = client.create_experiment(self.experiment, self._artifacts(), tags=kind)
-                return client, created
+            with self._one_at_a_time():
+                experiment = client.get_experiment_by_name(self.experiment)
+                if experiment is None:
+                    return client, self._create_experiment(client)
         except Exception as error:  # the stores raise SQLAlchemy's, requests' and MLflow's own
             raise self._refused(error) from error
         if experiment.lifecycle_stage != "active":
@@ -102,6 +101,30 @@ class MLflow(Tracker):
                 "with tracking.experiment"
             )
         return client, experiment.experiment_id
+
+    def _create_experiment(self, client: "MlflowClient") -> str:
+        # The kind decides which of MLflow's two faces the experiment opens with.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        try:
+            created: str = client.create_experiment(self.experiment, self._artifacts(), tags=kind)
+        except Exception:
+            # Of two who start at once on a fresh server, one comes second.
+            experiment = client.get_experiment_by_name(self.experiment)
+            if experiment is None:
+                raise
+            created = experiment.experiment_id
+        return created
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """MLflow creates its tables at the first call; of two that do so at once, one crashes."""
+        if not self.uri.startswith("sqlite:///"):
+            yield
+            return
+        path = Path(self.uri.removeprefix("sqlite:///"))
+        with path.with_name(f".{path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _reach(self) -> None:
         """Find out within seconds what MLflow's own retries take minutes to tell."""
@@ -227,7 +250,9 @@ class _MLflowRun(Run):
         names = (
             Path(file.path).name for file in self._client.list_artifacts(self.run_id, "images")
         )
-        return any(re.match(rf"{re.escape(key)}[%+]step[%+]{step}[%+]", name) for name in names)
+        # MLflow writes the picture and then its thumbnail: where that is there, both are.
+        mine = re.compile(rf"{re.escape(key)}[%+]step[%+]{step}[%+].*\.webp")
+        return any(map(mine.fullmatch, names))
 
     def discard(self) -> None:
         self._client.delete_run(self.run_id)

@@ -1,0 +1,248 @@
+"""Stopped in every way there is, and gone on with: the same bits, the same records, the same run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tests.conftest import ROOT
+
+RunPy = Callable[..., subprocess.CompletedProcess[str]]
+SHORT = (
+    "latent_dim=2", "training.epochs=12", "training.checkpoint_seconds=0",
+    "training.snapshots=3", "evaluation.num_samples=60",
+)  # fmt: skip
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def children(folder: Path) -> list[Run]:
+    """The jobs' runs, by name."""
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("vae-pyro")
+    runs = client.search_runs([experiment.experiment_id])
+    return sorted(
+        (run for run in runs if run.data.tags.get("sweep") != "parent"),
+        key=lambda run: run.info.run_name,
+    )
+
+
+def recorded(folder: Path, run: Run) -> dict[str, Any]:
+    """All that the tracker holds of a run but for its clocks: parameters, histories, files."""
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    histories = {
+        name: [
+            (point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)
+        ]
+        for name in run.data.metrics
+        if not name.startswith("time/")
+    }
+    images = sorted(
+        Path(file.path).name.split("timestamp")[0]
+        for file in client.list_artifacts(run.info.run_id, "images")
+        if file.path.endswith(".webp")
+    )
+    files = sorted(file.path for file in client.list_artifacts(run.info.run_id))
+    status = run.info.status
+    return {
+        "status": status, "params": run.data.params, "histories": histories, "images": images,
+        "files": files,
+    }  # fmt: skip
+
+
+def outcome(job: Path) -> tuple[bytes, dict[str, float]]:
+    """A job's weights, to the bit, and its metrics but for those of the clock."""
+    metrics = json.loads((job / "result.json").read_text())["metrics"]
+    weights = (job / "model" / "weights.safetensors").read_bytes()
+    return weights, {name: v for name, v in metrics.items() if not name.startswith("time/")}
+
+
+def assert_equal(folder: Path, other: Path, jobs: tuple[str, ...]) -> None:
+    """Both folders hold the same jobs, to the bit, and their stores the same records."""
+    for job in jobs:
+        assert outcome(folder / job) == outcome(other / job)
+    runs, others = children(folder), children(other)
+    assert len(runs) == len(others) == len(jobs)
+    for run, same in zip(runs, others, strict=True):
+        assert recorded(folder, run) == recorded(other, same)
+        steps = [step for step, _ in recorded(folder, run)["histories"]["train/elbo"]]
+        assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two jobs that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *SHORT, "seed=0,1", "hydra.sweep.dir=sweep", "-m"],
+        cwd=folder, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_sweep_killed_dozens_of_times_ends_as_an_undisturbed_one(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "storm.py"), "0", "0.2", "2.2", *SHORT, "seed=0,1",
+         "hydra.sweep.dir=sweep", "resume=true", "-m"],
+        cwd=tmp_path, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    output = (tmp_path / "output.txt").read_text()
+    assert told["status"] == 0, output[-3000:]
+    assert told["kills"] >= 12
+    assert_equal(tmp_path, undisturbed, ("sweep/0", "sweep/1"))
+    parents = [p for p in tmp_path.glob("sweep/record/journal.jsonl")]
+    assert len(parents) == 1
+    assert "Traceback" not in output
+
+
+@contextmanager
+def running(folder: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """``run.py`` in the background, ended with the test."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=folder, env=os.environ | ONE_THREAD | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(
+    condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_leaves_a_checkpoint_and_a_killed_run(
+    name: str, run_py: RunPy, tmp_path: Path, undisturbed: Path
+) -> None:
+    """No checkpoint was due; the signal writes one. The same command then goes on in the same run."""
+    command = [*SHORT, "seed=0", "training.checkpoint_seconds=1000", "hydra.run.dir=sweep/0"]
+    with running(tmp_path, *command) as process:
+        journal = tmp_path / "sweep/0/record/journal.jsonl"
+        wait_for(lambda: journal.exists() and '"step": 7' in journal.read_text(), process)
+        start = time.monotonic()
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert process.returncode == 128 + getattr(signal, name)
+    assert f"interrupted by {name}" in errors
+    assert "resume=true" in errors
+    assert "Traceback" not in errors
+    (killed,) = children(tmp_path)
+    assert killed.info.status == "KILLED"
+    assert len(list(tmp_path.glob("sweep/0/checkpoint/*"))) >= 1
+
+    done = run_py(*command, "resume=true", **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "note: training goes on after epoch" in done.stdout
+    (finished,) = children(tmp_path)
+    assert finished.info.run_id == killed.info.run_id
+    assert finished.info.status == "FINISHED"
+    assert outcome(tmp_path / "sweep/0") == outcome(undisturbed / "sweep/0")
+    mine, theirs = recorded(tmp_path, finished), recorded(undisturbed, children(undisturbed)[0])
+    assert mine["histories"] == theirs["histories"]
+    assert mine["images"] == theirs["images"]
+
+
+def test_a_finished_sweep_is_read_back_and_the_rest_is_run(
+    run_py: RunPy, tmp_path: Path, undisturbed: Path
+) -> None:
+    """Folders are found by the command, wherever Hydra put them the first time."""
+    folder = tmp_path / "multirun/2026-01-01/00-00-00"
+    shutil.copytree(undisturbed / "sweep", folder)
+    shutil.copy(undisturbed / "mlflow.db", tmp_path)
+    before = (folder / "0" / "result.json").stat().st_mtime_ns
+    os.remove(folder / "1" / "result.json")
+    command = [*SHORT, "seed=0,1", "resume=true", "-m"]
+    done = run_py(
+        *command, **ONE_THREAD, MLFLOW_TRACKING_URI=f"sqlite:///{undisturbed}/mlflow.db"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"resumed in {folder.relative_to(tmp_path)}" in done.stdout
+    assert "finished before, and read back" in done.stdout
+    assert (folder / "0" / "result.json").stat().st_mtime_ns == before
+    assert outcome(folder / "1") == outcome(undisturbed / "sweep" / "1")
+    assert (folder / "summary.csv").read_text().count("\n") == 3
+    assert len(children(undisturbed)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("training.learning_rate=0.002", "training.learning_rate=0.002 (was 0.001)"),
+        ("data.preparation_seed=1", "data.preparation_seed=1 (was 0)"),
+    ],
+)
+def test_a_changed_job_is_a_new_run_that_says_what_changed(
+    change: str, told: str, run_py: RunPy, tmp_path: Path, undisturbed: Path
+) -> None:
+    shutil.copytree(undisturbed / "sweep" / "0", tmp_path / "job")
+    done = run_py(
+        *SHORT, "seed=0", change, "training.epochs=2", "resume=true", "hydra.run.dir=job",
+        "tracking=none", **ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "note: not resumed, a new run: changed was " in done.stdout
+    assert told in done.stdout
+    assert "training.epochs=2 (was 12)" in done.stdout
+    assert outcome(tmp_path / "job/superseded-1") == outcome(undisturbed / "sweep/0")
+    assert outcome(tmp_path / "job") != outcome(undisturbed / "sweep/0")
+
+
+def test_nothing_to_resume_is_told(run_py: RunPy) -> None:
+    done = run_py(*SHORT, "training.epochs=1", "resume=true", "tracking=none", **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "note: nothing to resume" in done.stdout
+
+
+def test_two_processes_do_not_share_a_folder(run_py: RunPy, tmp_path: Path) -> None:
+    command = [*SHORT, "training.epochs=1000", "tracking=none", "hydra.run.dir=job"]
+    with running(tmp_path, *command) as process:
+        wait_for(lambda: list(tmp_path.glob("job/checkpoint/*")), process)
+        second = run_py(*command, "resume=true")
+        assert second.returncode == 1
+        assert "another process is at work in" in second.stderr
+        assert process.poll() is None
+    assert not (tmp_path / "job/result.json").exists()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    run_py: RunPy, tmp_path: Path, undisturbed: Path
+) -> None:
+    shutil.copytree(undisturbed / "sweep/0", tmp_path / "job")
+    os.remove(tmp_path / "job/result.json")
+    before, last = sorted((tmp_path / "job/checkpoint").glob("*"))
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    done = run_py(
+        *SHORT, "seed=0", "resume=true", "hydra.run.dir=job", "tracking=none", **ONE_THREAD
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "is damaged" in done.stdout.replace("\n", " ")
+    assert f"training goes on after epoch {int(before.stem.split('-')[1])}" in done.stdout
+    assert outcome(tmp_path / "job") == outcome(undisturbed / "sweep/0")
