@@ -1,4 +1,4 @@
-"""Stopped in every way there is, and gone on with: the same bits, the same records, the same run."""
+"""Stopped in every way there is, and gone on with: the same bits, the same records, one run."""
 
 import json
 import os
@@ -105,8 +105,6 @@ def test_a_sweep_killed_dozens_of_times_ends_as_an_undisturbed_one(
     assert told["status"] == 0, output[-3000:]
     assert told["kills"] >= 12
     assert_equal(tmp_path, undisturbed, ("sweep/0", "sweep/1"))
-    parents = [p for p in tmp_path.glob("sweep/record/journal.jsonl")]
-    assert len(parents) == 1
     assert "Traceback" not in output
 
 
@@ -139,7 +137,7 @@ def wait_for(
 def test_a_signal_leaves_a_checkpoint_and_a_killed_run(
     name: str, run_py: RunPy, tmp_path: Path, undisturbed: Path
 ) -> None:
-    """No checkpoint was due; the signal writes one. The same command then goes on in the same run."""
+    """No checkpoint was due; the signal writes one, and the command goes on in the same run."""
     command = [*SHORT, "seed=0", "training.checkpoint_seconds=1000", "hydra.run.dir=sweep/0"]
     with running(tmp_path, *command) as process:
         journal = tmp_path / "sweep/0/record/journal.jsonl"

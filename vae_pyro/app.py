@@ -43,13 +43,13 @@ def main(cfg: DictConfig) -> float | None:
         choices={k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")},
         output=output,
         parent=sweep.parent if sweep else None,
-        in_sweep=sweep is not None,
+        sweep=sweep.token if sweep else None,
         is_judged=is_judged,
     )
     console = make_console()
     try:
         _scrub(output / (hydra.output_subdir or ""), Path(hydra.sweep.dir))
-        StartedJob(overrides, sweep.token if sweep else None).write(output)
+        StartedJob(overrides, job.sweep).write(output)
         tree = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(tree, dict)
         config = {str(key): value for key, value in tree.items()}
@@ -64,7 +64,9 @@ def main(cfg: DictConfig) -> float | None:
         message = explain(error)
         if not isinstance(error, ResumeError):  # which speaks of another process's job
             with suppress(StorageError):
-                JobResult(job.name, dict(job.settings), error=message).write(output)
+                JobResult(job.name, dict(job.settings), error=message, sweep=job.sweep).write(
+                    output
+                )
         fail(message)
         if sweep is None:
             sys.exit(1)

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Job:
         choices: the option chosen in every group, by group.
         output: the job's own folder.
         parent: run id of the sweep it belongs to.
-        in_sweep: whether it belongs to one; a tracker that is away then does not stop it.
+        sweep: its token; in a sweep a tracker that is away does not stop a job from starting.
         is_judged: whether whoever started it asks for valid/log_px, as to choose the next job by.
     """
 
@@ -54,7 +54,7 @@ class Job:
     choices: Mapping[str, str]
     output: Path
     parent: str | None
-    in_sweep: bool = False
+    sweep: str | None = None
     is_judged: bool = False
 
 
@@ -140,7 +140,9 @@ def _run_alone(tree: Mapping[str, Any], config: Config, job: Job, console: Conso
     finished = continue_or_begin(job.output, fingerprint, resume=config.resume, tell=tell)
     if finished is not None:
         tell(f"{job.name}: finished before, and read back")
-        return finished
+        result = replace(finished, sweep=job.sweep)
+        result.write(job.output)
+        return result
     tags = {
         "fingerprint": fingerprint.digest,
         "x": parts.x,
@@ -149,7 +151,7 @@ def _run_alone(tree: Mapping[str, Any], config: Config, job: Job, console: Conso
     }
     run = open_run(
         parts.tracker, job.output / "record", job.name, tags, job.parent,
-        must_answer=not job.in_sweep, tell=tell,
+        must_answer=job.sweep is None, tell=tell,
     )  # fmt: skip
     checkpoints = Checkpoints(job.output / "checkpoint", config.training.checkpoint_seconds)
     experiment = Experiment(
@@ -174,6 +176,7 @@ def _run_alone(tree: Mapping[str, Any], config: Config, job: Job, console: Conso
             images=identify_x(parts.dataset, parts.likelihood),
             log_cell_volume=log_cell_volume(parts.likelihood, parts.dataset.image_shape),
             metrics=evaluation.metrics | judged | trained,
+            sweep=job.sweep,
         )
         run.end("FINISHED")
         result.write(job.output)

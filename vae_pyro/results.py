@@ -47,6 +47,7 @@ class JobResult:
         log_cell_volume: nats that make log p(x) (a lower bound on) the log probability of the
             image as levels: 0 for probabilities; None for real-valued data.
         metrics: final metrics by their contract names.
+        sweep: token of the sweep that the job belongs to, see ``started.Sweep``.
     """
 
     name: str
@@ -57,6 +58,7 @@ class JobResult:
     images: str = ""
     log_cell_volume: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    sweep: str | None = None
 
     def write(self, folder: Path) -> None:
         write_atomically(folder / RESULT_FILE, json.dumps(asdict(self), indent=2).encode())
@@ -71,17 +73,12 @@ class JobResult:
         return bool(self.log_cell_volume)
 
     @classmethod
-    def read(cls, folder: Path) -> "JobResult":
-        return cls(**json.loads((folder / RESULT_FILE).read_bytes()))
-
-    @classmethod
-    def read_finished(cls, folder: Path) -> "JobResult | None":
-        """None where the job has not finished, or failed."""
+    def read(cls, folder: Path) -> "JobResult | None":
+        """None where there is none, or it is damaged."""
         try:
-            result = cls.read(folder)
+            return cls(**json.loads((folder / RESULT_FILE).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
-        return result if result.error is None else None
 
 
 def varying_settings(results: Sequence[JobResult]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import IO
 from vae_pyro.errors import ResumeError
 from vae_pyro.files import cannot_write, make_folder
 from vae_pyro.provenance import Fingerprint
-from vae_pyro.results import RESULT_FILE, JobResult
+from vae_pyro.results import JobResult
 
 FINGERPRINT_FILE = "fingerprint.json"
 _LOCK = ".lock"
@@ -61,10 +61,8 @@ def continue_or_begin(
     earlier = Fingerprint.read(folder / FINGERPRINT_FILE)
     if earlier is not None:
         if resume and earlier == fingerprint:
-            finished = JobResult.read_finished(folder)
-            if finished is None:  # the error it ended with, if any
-                (folder / RESULT_FILE).unlink(missing_ok=True)
-            return finished
+            result = JobResult.read(folder)
+            return result if result is not None and result.error is None else None
         aside = _set_aside(folder)
         if resume:
             tell(

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from vae_pyro.passwords import without_passwords
 
-T = TypeVar("T")
+T = TypeVar("T", "Sweep", "StartedJob")
 SWEEP_FILE = "sweep.json"
 JOB_FILE = "job.json"
 
@@ -90,7 +90,9 @@ def _write(path: Path, started: Sweep | StartedJob) -> None:
 
 
 def _read(kind: type[T], path: Path) -> T | None:
+    """None where there is none, or it is damaged."""
     try:
-        return kind(**json.loads(path.read_bytes()))
+        started = kind(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
+    return started if isinstance(started.overrides, list) else None

@@ -133,17 +133,17 @@ class SweepCallback(Callback):
 
     def _results(self) -> list[JobResult]:
         from vae_pyro.app import split_overrides
-        from vae_pyro.results import RESULT_FILE, JobResult
+        from vae_pyro.results import JobResult
 
         results = []
         for job, started in self._jobs().items():
-            if (job / RESULT_FILE).is_file():
-                results.append(JobResult.read(job))
-            else:  # killed: it could not even say that it failed
-                overrides = started.overrides
-                settings = dict(split_overrides(overrides))
+            result = JobResult.read(job)
+            if result is None or result.sweep != self._token:
+                # Killed: it could not even say that it failed.
+                settings = dict(split_overrides(started.overrides))
                 error = "ended without a result; resume=true goes on with it"
-                results.append(JobResult(", ".join(overrides), settings, error=error))
+                result = JobResult(", ".join(started.overrides), settings, error=error)
+            results.append(result)
         return results
 
     def _jobs(self) -> dict[Path, StartedJob]:

@@ -24,6 +24,15 @@ _FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the tracke
 _LAST_TRIES = 5.0  # seconds spent on delivering when the run ends
 
 Entry = dict[str, Any]
+_FIELDS = {
+    "start": {"op", "name", "tags", "parent", "tracker"},
+    "params": {"op", "params"},
+    "metrics": {"op", "metrics", "step", "at"},
+    "image": {"op", "key", "step", "file"},
+    "file": {"op", "path", "folder"},
+    "describe": {"op", "markdown"},
+    "end": {"op", "status"},
+}
 Tell = Callable[[str], None]
 
 
@@ -271,13 +280,22 @@ def read_journal(folder: Path) -> list[Entry]:
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         os.truncate(path, len(whole))
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise TrackingError(
-            f"{path} is damaged ({error}): the run's metrics are in the tracking store as far as "
-            "they were delivered; move the folder away to start the job anew"
-        ) from error
+    entries: list[Entry] = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            is_whole = set(entry) == _FIELDS[entry["op"]] and (entry["op"] == "start") == (
+                number == 1
+            )
+        except (ValueError, TypeError, KeyError):
+            is_whole = False
+        if not is_whole:
+            raise TrackingError(
+                f"{path} is damaged in line {number}: the run's records are in the tracking store "
+                "as far as they were delivered; move the folder away to start the job anew"
+            )
+        entries.append(entry)
+    return entries
 
 
 def _read_delivered(folder: Path) -> tuple[int, str | None]:

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -117,13 +117,23 @@ class MLflow(Tracker):
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
-        """MLflow creates its tables at the first call; of two that do so at once, one crashes."""
+        """A new embedded database is made by one process, and is there whole or not at all.
+
+        MLflow makes its tables at the first call: of two processes that do so at once one crashes,
+        and a database that was killed meanwhile is refused ever after.
+        """
         if not self.uri.startswith("sqlite:///"):
             yield
             return
-        path = Path(self.uri.removeprefix("sqlite:///"))
+        path = Path(self.uri.removeprefix("sqlite:///")).absolute()
         with path.with_name(f".{path.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                aside = path.with_name(f".{path.name}.new")
+                for leftover in path.parent.glob(f"{aside.name}*"):
+                    leftover.unlink()
+                replace(self, uri=f"sqlite:///{aside}").client().search_experiments(max_results=1)
+                aside.replace(path)
             yield
 
     def _reach(self) -> None:
