@@ -177,7 +177,10 @@ def test_networks_train_in_training_mode_and_are_left_in_evaluation_mode() -> No
 def test_divergence_stops_with_the_place_and_the_way_out() -> None:
     vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(17), DiagNormal)
     x = torch.ones(3, *IMAGE_SHAPE)
-    with pytest.raises(DivergenceError, match=r"epoch \d+, step 1: try a smaller"):
+    with pytest.raises(
+        DivergenceError,
+        match=r"epoch \d+, step 1 \(site 'z' of the guide: its value is nan\): try a smaller",
+    ):
         for _ in train(
             vae,
             ELBO(),
@@ -187,6 +190,32 @@ def test_divergence_stops_with_the_place_and_the_way_out() -> None:
             noise=RandomStream("training", 0),
         ):
             pass
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "site"),
+    [
+        ("guide.encoder", "site 'z' of the guide: its value is nan"),
+        ("model.decoder", "site 'x' of the model: its log-probability is nan"),
+    ],
+)
+def test_divergence_names_the_site_and_moves_no_weight(
+    layer: str, site: str, compiled: bool
+) -> None:
+    vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(17), DiagNormal)
+    x = torch.ones(3, *IMAGE_SHAPE)
+    records = train(vae, ELBO(), lambda: [x, x], epochs=5, learning_rate=1e-3,
+                    noise=RandomStream("training", 0), compiled=compiled)  # fmt: skip
+    next(records)
+    name, weight = next((n, w) for n, w in vae.named_parameters() if n.startswith(layer))
+    weight.data.view(-1)[0] = math.nan
+    before = weights(vae)
+    with pytest.raises(DivergenceError) as caught:
+        next(records)
+    assert "in epoch 2, step 1" in str(caught.value)
+    assert f"({site}, and so is weight {name})" in str(caught.value)
+    assert torch.allclose(weights(vae), before, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_linear_vae_is_probabilistic_pca() -> None:

@@ -1,0 +1,259 @@
+"""Things break while jobs run: no record is lost, no file is half-written, and it is told."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import ROOT
+from tests.test_resume import ONE_THREAD, SHORT, outcome, recorded, running, wait_for
+from tests.test_sweep import CONTRACT
+from tests.test_tracking import free_port, wait_until_healthy
+from vae_pyro.files import read_tensors
+
+RunPy = Callable[..., subprocess.CompletedProcess[str]]
+LONG = (*SHORT, "training.epochs=60", "training.patience=60")
+
+
+class Server:
+    """A tracking server that can be stopped and started again at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1",
+            "--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
+            "--artifacts-destination", str(self.folder / "store"),
+        ]  # fmt: skip
+        log = self.folder / "server.log"
+        with log.open("a") as file:
+            self._process = subprocess.Popen(command, cwd=self.folder, stdout=file, stderr=file)
+        wait_until_healthy(self.uri, self._process, log)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def assert_complete(server: Server, job: Path) -> None:
+    """The server has every metric of every epoch once, in order, and every picture and file."""
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("vae-pyro")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert set(run.data.metrics) == CONTRACT
+    result = json.loads((job / "result.json").read_text())["metrics"]
+    assert result.items() <= run.data.metrics.items()
+    for name in ("train/elbo", "valid/elbo", "valid/kl"):
+        points = client.get_metric_history(run.info.run_id, name)
+        assert [point.step for point in points] == list(range(1, 61))
+        times = [point.timestamp for point in points]
+        assert times == sorted(times)
+    images = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
+    assert len(images) == 2 * 3 * 4  # pictures and thumbnails, three kinds, before and thrice
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"checkpoint", "config.yaml", "model", "per_image.csv"} <= files
+
+
+def test_a_server_that_comes_back_gets_what_it_missed(server: Server, tmp_path: Path) -> None:
+    journal = tmp_path / "job/record/journal.jsonl"
+    with running(tmp_path, *LONG, f"tracking.uri={server.uri}", "hydra.run.dir=job") as process:
+        wait_for(lambda: journal.exists() and '"step": 15' in journal.read_text(), process)
+        server.stop()
+        wait_for(lambda: '"step": 35' in journal.read_text(), process)
+        server.start()
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "the tracking store cannot take records for now" in output.replace("\n", " ")
+    assert "answers again, and has every record" in output
+    assert_complete(server, tmp_path / "job")
+
+
+def test_a_server_that_stays_away_gets_it_by_command(server: Server, tmp_path: Path) -> None:
+    journal = tmp_path / "job/record/journal.jsonl"
+    with running(tmp_path, *LONG, f"tracking.uri={server.uri}", "hydra.run.dir=job") as process:
+        wait_for(lambda: journal.exists() and '"step": 15' in journal.read_text(), process)
+        server.stop()
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "python -m vae_pyro.deliver" in output
+    command = [sys.executable, "-m", "vae_pyro.deliver", str(tmp_path / "job")]
+    away = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert away.returncode == 1
+    assert "records still wait" in away.stderr
+    server.start()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+ records delivered", done.stdout)
+    assert_complete(server, tmp_path / "job")
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert "has everything delivered" in again.stdout.replace("\n", " ")
+    assert_complete(server, tmp_path / "job")
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, in memory."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs to be allowed to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # our own client has it open
+
+
+@pytest.mark.parametrize("size", ["300k", "9m", "16m"])
+def test_a_full_disk_is_told_and_the_job_goes_on_when_there_is_room(
+    size: str, run_py: RunPy, tmp_path: Path
+) -> None:
+    """Room for the first records, for one checkpoint, for two."""
+    command = [*SHORT, "seed=0", "hydra.run.dir=disk/job"]
+    with small_disk(tmp_path / "disk", size) as disk:
+        done = run_py(*command, **ONE_THREAD)
+        assert done.returncode == 1
+        assert re.search(r"error: .*cannot be written: No space left on device", done.stderr)
+        assert "resume=true" in done.stderr
+        assert "Traceback" not in done.stderr
+        for path in disk.rglob("*.safetensors"):
+            read_tensors(path)  # whole
+        assert not list(disk.rglob(".*.safetensors.*"))
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        done = run_py(*command, "resume=true", **ONE_THREAD)
+        assert done.returncode == 0, done.stderr
+        client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+        experiment = client.get_experiment_by_name("vae-pyro")
+        runs = client.search_runs([experiment.experiment_id])
+        (run,) = [run for run in runs if run.info.status == "FINISHED"]
+        steps = [p.step for p in client.get_metric_history(run.info.run_id, "train/elbo")]
+        assert steps == list(range(1, 13))
+        assert outcome(disk / "job")
+
+
+def test_a_database_without_room_gets_it_later(run_py: RunPy, tmp_path: Path) -> None:
+    """The database's disk is full, the job's is not: the job ends well, its records wait."""
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        uri = f"sqlite:///{disk}/mlflow.db"
+        command = [*SHORT, "seed=0", f"tracking.uri={uri}", "hydra.run.dir=job"]
+        done = run_py(*command, **ONE_THREAD)
+        assert done.returncode == 0, done.stderr
+        assert "python -m vae_pyro.deliver" in done.stdout
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        deliver = [sys.executable, "-m", "vae_pyro.deliver", str(tmp_path / "job")]
+        done = subprocess.run(deliver, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        client = MlflowClient(uri)
+        (run,) = client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])
+        assert run.info.status == "FINISHED"
+        steps = [p.step for p in client.get_metric_history(run.info.run_id, "train/elbo")]
+        assert steps == list(range(1, 13))
+
+
+@pytest.mark.parametrize("mode", [("hydra.run.dir=disk/job",), ("hydra.sweep.dir=disk/job", "-m")])
+def test_a_folder_that_cannot_be_written_is_told(
+    mode: tuple[str, ...], run_py: RunPy, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        done = run_py(*SHORT, "tracking=none", *mode)
+    assert done.returncode == 1
+    assert "error: disk/job cannot be written: Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_sweeps_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
+    short = (*SHORT, "training.epochs=1", "training.snapshots=1")
+    with (
+        running(tmp_path, *short, "seed=0,1", "hydra.sweep.dir=a", "-m") as first,
+        running(tmp_path, *short, "seed=2,3", "hydra.sweep.dir=b", "-m") as second,
+    ):
+        for process in (first, second):
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 6
+
+
+def test_eight_jobs_at_once_on_one_database_lose_nothing(run_py: RunPy, tmp_path: Path) -> None:
+    done = run_py(
+        *SHORT, "training.epochs=3", "seed=0,1,2,3,4,5,6,7", "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=8", "hydra.sweep.dir=sweep", "-m", timeout=600, **ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])
+    jobs = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(jobs) == 8
+    for run in jobs:
+        kept = recorded(tmp_path, run)
+        assert kept["status"] == "FINISHED"
+        assert {len(kept["histories"][name]) for name in ("train/elbo", "valid/kl")} == {3}
+        result = json.loads((tmp_path / f"sweep/{run.data.params['seed']}/result.json").read_text())
+        assert result["metrics"].items() <= run.data.metrics.items()
+
+
+def test_a_diverging_job_is_named_with_step_and_site(run_py: RunPy, tmp_path: Path) -> None:
+    done = run_py(*SHORT, "training.learning_rate=1e-3,1e30", "hydra.sweep.dir=sweep", "-m")
+    assert done.returncode == 1
+    assert "error: 1 of 2 jobs failed" in done.stderr
+    assert re.search(
+        r"learning_rate=1e30: .* in epoch \d+, step \d+ \(site '[xz]' of the (model|guide): its "
+        r"(value|log-probability) is \S+\): try a smaller training.learning_rate",
+        done.stderr,
+    )
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])
+    statuses = {run.info.run_name.split("=")[-1]: run.info.status for run in runs}
+    assert sorted(statuses.values()) == ["FAILED", "FAILED", "FINISHED"]  # the parent too
+
+
+def test_a_password_is_nowhere(server: Server, run_py: RunPy, tmp_path: Path) -> None:
+    """Typed on the command line, in a sweep of which one job fails."""
+    uri = f"http://user:s3cr3t-pass@127.0.0.1:{server.port}"
+    done = run_py(
+        *SHORT, "training.epochs=2", "latent_dim=2,0", f"tracking.uri={uri}", "-m",
+        HYDRA_FULL_ERROR="1",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "1 of 2 jobs failed" in done.stderr
+    assert "s3cr3t" not in done.stdout + done.stderr
+    server.stop()
+    holding = [
+        path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()
+    ]
+    assert holding == []
+
+
+def test_a_password_is_not_in_the_message_of_a_store_that_is_away(run_py: RunPy) -> None:
+    uri = f"http://user:s3cr3t-pass@127.0.0.1:{free_port()}"
+    start = time.monotonic()
+    done = run_py(*SHORT, f"tracking.uri={uri}", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "nobody answers there" in done.stderr
+    assert "s3cr3t" not in done.stdout + done.stderr
+    assert time.monotonic() - start < 60
