@@ -1,0 +1,169 @@
+"""A run's record: nothing twice, nothing lost, in order, whatever the store does meanwhile."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+from tests.test_tracking import free_port
+from vae_pyro.errors import TrackingError, UserError
+from vae_pyro.tracking import MLflow, NoTracking, Record, SilentRun, open_run
+from vae_pyro.tracking.record import JOURNAL, read_journal
+
+PICTURE = np.zeros((4, 5, 3), np.uint8)
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def begin(folder: Path, uri: str, tell: Callable[[str], Any] = print, **how: Any) -> Record:
+    record = Record(folder, MLflow(uri), tell)
+    record.start("a job", {"fingerprint": "abc"}, **({"must_answer": True} | how))
+    return record
+
+
+def say(record: Record, steps: range) -> None:
+    """What a job says; a resumed one says some of it again, at another time."""
+    record.log_params({"seed": 0})
+    for step in steps:
+        record.log_metrics({"train/elbo": -1.0 * step, "valid/kl": 2.0}, step)
+        record.log_image("samples", PICTURE, step)
+
+
+def held(uri: str, record: Record) -> tuple[list[tuple[int, float]], int, dict[str, str], str]:
+    client = MlflowClient(uri)
+    run = client.get_run(record.run_id)
+    points = client.get_metric_history(record.run_id, "train/elbo")
+    images = [file.path for file in client.list_artifacts(record.run_id, "images")]
+    return [(p.step, p.value) for p in points], len(images), run.data.params, run.info.status
+
+
+def complete(steps: int) -> tuple[list[tuple[int, float]], int, dict[str, str], str]:
+    history = [(step, -1.0 * step) for step in range(1, steps + 1)]
+    return history, 2 * steps, {"seed": "0"}, "FINISHED"
+
+
+def test_what_is_said_again_is_recorded_once(tmp_path: Path, uri: str) -> None:
+    first = begin(tmp_path / "record", uri)
+    say(first, range(1, 4))
+    resumed = begin(tmp_path / "record", uri)
+    assert resumed.run_id == first.run_id
+    assert MlflowClient(uri).get_run(first.run_id).info.status == "RUNNING"
+    say(resumed, range(2, 6))
+    resumed.end("FINISHED")
+    assert held(uri, resumed) == complete(5)
+
+
+@pytest.mark.parametrize("delivered", [None, "1 x", "3 x", "garbage"])
+def test_what_is_delivered_again_is_there_once(
+    delivered: str | None, tmp_path: Path, uri: str
+) -> None:
+    """As after a loss of power: the count of what was delivered is gone, or is an older one."""
+    first = begin(tmp_path / "record", uri)
+    say(first, range(1, 4))
+    if delivered is None:
+        (tmp_path / "record/delivered").unlink()
+    else:
+        (tmp_path / "record/delivered").write_text(delivered)
+    again = begin(tmp_path / "record", uri)
+    say(again, range(3, 5))
+    again.end("FINISHED")
+    assert again.run_id == first.run_id
+    assert held(uri, again) == complete(4)
+
+
+def test_a_store_that_was_lost_is_filled_again(tmp_path: Path, uri: str) -> None:
+    first = begin(tmp_path / "record", uri)
+    say(first, range(1, 4))
+    new = f"sqlite:///{tmp_path}/new.db"  # as if the first were gone
+    again = begin(tmp_path / "record", new)
+    say(again, range(3, 5))
+    again.end("FINISHED")
+    assert held(new, again) == complete(4)
+
+
+def test_a_locked_database_is_waited_for(tmp_path: Path, uri: str) -> None:
+    told: list[str] = []
+    record = begin(tmp_path / "record", uri, told.append)
+    blocker = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    blocker.execute("BEGIN EXCLUSIVE")
+    say(record, range(1, 3))
+    assert "cannot take records for now" in told[0]
+    assert "database is locked" in told[0]
+    assert record.undelivered > 0
+    blocker.execute("ROLLBACK")
+    record.end("FINISHED")
+    assert told[1] == "the tracking store answers again, and has every record"
+    assert len(told) == 2
+    assert held(uri, record) == complete(2)
+
+
+def test_in_a_sweep_a_job_starts_without_the_store(tmp_path: Path, uri: str) -> None:
+    told: list[str] = []
+    away = f"http://127.0.0.1:{free_port()}"
+    record = begin(tmp_path / "record", away, told.append, must_answer=False)
+    say(record, range(1, 3))
+    record.end("FINISHED")
+    assert record.undelivered == len(read_journal(tmp_path / "record"))
+    assert "python -m vae_pyro.deliver" in told[-1]
+    later = Record(tmp_path / "record", MLflow(uri), told.append)
+    later.deliver()
+    assert later.undelivered == 0
+    assert held(uri, later) == complete(2)
+
+
+def test_alone_it_does_not_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="nobody answers"):
+        begin(tmp_path / "record", f"http://127.0.0.1:{free_port()}")
+    assert read_journal(tmp_path / "record") == []
+
+
+def test_a_torn_last_line_is_cut_off(tmp_path: Path, uri: str) -> None:
+    record = begin(tmp_path / "record", uri)
+    say(record, range(1, 3))
+    path = tmp_path / "record" / JOURNAL
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op": "metrics", "met')
+    again = begin(tmp_path / "record", uri)
+    assert path.read_bytes().startswith(whole + b'{"op": "end"')
+    again.end("FINISHED")
+    assert held(uri, again) == complete(2)
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_journal_is_an_error_in_words(tmp_path: Path, data: st.DataObject) -> None:
+    folder = tmp_path / "record"
+    folder.mkdir(exist_ok=True)
+    lines = [
+        {"op": "start", "name": "n", "tags": {"record": "1"}, "parent": None, "tracker": {}},
+        {"op": "metrics", "metrics": {"a": 1.0}, "step": 1, "at": 0.0},
+        {"op": "end", "status": "FINISHED"},
+    ]
+    content = bytearray("".join(json.dumps(line) + "\n" for line in lines).encode())
+    if data.draw(st.booleans()):
+        content = bytearray(data.draw(st.binary(max_size=100)))
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    (folder / JOURNAL).write_bytes(content)
+    try:
+        entries = read_journal(folder)
+    except UserError as error:
+        assert "is damaged in line" in str(error)
+    else:
+        assert len(entries) <= 3
+
+
+def test_nothing_is_written_where_nothing_is_tracked(tmp_path: Path) -> None:
+    run = open_run(NoTracking(), tmp_path / "record", "job", {}, must_answer=True, tell=print)
+    assert isinstance(run, SilentRun)
+    assert not (tmp_path / "record").exists()
