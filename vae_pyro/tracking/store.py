@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -82,17 +82,17 @@ class MLflow(Tracker):
         for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
-            return mlflow.MlflowClient(self.uri)
+            with self._whole_database():
+                return mlflow.MlflowClient(self.uri)
         except Exception as error:
             raise self._refused(error) from error
 
     def _open(self) -> "tuple[MlflowClient, str]":
         client = self.client()
         try:
-            with self._one_at_a_time():
-                experiment = client.get_experiment_by_name(self.experiment)
-                if experiment is None:
-                    return client, self._create_experiment(client)
+            experiment = client.get_experiment_by_name(self.experiment)
+            if experiment is None:
+                return client, self._create_experiment(client)
         except Exception as error:  # the stores raise SQLAlchemy's, requests' and MLflow's own
             raise self._refused(error) from error
         if experiment.lifecycle_stage != "active":
@@ -116,15 +116,17 @@ class MLflow(Tracker):
         return created
 
     @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
+    def _whole_database(self) -> Iterator[None]:
         """A new embedded database is made by one process, and is there whole or not at all.
 
-        MLflow makes its tables at the first call: of two processes that do so at once one crashes,
-        and a database that was killed meanwhile is refused ever after.
+        MLflow makes the tables with its first client: of two processes that do so at once one
+        crashes, and a database whose process was killed meanwhile is refused ever after.
         """
         if not self.uri.startswith("sqlite:///"):
             yield
             return
+        import mlflow
+
         path = Path(self.uri.removeprefix("sqlite:///")).absolute()
         with path.with_name(f".{path.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -132,7 +134,7 @@ class MLflow(Tracker):
                 aside = path.with_name(f".{path.name}.new")
                 for leftover in path.parent.glob(f"{aside.name}*"):
                     leftover.unlink()
-                replace(self, uri=f"sqlite:///{aside}").client().search_experiments(max_results=1)
+                mlflow.MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
                 aside.replace(path)
             yield
 
