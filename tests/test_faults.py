@@ -222,7 +222,7 @@ def test_a_diverging_job_is_named_with_step_and_site(run_py: RunPy, tmp_path: Pa
     assert done.returncode == 1
     assert "error: 1 of 2 jobs failed" in done.stderr
     assert re.search(
-        r"learning_rate=1e30: .* in epoch \d+, step \d+ \(site '[xz]' of the (model|guide): its "
+        r"learning_rate=1e\+?30: .* in epoch \d+, step \d+ \(site '[xz]' of the (model|guide): its "
         r"(value|log-probability) is \S+\): try a smaller training.learning_rate",
         done.stderr,
     )

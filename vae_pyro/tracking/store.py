@@ -149,7 +149,8 @@ class MLflow(Tracker):
                 raise self._unusable(f"{folder} is not a folder that can be written")
         elif parts.scheme in ("http", "https"):
             try:
-                health = f"{self.uri.rstrip('/')}/health"
+                address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+                health = f"{address.rstrip('/')}/health"
                 urllib.request.urlopen(health, timeout=_ANSWER_WITHIN).close()  # noqa: S310
             except urllib.error.HTTPError:
                 pass  # somebody answers; what they say to MLflow's own calls will be seen
