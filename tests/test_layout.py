@@ -48,6 +48,7 @@ LAYERS = [
     "app",
     "deliver",
     "sweep",
+    "search",
 ]
 INNER_LAYERS = {
     "compilation": ["functions", "graph", "scope"],
