@@ -5,11 +5,15 @@ Hydra validates such a file against the plugin's configuration with a deprecatio
 refuses it where that one has a defaults list, as the Optuna sweeper's has.
 """
 
+import os
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+# A suite that people run on their own data has no business reporting on its use.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 _OURS = Path(__file__).parents[1] / "conf" / "hydra"
 
