@@ -255,7 +255,11 @@ def tracking_server(folder: Path, database: str, **environment: str) -> Iterator
     command += ["--port", str(port), "--workers", "2"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     log = folder / "server.log"
-    environment = {"MLFLOW_BACKEND_STORE_URI": database, **environment}
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": database,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nobody here needs
+        **environment,
+    }
     with running(command, log, cwd=folder, env=os.environ | environment) as server:
         uri = f"http://127.0.0.1:{port}"
         wait_until_healthy(uri, server, log)
