@@ -62,7 +62,10 @@ def short_folder(prefix: str) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Slurm:
-    """A cluster of one node with the partitions ``low`` and ``high``, which preempts ``low``."""
+    """A cluster of one node with the partitions ``low`` and ``high``, which preempts ``low``.
+
+    It has one GPU in the scheduler's books only, which is all that the scheduler needs.
+    """
 
     folder: Path
     environment: Mapping[str, str]
@@ -98,6 +101,7 @@ def slurm_cluster(cpus: int = 2, grace_seconds: int = 0) -> Iterator[Slurm]:
         munge = folder / "munge.socket"
         config = folder / "slurm.conf"
         config.write_text(_slurm_conf(folder, munge, cpus, grace_seconds))
+        (folder / "gres.conf").write_text("NodeName=node Name=gpu File=/dev/null\n")
         environment = dict(os.environ) | {"SLURM_CONF": str(config), "PATH": _SBIN}
         cluster = Slurm(folder, environment)
 
@@ -164,7 +168,8 @@ KillWait=20
 MinJobAge=600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=node NodeHostname={socket.gethostname().partition(".")[0]} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+GresTypes=gpu
+NodeName=node Gres=gpu:1 NodeHostname={socket.gethostname().partition(".")[0]} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
 PartitionName=low Nodes=node Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace_seconds}
 PartitionName=high Nodes=node MaxTime=60 PriorityTier=10 PreemptMode=OFF
 """  # noqa: E501

@@ -160,7 +160,7 @@ import hydra, os
 def main(cfg):
     import torch
     with open(os.environ["PROBE"], "a") as file:
-        print(torch.get_num_threads(), file=file)
+        print(torch.get_num_threads(), "GPU" * ("CUDA_VISIBLE_DEVICES" in os.environ), file=file)
 main()
 """
 
@@ -171,19 +171,20 @@ main()
         pytest.param(["joblib"], 1, marks=needs("joblib")),
         pytest.param(["joblib", "n_jobs=1"], len(os.sched_getaffinity(0)), marks=needs("joblib")),
         pytest.param(["slurm_cpu", "cpus_per_task=1"], 1, marks=[needs_slurm, needs("submitit")]),
-        pytest.param(["slurm_cpu", "cpus_per_task=2"], 2, marks=[needs_slurm, needs("submitit")]),
+        pytest.param(["slurm_gpu", "cpus_per_task=2"], 2, marks=[needs_slurm, needs("submitit")]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_job_uses_its_share_of_the_cores(
     launcher: list[str], threads: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    unwanted = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    environment = {k: v for k, v in os.environ.items() if k not in unwanted}
     name, *settings = launcher
     options = [f"hydra/launcher={name}", *(f"hydra.launcher.{setting}" for setting in settings)]
-    if name == "slurm_cpu":
-        environment |= request.getfixturevalue("slurm").environment
-        environment.pop("OMP_NUM_THREADS", None)
+    if name.startswith("slurm"):
+        cluster = request.getfixturevalue("slurm").environment
+        environment |= {key: cluster[key] for key in ("SLURM_CONF", "PATH")}
         options += ["hydra.launcher.mem_gb=null", "hydra.launcher.timeout_min=10"]
     environment |= {"PYTHONPATH": str(ROOT), "PROBE": str(tmp_path / "threads")}
     (tmp_path / "probe.py").write_text(PROBE)
@@ -192,7 +193,8 @@ def test_a_job_uses_its_share_of_the_cores(
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "threads").read_text().split() == [str(threads)] * 2
+    gpu = ["GPU"] * (name == "slurm_gpu")
+    assert (tmp_path / "threads").read_text().split() == [str(threads), *gpu] * 2
 
 
 @pytest.fixture
@@ -212,7 +214,8 @@ def test_a_shared_server_on_postgresql(
     with tracking_server(folder, postgres.uri, PGPASSFILE=str(pgpass)) as uri:
         done = run_py(
             "latent_dim=2,3,4,5,6,7", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *QUICK,
-            "-m", **ONE_THREAD, MLFLOW_TRACKING_URI=uri, PGPASSFILE=str(pgpass),
+            "-m", **ONE_THREAD, MLFLOW_TRACKING_URI=uri, MLFLOW_TRACKING_USERNAME="vae",
+            MLFLOW_TRACKING_PASSWORD=postgres.password,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         children = assert_complete(uri, "vae-pyro", jobs=6)
