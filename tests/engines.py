@@ -78,7 +78,9 @@ class Slurm:
         return done.stdout
 
     def logs(self) -> str:
-        return "\n".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
+        """The ends of the daemons' logs."""
+        paths = sorted(self.folder.glob("*.log"))
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in paths)
 
     def jobs(self) -> dict[str, str]:
         """The state of each job that is waiting or running, by its id."""
@@ -129,7 +131,9 @@ def slurm_cluster(cpus: int = 2, grace_seconds: int = 0) -> Iterator[Slurm]:
         try:
             yield cluster
         finally:
-            subprocess.run(["scancel", "--partition=low,high"], env=environment, timeout=30)
+            for partition in ("low", "high"):
+                command = ["scancel", f"--partition={partition}"]
+                subprocess.run(command, env=environment, timeout=30)
             wait_for(lambda: not cluster.jobs(), 40, cluster.logs)
 
 
