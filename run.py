@@ -5,10 +5,10 @@ from omegaconf import DictConfig
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     from vae_pyro.app import main as run  # torch is slow to import, and --help needs none of it
 
-    run(cfg)
+    return run(cfg)
 
 
 if __name__ == "__main__":

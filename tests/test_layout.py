@@ -13,6 +13,7 @@ PACKAGE = ROOT / "vae_pyro"
 # From the bottom up: a module imports only what stands before it.
 LAYERS = [
     "errors",
+    "search",
     "interruption",
     "passwords",
     "files",
@@ -44,6 +45,7 @@ LAYERS = [
     "report",
     "experiment",
     "pipeline",
+    "slurm",
     "started",
     "app",
     "deliver",
@@ -112,6 +114,7 @@ def test_imports_go_downward(path: Path) -> None:
         ("omegaconf", {"app.py", "sweep.py", "pipeline.py"}),
         ("matplotlib", {"visualization.py"}),
         ("pydantic", {"config.py"}),
+        ("optuna", {"search.py"}),
         ("sklearn", {"data/digits.py"}),
         ("torchvision", {"data/cifar10.py", "data/mnist.py", "data/omniglot.py"}),
     ],

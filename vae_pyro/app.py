@@ -19,6 +19,7 @@ from vae_pyro.interruption import Interrupted, interruptible
 from vae_pyro.passwords import without_passwords
 from vae_pyro.pipeline import Job, run_job
 from vae_pyro.results import JobResult, print_summary
+from vae_pyro.slurm import is_restart, requeue_if_preempted
 from vae_pyro.started import StartedJob, Sweep, task_overrides
 
 
@@ -53,12 +54,12 @@ def main(cfg: DictConfig) -> float | None:
         tree = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(tree, dict)
         config = {str(key): value for key, value in tree.items()}
-        if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # requeued, and not by the user
-            config["resume"] = True
+        config["resume"] = config["resume"] or is_restart()
         with interruptible():
             result = run_job(config, job, console)
     except Interrupted as interruption:
-        fail(f"{interruption}; the same command with resume=true goes on from there")
+        goes_on = "SLURM starts it again" if requeue_if_preempted() else "resume=true goes on"
+        fail(f"{interruption}; {goes_on} from the last checkpoint")
         sys.exit(interruption.status)
     except Exception as error:
         message = explain(error)
