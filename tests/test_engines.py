@@ -90,8 +90,10 @@ def on_slurm(slurm: Slurm, cpus: int = 1) -> tuple[list[str], dict[str, str]]:
 @needs("submitit")
 def test_slurm(run_py: Command, slurm: Slurm, server: str) -> None:
     arguments, environment = on_slurm(slurm)
-    tracking = [f"tracking.uri={server}", "tracking.experiment=slurm"]
-    done = run_py("latent_dim=2,3,4", *QUICK, *tracking, *arguments, **environment)
+    environment["MLFLOW_TRACKING_URI"] = server
+    done = run_py(
+        "latent_dim=2,3,4", *QUICK, "tracking.experiment=slurm", *arguments, **environment
+    )
     assert done.returncode == 0, done.stdout + done.stderr + slurm.logs()
     assert_complete(server, "slurm", jobs=3)
     assert "IWAE-50" in done.stdout
@@ -145,10 +147,10 @@ def test_slurm_preemption(run_py: Command, tmp_path: Path, slurm: Slurm, server:
 
 @needs("ray", "hydra_plugins.hydra_ray_launcher")
 def test_ray(run_py: Command, server: str) -> None:
-    tracking = [f"tracking.uri={server}", "tracking.experiment=ray"]
     done = run_py(
-        "latent_dim=2,3,4", "hydra/launcher=ray", *QUICK, *tracking, "-m",
-        **ONE_THREAD, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # which keeps it on loopback
+        "latent_dim=2,3,4", "hydra/launcher=ray", *QUICK, "tracking.experiment=ray", "-m",
+        **ONE_THREAD, MLFLOW_TRACKING_URI=server,
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # which keeps it on loopback
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert_complete(server, "ray", jobs=3)
@@ -273,6 +275,22 @@ def test_an_optuna_study_is_continued(run_py: Command, tmp_path: Path) -> None:
         asked = again.ask()
         assert asked.suggest_int("latent_dim", 2, 20) == trial.params["latent_dim"]
         again.tell(asked, trial.value)
+
+
+@needs("optuna", "hydra_plugins.hydra_optuna_sweeper")
+def test_a_search_survives_a_failed_trial(run_py: Command, tmp_path: Path) -> None:
+    import optuna
+
+    done = run_py(
+        "hydra/sweeper=optuna", "latent_dim=choice(0,3)", "hydra.sweeper.n_trials=3", *QUICK,
+        "tracking=none", "-m", **ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "error: 1 of 3 jobs failed" in done.stderr
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/optuna.db")
+    study = optuna.load_study(study_name="vae-pyro", storage=storage)
+    states = {trial.params["latent_dim"]: trial.state.name for trial in study.trials}
+    assert states == {0: "FAIL", 3: "COMPLETE"}
 
 
 def _started(run: Run) -> int:
