@@ -42,7 +42,7 @@ needs_postgres = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
-    with slurm_cluster() as cluster:
+    with slurm_cluster(grace_seconds=20) as cluster:
         yield cluster
 
 
@@ -265,9 +265,7 @@ def test_an_optuna_study_is_continued(run_py: Command, tmp_path: Path) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == parents
     assert [int(run.data.params["latent_dim"]) for run in children] == tried
     for run, trial in zip(children, study.trials, strict=True):
-        history = client.get_metric_history(run.info.run_id, "valid/elbo")
-        kept = run.data.metrics["train/kept_epoch"]
-        assert [trial.value] == [point.value for point in history if point.step == kept]
+        assert trial.value == run.data.metrics["valid/log_px"]
 
     sampler = _sampler()
     again = optuna.create_study(direction="maximize", sampler=sampler)

@@ -24,7 +24,11 @@ def requeue_if_preempted() -> bool:
     shown = _scontrol("--oneliner", "show", "job", job)
     about = dict(word.split("=", 1) for word in shown.split() if "=" in word)
     is_preempted = about.get("PreemptTime", "None") not in ("None", "Unknown", "(null)")
-    if about.get("JobState") != "RUNNING" or not is_preempted or about.get("Requeue") != "1":
+    if (
+        about.get("JobState") not in ("RUNNING", "SIGNALING")
+        or not is_preempted
+        or about.get("Requeue") != "1"
+    ):
         return False
     _scontrol("requeue", job)
     return True
