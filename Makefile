@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 sweep: $(STAMP) ## train and evaluate with 2, 10 and 20 latent dimensions (about 2 minutes)
 	$(BIN)/python run.py latent_dim=2,10,20 -m
 
+# A process of tests per core, each with one thread: most tests wait for processes of one thread.
 test: lint type ## lint, types and all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(STAMP) ## ruff: style and common mistakes
 	$(BIN)/ruff check .
@@ -36,7 +37,7 @@ bench: $(STAMP) ## compare the speed with that of others, and rewrite docs/perfo
 	$(BIN)/python -m benchmarks
 
 ui: $(STAMP) ## browse in MLflow what was recorded; Ctrl-C ends it
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $(PORT)
 
 PORT ?= 5000
 

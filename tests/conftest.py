@@ -31,6 +31,21 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
+_SHARED = {"sweep", "undisturbed", "slurm", "server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, what takes long to set up is set up in one of them.
+
+    These come first, so that none of them is left alone at the end.
+    """
+    for item in items:
+        shared = sorted(_SHARED & set(getattr(item, "fixturenames", ())))
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -26,15 +26,15 @@ SHORT = (
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
+def runs_in(folder: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])
+
+
 def children(folder: Path) -> list[Run]:
     """The jobs' runs, by name."""
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("vae-pyro")
-    runs = client.search_runs([experiment.experiment_id])
-    return sorted(
-        (run for run in runs if run.data.tags.get("sweep") != "parent"),
-        key=lambda run: run.info.run_name,
-    )
+    jobs = (run for run in runs_in(folder) if run.data.tags.get("sweep") != "parent")
+    return sorted(jobs, key=lambda run: run.info.run_name)
 
 
 def recorded(folder: Path, run: Run) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_a_sweep_killed_dozens_of_times_ends_as_an_undisturbed_one(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "storm.py"), "0", "0.2", "2.2", *SHORT, "seed=0,1",
+        [sys.executable, str(ROOT / "tests" / "storm.py"), "0", *SHORT, "seed=0,1",
          "hydra.sweep.dir=sweep", "resume=true", "-m"],
         cwd=tmp_path, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
@@ -106,6 +106,9 @@ def test_a_sweep_killed_dozens_of_times_ends_as_an_undisturbed_one(
     assert told["kills"] >= 12
     assert_equal(tmp_path, undisturbed, ("sweep/0", "sweep/1"))
     assert "Traceback" not in output
+    (parent,) = [run for run in runs_in(tmp_path) if run.data.tags.get("sweep") == "parent"]
+    assert parent.info.status == "FINISHED"
+    assert not list(tmp_path.rglob("superseded-*"))
 
 
 @contextmanager

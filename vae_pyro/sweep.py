@@ -86,6 +86,8 @@ class SweepCallback(Callback):
         if earlier is None and record.exists():  # of a sweep that used this folder before
             number = 1 + len(list(self._folder.glob("superseded-*")))
             record.replace(self._folder / f"superseded-{number}")
+        # Before the run is opened: killed in between, the next start goes on with this one.
+        Sweep(overrides, self._token, earlier.parent if earlier else None).write(self._folder)
         options = OmegaConf.to_container(config.tracking, resolve=True)
         assert isinstance(options, dict)
         tracker = build({str(k): v for k, v in options.items()}, Tracker, "tracking")

@@ -1,5 +1,9 @@
 """What data sets in files share: where they lie, and what is said when a download fails."""
 
+import fcntl
+import hashlib
+import os
+import tempfile
 from abc import ABC
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from vae_pyro.data.dataset import ImageSource
+from vae_pyro.data.dataset import Dataset, ImageSource
 from vae_pyro.errors import DataError
 
 
@@ -29,6 +33,14 @@ class DownloadedSource(ImageSource, ABC):
     @property
     def folder(self) -> Path:
         return Path(self.root) / self.subfolder
+
+    def load(self) -> Dataset:
+        """Read and split; of the processes of one machine one at a time, and so one downloads."""
+        digest = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+        name = f"vae-pyro-{os.getuid()}-{digest}.lock"
+        with (Path(tempfile.gettempdir()) / name).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return super().load()
 
     @contextmanager
     def downloading(self, missing: str) -> Iterator[None]:
