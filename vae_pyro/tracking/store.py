@@ -77,6 +77,8 @@ class MLflow(Tracker):
         # minutes a call, would be the training's.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        if without_passwords(self.uri) != self.uri:  # MLflow prints it whole when a run ends
+            os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         import mlflow
 
         for name in ("alembic", "mlflow.store.db.utils"):
