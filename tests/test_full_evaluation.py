@@ -172,10 +172,10 @@ def test_what_cannot_be_asked_is_refused_before_a_run_is_opened(
 def test_an_evaluation_that_was_killed_goes_on(run_py: RunPy, tmp_path: Path) -> None:
     """Killed at once after a chunk was kept; then the same command: what was kept is not redone."""
     command = ["latent_dim=2", "tracking=none", "evaluation/estimators=[prior,ais]", *SMALL]
-    slow = "evaluation.estimators.log_px_ais.num_temperatures=3000"
+    command += ["evaluation.estimators.log_px_ais.num_temperatures=300"]
     folder = tmp_path / "job"
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *command, slow, "hydra.run.dir=job"],
+        [sys.executable, str(ROOT / "run.py"), *command, "hydra.run.dir=job"],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = time.monotonic() + 200
@@ -192,7 +192,10 @@ def test_an_evaluation_that_was_killed_goes_on(run_py: RunPy, tmp_path: Path) ->
     for path in (tmp_path / "marked").glob("evaluation/*.safetensors"):
         add_to_log_px(path, 1000.0)
 
-    runs = [run_py(*command, f"hydra.run.dir={name}") for name in ("job", "other", "marked")]
+    runs = [
+        run_py(*command, "resume=true", f"hydra.run.dir={name}")
+        for name in ("job", "other", "marked")
+    ]
     assert [run.returncode for run in runs] == [0, 0, 0], runs[0].stderr
     continued, undisturbed, marked = (
         {key: value for key, value in metrics.items() if not key.startswith("time/")}
