@@ -71,7 +71,7 @@ INNER_LAYERS = {
         "local",
         "together",
     ],
-    "tracking": ["base", "record", "store"],
+    "tracking": ["base", "journal", "record", "store"],
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

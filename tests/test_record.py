@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 
 from tests.test_tracking import free_port
 from vae_pyro.errors import TrackingError, UserError
-from vae_pyro.tracking import MLflow, NoTracking, Record, SilentRun, open_run
-from vae_pyro.tracking.record import JOURNAL, read_journal
+from vae_pyro.tracking import MLflow, NoTracking, Record, SilentRun, deliver_rest, open_run
+from vae_pyro.tracking.journal import JOURNAL, read_journal
 
 PICTURE = np.zeros((4, 5, 3), np.uint8)
 
@@ -105,6 +105,29 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, uri: str) -> None:
     assert told[1] == "the tracking store answers again, and has every record"
     assert len(told) == 2
     assert held(uri, record) == complete(2)
+
+
+def test_one_bad_picture_does_not_hold_up_the_rest(tmp_path: Path, uri: str) -> None:
+    told: list[str] = []
+    begin(tmp_path / "record", f"http://127.0.0.1:{free_port()}", must_answer=False)
+    record = begin(tmp_path / "record", f"http://127.0.0.1:{free_port()}", must_answer=False)
+    say(record, range(1, 4))
+    (tmp_path / "record/samples-000002.png").write_bytes(b"torn")
+    later = Record(tmp_path / "record", MLflow(uri), told.append)
+    later.deliver()
+    later.end("FINISHED")
+    history, _, params, _ = complete(3)
+    assert held(uri, later) == (history, 4, params, "FINISHED")
+    assert "is left out: cannot identify image file" in told[0]
+
+
+def test_a_resumed_job_moves_to_its_new_parent(tmp_path: Path, uri: str) -> None:
+    first = begin(tmp_path / "record", uri, parent="a")
+    again = begin(tmp_path / "record", uri, parent="b")
+    assert again.run_id == first.run_id
+    deliver_rest(MLflow(uri), tmp_path / "record", "c", print)
+    tags = MlflowClient(uri).get_run(first.run_id).data.tags
+    assert tags["mlflow.parentRunId"] == "c"
 
 
 def test_in_a_sweep_a_job_starts_without_the_store(tmp_path: Path, uri: str) -> None:

@@ -207,11 +207,40 @@ def test_a_changed_job_is_a_new_run_that_says_what_changed(
         "tracking=none", **ONE_THREAD,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "note: not resumed, a new run: changed was " in done.stdout
+    assert "note: a new run; what was there before is in " in done.stdout
     assert told in done.stdout
     assert "training.epochs=2 (was 12)" in done.stdout
     assert outcome(tmp_path / "job/superseded-1") == outcome(undisturbed / "sweep/0")
     assert outcome(tmp_path / "job") != outcome(undisturbed / "sweep/0")
+
+
+@pytest.mark.parametrize("arguments", [("resume=true",), ()])
+def test_what_cannot_be_recognised_is_not_gone_on_with(
+    arguments: tuple[str, ...], run_py: RunPy, tmp_path: Path, undisturbed: Path
+) -> None:
+    """Whatever the fingerprint was, its checkpoint is of another job; what is not a job's stays."""
+    shutil.copytree(undisturbed / "sweep" / "0", tmp_path / "job")
+    (tmp_path / "job" / "fingerprint.json").write_text("{")
+    (tmp_path / "job" / "notes.txt").write_text("mine")
+    (tmp_path / "job" / "superseded-2").mkdir()
+    done = run_py(*SHORT, "seed=1", "hydra.run.dir=job", "tracking=none", *arguments, **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "a new run; what was there before is in job/superseded-3" in done.stdout
+    assert "goes on after" not in done.stdout
+    assert outcome(tmp_path / "job") == outcome(undisturbed / "sweep/1")
+    assert outcome(tmp_path / "job/superseded-3") == outcome(undisturbed / "sweep/0")
+    assert (tmp_path / "job/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("refused", ["data.root=1", "likelihood.scale=1", "device=cude"])
+def test_a_refused_command_leaves_a_finished_job_as_it_is(
+    refused: str, run_py: RunPy, tmp_path: Path, undisturbed: Path
+) -> None:
+    shutil.copytree(undisturbed / "sweep" / "0", tmp_path / "job")
+    done = run_py(*SHORT, "seed=0", f"+{refused}" if "." in refused else refused,
+                  "hydra.run.dir=job", "tracking=none", "resume=true")  # fmt: skip
+    assert done.returncode == 1
+    assert outcome(tmp_path / "job") == outcome(undisturbed / "sweep/0")
 
 
 def test_nothing_to_resume_is_told(run_py: RunPy) -> None:
@@ -227,6 +256,7 @@ def test_two_processes_do_not_share_a_folder(run_py: RunPy, tmp_path: Path) -> N
         second = run_py(*command, "resume=true")
         assert second.returncode == 1
         assert "another process is at work in" in second.stderr
+        assert json.loads((tmp_path / "job/job.json").read_text())["error"] is None
         assert process.poll() is None
     assert not (tmp_path / "job/result.json").exists()
 

@@ -139,6 +139,19 @@ def test_an_unusable_store_is_told_within_seconds(uri: str, why: str) -> None:
     assert "\n" not in message
 
 
+def test_a_database_that_says_nothing_is_not_waited_for() -> None:
+    """It takes the connection, and then nothing comes."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        uri = f"postgresql://me:s3cret@127.0.0.1:{silent.getsockname()[1]}/db"
+        start = time.monotonic()
+        with pytest.raises(TrackingError) as caught:
+            MLflow(uri).start_run("job", {})
+        assert time.monotonic() - start < 10
+        assert "s3cret" not in str(caught.value)
+
+
 def test_somebody_else_who_answers_is_not_mlflow(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]

@@ -1,11 +1,11 @@
 """Between Hydra and the pipeline: what a job is called, where it writes, how it fails."""
 
-import math
 import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -13,12 +13,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from vae_pyro.errors import ResumeError, StorageError, UserError
+from vae_pyro.errors import StorageError, UserError
 from vae_pyro.files import write_atomically
 from vae_pyro.interruption import Interrupted, interruptible
 from vae_pyro.passwords import without_passwords
 from vae_pyro.pipeline import Job, run_job
-from vae_pyro.results import JobResult, print_summary
+from vae_pyro.results import print_summary
+from vae_pyro.resume import claim
 from vae_pyro.slurm import is_restart, requeue_if_preempted
 from vae_pyro.started import StartedJob, Sweep, task_overrides
 
@@ -27,11 +28,11 @@ def main(cfg: DictConfig) -> float | None:
     """Run one job of ``python run.py``, alone or in a sweep.
 
     A job that fails says why in one message. Alone, it ends the program with status 1; in a sweep
-    it leaves its message in ``result.json``, so that the other jobs run and the sweep reports it.
+    it leaves its message in ``job.json``, so that the other jobs run and the sweep reports it.
 
     Returns:
-        valid/log_px, in nats per image, for a sweeper that chooses jobs by it; NaN where the job
-        failed. None otherwise.
+        valid/log_px, in nats per image, for a sweeper that chooses jobs by it; None where there is
+        none, or the job failed.
     """
     hydra = HydraConfig.get()
     output = Path(hydra.runtime.output_dir)
@@ -48,34 +49,34 @@ def main(cfg: DictConfig) -> float | None:
         is_judged=is_judged,
     )
     console = make_console()
+    started = StartedJob(overrides, job.sweep)
     try:
-        _scrub(output / (hydra.output_subdir or ""), Path(hydra.sweep.dir))
-        StartedJob(overrides, job.sweep).write(output)
-        tree = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(tree, dict)
-        config = {str(key): value for key, value in tree.items()}
-        config["resume"] = config["resume"] or is_restart()
-        with interruptible():
-            result = run_job(config, job, console)
+        with interruptible(), claim(output):
+            try:
+                _scrub(output / (hydra.output_subdir or ""), Path(hydra.sweep.dir))
+                started.write(output)
+                tree = OmegaConf.to_container(cfg, resolve=True)
+                assert isinstance(tree, dict)
+                config = {str(key): value for key, value in tree.items()}
+                config["resume"] = config["resume"] or is_restart()
+                result = run_job(config, job, console)
+            except Exception as error:
+                with suppress(StorageError):
+                    replace(started, error=explain(error)).write(output)
+                raise
     except Interrupted as interruption:
         goes_on = "SLURM starts it again" if requeue_if_preempted() else "resume=true goes on"
         fail(f"{interruption}; {goes_on} from the last checkpoint")
         sys.exit(interruption.status)
     except Exception as error:
-        message = explain(error)
-        if not isinstance(error, ResumeError):  # which speaks of another process's job
-            with suppress(StorageError):
-                JobResult(job.name, dict(job.settings), error=message, sweep=job.sweep).write(
-                    output
-                )
-        fail(message)
+        fail(explain(error))
         if sweep is None:
             sys.exit(1)
-        return math.nan if is_judged else None
+        return None
     if sweep is None:
         print_summary([result], console)
         console.print(f"pictures and weights: {output}", highlight=False, soft_wrap=True)
-    return result.metrics.get("valid/log_px", math.nan) if is_judged else None
+    return result.metrics.get("valid/log_px")
 
 
 def explain(error: Exception) -> str:

@@ -212,11 +212,16 @@ class Checkpoints:
                 tensors, about = read_tensors(path)
             except CheckpointError as error:
                 tell(f"{error}; it is left out")
-                path.unlink(missing_ok=True)
+                path.replace(path.with_suffix(".damaged"))
                 continue
-            self._written_epoch = int(path.stem.removeprefix("epoch-"))
+            self._written_epoch = _epoch(path)
             return Checkpoint(self._written_epoch, tensors, about)
         return None
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("epoch-*.safetensors"))
+        found = (p for p in self.folder.glob("epoch-*.safetensors") if p.stem[6:].isdigit())
+        return sorted(found, key=_epoch)
+
+
+def _epoch(path: Path) -> int:
+    return int(path.stem.removeprefix("epoch-"))

@@ -11,7 +11,7 @@ from vae_pyro.config import build
 from vae_pyro.errors import ResumeError, TrackingError, UserError
 from vae_pyro.resume import claim
 from vae_pyro.tracking import Record, Tracker
-from vae_pyro.tracking.record import JOURNAL, read_journal
+from vae_pyro.tracking.journal import JOURNAL, read_journal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +59,7 @@ def _deliver(folder: Path, uri: str | None) -> str:
                 "environment as MLFLOW_TRACKING_URI"
             )
         record = Record(folder, build(chosen, Tracker, "tracking"), tell)
+        record.address(record.parent)
         waiting = record.undelivered
         record.deliver()
         if record.undelivered:

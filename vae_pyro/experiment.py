@@ -103,11 +103,16 @@ class Experiment:
         return metrics
 
     def show(self, evaluation: Evaluation, notes: Sequence[str]) -> None:
-        """Print the estimators side by side, where there are more than the usual, and the notes."""
+        """Print the estimators side by side, where there are more than the usual, and the notes.
+
+        Both become the run's description.
+        """
+        words = list(notes)
         if self.questions.estimators:
             table = comparison(evaluation, self._cell_volume or 0.0)
             print_table(table, self.console)
-            self.run.describe("\n\n".join([table_markdown(table), *notes]))
+            words.insert(0, table_markdown(table))
+        self.run.describe("\n\n".join(words))
         for note in notes:
             self._tell(note)
 
@@ -257,7 +262,7 @@ class Experiment:
             self.config.evaluation.num_samples,
         )
         path = self.output / "elbo_vs_iwae.png"
-        figure.savefig(path)
+        write_atomically(path, visualization.png(visualization.render(figure)))
         self.run.log_file(path)
 
 

@@ -100,6 +100,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         CheckpointError: where the file is missing or damaged.
+        StorageError: where the disk does not let it be read.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -109,8 +110,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if metadata["sha256"] != _digest(tensors, words):
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the saved one")
         about: dict[str, Any] = json.loads(words)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read now: {error.strerror or error}") from error
     return tensors, about
 
 

@@ -4,9 +4,16 @@ import logging
 import re
 
 _SECRETS = (
-    (re.compile(r"(://[^/:@\s]*):[^/\s]*@"), r"\1:***@"),
+    # Also one with a slash in it; but what is a port is none, whatever follows.
+    (re.compile(r"(://[^/:@\s]*):(?!\d+(?:[/\s]|$))[^\s'\"]*@"), r"\1:***@"),
     (re.compile(r"(https?://)[^/:@\s]+@"), r"\1***@"),
-    (re.compile(r"([?&](?:password|passwd|pwd|token|secret)=)[^&\s'\"]+", re.IGNORECASE), r"\1***"),
+    (
+        re.compile(
+            r"([?&](?:password|passwd|pwd|token|secret|api_?key|access_?key)=)[^&\s'\"]+",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
 )
 
 

@@ -15,7 +15,7 @@ from vae_pyro.checkpoint import Blueprint, Checkpoints, save_model
 from vae_pyro.config import Config, build, flatten, parse_config
 from vae_pyro.config import Evaluation as EvaluationOptions
 from vae_pyro.data import Dataset, ImageSource
-from vae_pyro.errors import ConfigError, EstimatorError
+from vae_pyro.errors import ConfigError, EstimatorError, StorageError
 from vae_pyro.evaluation import Questions, log_cell_volume
 from vae_pyro.experiment import Experiment
 from vae_pyro.files import write_atomically
@@ -29,8 +29,8 @@ from vae_pyro.provenance import Fingerprint, describe_x, git_tags, identify_x
 from vae_pyro.randomness import RandomStream
 from vae_pyro.report import advice
 from vae_pyro.results import JobResult
-from vae_pyro.resume import claim, continue_or_begin
-from vae_pyro.tracking import Tracker, open_run
+from vae_pyro.resume import continue_or_begin
+from vae_pyro.tracking import Run, SilentRun, Tracker, deliver_rest, open_run
 from vae_pyro.training import try_out
 from vae_pyro.vae import VAE
 
@@ -74,9 +74,11 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         UserError: with one clear message; the tracker's run, if open, is closed as FAILED.
         Interrupted: by Ctrl-C or SIGTERM; a checkpoint is left and the run is closed as KILLED.
     """
-    config = parse_config(tree)
-    with claim(job.output):
-        return _run_alone(tree, config, job, console)
+    threads = torch.get_num_threads()
+    try:
+        return _run(tree, parse_config(tree), job, console)
+    finally:
+        torch.set_num_threads(threads)  # a resumed job may have had another number
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _build_parts(config: Config, job: Job) -> _Parts:
     )
 
 
-def _run_alone(tree: Mapping[str, Any], config: Config, job: Job, console: Console) -> JobResult:
+def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) -> JobResult:
     def tell(note: str) -> None:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
@@ -140,7 +142,9 @@ def _run_alone(tree: Mapping[str, Any], config: Config, job: Job, console: Conso
     finished = continue_or_begin(job.output, fingerprint, resume=config.resume, tell=tell)
     if finished is not None:
         tell(f"{job.name}: finished before, and read back")
-        result = replace(finished, sweep=job.sweep)
+        deliver_rest(parts.tracker, job.output / "record", job.parent, tell)
+        settings = dict(job.settings)
+        result = replace(finished, name=job.name, settings=settings, sweep=job.sweep)
         result.write(job.output)
         return result
     tags = {
@@ -149,15 +153,17 @@ def _run_alone(tree: Mapping[str, Any], config: Config, job: Job, console: Conso
         "log_px": "density" if parts.likelihood.support.is_continuous else "probability",
         **git_tags(),
     }
-    run = open_run(
-        parts.tracker, job.output / "record", job.name, tags, job.parent,
-        must_answer=job.sweep is None, tell=tell,
-    )  # fmt: skip
+    run: Run = SilentRun()
     checkpoints = Checkpoints(job.output / "checkpoint", config.training.checkpoint_seconds)
-    experiment = Experiment(
-        config, parts.dataset, parts.vae, parts.objective, parts.questions, run, console, job.output
-    )
     try:
+        run = open_run(
+            parts.tracker, job.output / "record", job.name, tags, job.parent,
+            must_answer=job.sweep is None, tell=tell,
+        )  # fmt: skip
+        experiment = Experiment(
+            config, parts.dataset, parts.vae, parts.objective, parts.questions, run, console,
+            job.output,
+        )  # fmt: skip
         run.log_params({**job.choices, **flatten(recorded)})
         run.log_file(_write_config(recorded, job.output))
         trained, last_epoch = experiment.train(checkpoints)
@@ -178,19 +184,27 @@ def _run_alone(tree: Mapping[str, Any], config: Config, job: Job, console: Conso
             metrics=evaluation.metrics | judged | trained,
             sweep=job.sweep,
         )
-        run.end("FINISHED")
-        result.write(job.output)
-        shutil.rmtree(job.output / "evaluation", ignore_errors=True)  # all of it is in the tables
+        with uninterrupted():
+            run.end("FINISHED")
+            result.write(job.output)
+    # The disk or the store may be what failed; the first error is the one to tell.
     except Exception as error:
-        with suppress(Exception):  # the disk may be what failed; the first error is the one to tell
-            run.describe(f"Failed: {without_passwords(str(error))}")
-            run.end("FAILED")
+        with uninterrupted():
+            with suppress(Exception):
+                run.describe(f"Failed: {without_passwords(str(error))}")
+            with suppress(Exception):
+                run.end("FAILED")
         raise
     except BaseException:  # Ctrl-C, SIGTERM
         with uninterrupted():
-            checkpoints.flush()
-            run.end("KILLED")
+            try:
+                checkpoints.flush()
+            except StorageError as error:
+                tell(str(error))
+            with suppress(Exception):
+                run.end("KILLED")
         raise
+    shutil.rmtree(job.output / "evaluation", ignore_errors=True)  # all of it is in the tables
     return result
 
 
@@ -248,12 +262,9 @@ def _write_config(tree: Mapping[str, Any], output: Path) -> Path:
     return path
 
 
-def _without_passwords(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_passwords(value)
-        if isinstance(value, Mapping)
-        else without_passwords(value)
-        if isinstance(value, str)
-        else value
-        for key, value in tree.items()
-    }
+def _without_passwords(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _without_passwords(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_passwords(value) for value in tree]
+    return without_passwords(tree) if isinstance(tree, str) else tree

@@ -15,9 +15,8 @@ from vae_pyro.data import Dataset
 from vae_pyro.data.dataset import Binarisation
 from vae_pyro.files import code_digest, write_atomically
 from vae_pyro.likelihoods import Likelihood, Support
+from vae_pyro.started import NOT_IN_FINGERPRINT
 
-# Recorded like the rest of the configuration, but no part of what a result depends on.
-_NOT_IN_FINGERPRINT = ("tracking.", "data.root", "resume", "training.checkpoint_seconds")
 _LIBRARIES = ("torch", "pyro-ppl")
 
 
@@ -42,7 +41,7 @@ class Fingerprint:
         flat = {
             key: value
             for key, value in flatten({**tree, "device": device}).items()
-            if not key.startswith(_NOT_IN_FINGERPRINT)
+            if not key.startswith(NOT_IN_FINGERPRINT)
         }
         code = {"vae_pyro": code_digest()}
         code |= {library: metadata.version(library) for library in _LIBRARIES}

@@ -41,7 +41,7 @@ class JobResult:
         name: the job's overrides in a sweep, its main choices otherwise.
         settings: what the user set for it, by key.
         latent_dim: the size of z; None where the configuration was refused.
-        error: why it failed; None where it finished.
+        error: why it failed; None where it finished, as all that are written have.
         x: what log p(x) is of, for instance ``digits: 17 levels``.
         images: tells one set of test images from another.
         log_cell_volume: nats that make log p(x) (a lower bound on) the log probability of the

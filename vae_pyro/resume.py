@@ -1,7 +1,7 @@
 """A job's folder from one process to the next: gone on with, read back, or set aside."""
 
 import fcntl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -12,8 +12,12 @@ from vae_pyro.results import JobResult
 
 FINGERPRINT_FILE = "fingerprint.json"
 _LOCK = ".lock"
-# What is about the process that starts and not about the job that was here before.
-_NOT_SET_ASIDE = (".hydra", _LOCK, "job.json", "run.log", "multirun.yaml")
+# What a job leaves in its folder; whatever else lies there is not its own.
+_LEFT_BEHIND = (
+    "result.json", "config.yaml", "record", "checkpoint", "evaluation", "model", "per_image.csv",
+    "latent.csv", "estimators.csv", "elbo_vs_iwae.png", "samples.png", "reconstructions.png",
+    "latent_space.png", FINGERPRINT_FILE,
+)  # fmt: skip
 
 
 def claim(folder: Path) -> IO[str]:
@@ -32,12 +36,14 @@ def claim(folder: Path) -> IO[str]:
         raise cannot_write(folder, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         lock.close()
         raise ResumeError(
             f"another process is at work in {folder}: wait for it or end it, or choose another "
             "folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=...)"
         ) from error
+    except OSError:
+        pass  # a file system without locks, as some that clusters share
     return lock
 
 
@@ -53,33 +59,36 @@ def continue_or_begin(
         folder: the job's own.
         fingerprint: of the job that starts.
         resume: whether to go on with what is there.
-        tell: called with one line where something was to be resumed and cannot be.
+        tell: called with one line where something is set aside.
 
     Returns:
         its result, where it has finished before and is resumed; None where it is to run.
     """
     earlier = Fingerprint.read(folder / FINGERPRINT_FILE)
-    if earlier is not None:
-        if resume and earlier == fingerprint:
-            result = JobResult.read(folder)
-            return result if result is not None and result.error is None else None
-        aside = _set_aside(folder)
+    if resume and earlier == fingerprint:
+        return JobResult.read(folder)
+    if (aside := set_aside(folder, _LEFT_BEHIND)) is not None:
+        why = "to go on with it, ask for resume=true"
         if resume:
-            tell(
-                f"not resumed, a new run: changed was {fingerprint.changes_since(earlier)} "
-                f"(what was there is in {aside})"
-            )
+            changes = earlier and fingerprint.changes_since(earlier)
+            why = f"changed was {changes}" if changes else f"{FINGERPRINT_FILE} cannot be read"
+        tell(f"a new run; what was there before is in {aside} ({why})")
     fingerprint.write(folder / FINGERPRINT_FILE)
     return None
 
 
-def _set_aside(folder: Path) -> Path:
-    number = 1 + len(list(folder.glob("superseded-*")))
-    aside = folder / f"superseded-{number}"
+def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
+    """Move what is there of ``names`` into the next ``superseded-N``, the last name last.
+
+    Returns:
+        where it is now; None where there was nothing.
+    """
+    found = [folder / name for name in names if (folder / name).exists()]
+    if not found:
+        return None
+    taken = [int(n) for p in folder.glob("superseded-*") if (n := p.name.split("-")[1]).isdigit()]
+    aside = folder / f"superseded-{1 + max(taken, default=0)}"
     make_folder(aside)
-    # The fingerprint goes last: interrupted here, the rest follows the next time.
-    others = [p for p in folder.iterdir() if p.name not in (*_NOT_SET_ASIDE, FINGERPRINT_FILE)]
-    for path in (*others, folder / FINGERPRINT_FILE):
-        if not path.name.startswith("superseded-"):
-            path.replace(aside / path.name)
+    for path in found:
+        path.replace(aside / path.name)
     return aside

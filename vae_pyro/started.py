@@ -12,6 +12,8 @@ from typing import TypeVar
 from vae_pyro.passwords import without_passwords
 
 T = TypeVar("T", "Sweep", "StartedJob")
+# Recorded like the rest of the configuration, but no part of what a result depends on.
+NOT_IN_FINGERPRINT = ("tracking", "data.root", "resume", "training.checkpoint_seconds")
 SWEEP_FILE = "sweep.json"
 JOB_FILE = "job.json"
 
@@ -45,10 +47,12 @@ class StartedJob:
     Attributes:
         overrides: likewise.
         sweep: its sweep's token; None for a single job.
+        error: why it failed, as far as it could say.
     """
 
     overrides: list[str]
     sweep: str | None
+    error: str | None = None
 
     def write(self, folder: Path) -> None:
         _write(folder / JOB_FILE, self)
@@ -60,7 +64,20 @@ class StartedJob:
 
 def task_overrides(typed: Sequence[str]) -> list[str]:
     """What was typed, but for what says nothing about the result: passwords, and ``resume``."""
-    return [without_passwords(str(o)) for o in typed if not str(o).startswith("resume=")]
+    return [without_passwords(str(o)) for o in typed if _key(str(o)) != "resume"]
+
+
+def is_same_command(overrides: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two commands ask for the same results, whatever the order of their overrides."""
+
+    def relevant(typed: Sequence[str]) -> list[str]:
+        return sorted(o for o in typed if not _key(o).startswith(NOT_IN_FINGERPRINT))
+
+    return relevant(overrides) == relevant(others)
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def last_started(
@@ -76,7 +93,7 @@ def last_started(
     found = None
     for folder in sorted(path for path in like.parent.parent.glob("*/*") if path.is_dir()):
         started = kind.read(folder)
-        if started is None or sorted(started.overrides) != sorted(overrides):
+        if started is None or not is_same_command(started.overrides, overrides):
             continue
         if not (isinstance(started, StartedJob) and started.sweep is not None):
             found = folder

@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,15 @@ from typing import IO, TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from vae_pyro.started import JOB_FILE, StartedJob, Sweep, last_started, task_overrides
+from vae_pyro.slurm import is_restart
+from vae_pyro.started import (
+    JOB_FILE,
+    StartedJob,
+    Sweep,
+    is_same_command,
+    last_started,
+    task_overrides,
+)
 
 if TYPE_CHECKING:
     from vae_pyro.results import JobResult
@@ -73,19 +82,18 @@ class SweepCallback(Callback):
     def _open(self, config: DictConfig) -> None:
         from vae_pyro.app import tell
         from vae_pyro.config import build
-        from vae_pyro.resume import claim
+        from vae_pyro.resume import claim, set_aside
         from vae_pyro.tracking import Tracker, open_run
 
         overrides = task_overrides(config.hydra.overrides.task)
-        earlier = Sweep.read(self._folder) if config.resume is True else None
-        if earlier is not None and sorted(earlier.overrides) != sorted(overrides):
+        earlier = Sweep.read(self._folder) if _is_resumed(config) else None
+        if earlier is not None and not is_same_command(earlier.overrides, overrides):
             earlier = None
         self._claim = claim(self._folder)
         self._token = earlier.token if earlier else uuid.uuid4().hex
         record = self._folder / "record"
-        if earlier is None and record.exists():  # of a sweep that used this folder before
-            number = 1 + len(list(self._folder.glob("superseded-*")))
-            record.replace(self._folder / f"superseded-{number}")
+        if earlier is None:  # another sweep may have used this folder before
+            set_aside(self._folder, ("summary.csv", "elbo_vs_iwae.png", "record"))
         # Before the run is opened: killed in between, the next start goes on with this one.
         Sweep(overrides, self._token, earlier.parent if earlier else None).write(self._folder)
         options = OmegaConf.to_container(config.tracking, resolve=True)
@@ -140,10 +148,10 @@ class SweepCallback(Callback):
         results = []
         for job, started in self._jobs().items():
             result = JobResult.read(job)
-            if result is None or result.sweep != self._token:
-                # Killed: it could not even say that it failed.
+            if started.error is not None or result is None or result.sweep != self._token:
                 settings = dict(split_overrides(started.overrides))
-                error = "ended without a result; resume=true goes on with it"
+                # Killed, it could not even say that it failed.
+                error = started.error or "ended without a result; resume=true goes on with it"
                 result = JobResult(", ".join(started.overrides), settings, error=error)
             results.append(result)
         return results
@@ -158,13 +166,14 @@ class SweepCallback(Callback):
         return dict(sorted(mine.items(), key=lambda item: (len(item[0].name), item[0].name)))
 
     def _draw(self, results: list[JobResult]) -> Path:
+        from vae_pyro.files import write_atomically
         from vae_pyro.results import groups, summary_notes
-        from vae_pyro.visualization import sweep_figure
+        from vae_pyro.visualization import png, render, sweep_figure
 
         panels = [_panel(group, results) for group in groups(results)]
         figure = sweep_figure(panels, summary_notes(results)[1:])  # the axes say the first
         path = self._folder / "elbo_vs_iwae.png"
-        figure.savefig(path)
+        write_atomically(path, png(render(figure)))
         return path
 
     def _abandon(self) -> None:
@@ -223,28 +232,42 @@ def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str
     from vae_pyro.files import make_folder
 
     key = f"hydra.{mode}.dir"
-    folder = Path(OmegaConf.select(config, key))
-    is_chosen = any(str(o).startswith(f"{key}=") for o in config.hydra.overrides.hydra)
-    if config.resume is True and not is_chosen:
-        earlier = last_started(kind, task_overrides(config.hydra.overrides.task), folder)
-        if earlier is None:
-            tell(f"nothing to resume: no such command has left anything beside {folder}")
-        else:
-            folder = earlier
-            tell(f"resumed in {folder}")
-            with read_write(config.hydra):
-                OmegaConf.update(config, key, str(folder))
-                config.hydra.overrides.hydra.append(f"{key}={folder}")  # read anew for every job
+    chosen = Path(OmegaConf.select(config, key))
+    folder = chosen
+    if not any(str(o).startswith(f"{key}=") for o in config.hydra.overrides.hydra):
+        earlier = None
+        if _is_resumed(config):
+            earlier = last_started(kind, task_overrides(config.hydra.overrides.task), chosen)
+            tell(
+                f"resumed in {earlier}"
+                if earlier
+                else f"nothing to resume: no such command has left anything beside {chosen}"
+            )
+        number = 1
+        while earlier is None and folder.exists():  # of a command of the same second
+            number += 1
+            folder = chosen.with_name(f"{chosen.name}-{number}")
+        folder = earlier or folder
+    if folder != chosen:
+        with read_write(config.hydra):
+            OmegaConf.update(config, key, str(folder))
+            config.hydra.overrides.hydra.append(f"{key}={folder}")  # read anew for every job
     make_folder(folder)
     return folder
 
 
+def _is_resumed(config: DictConfig) -> bool:
+    return config.resume is True or is_restart()
+
+
 def _end_with_children(signum: int, _frame: Any) -> None:
     """SIGTERM ends a sweep as Ctrl-C does, jobs in other processes included."""
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for child in children:
         child.terminate()
-    for child in multiprocessing.active_children():
-        child.join(_GRACE)
+    deadline = time.monotonic() + _GRACE
+    for child in children:
+        child.join(max(0.0, deadline - time.monotonic()))
     sys.exit(128 + signum)
 
 

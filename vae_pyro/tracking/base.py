@@ -55,6 +55,10 @@ class Run(ABC):
         """Whether the series has a picture of this step."""
 
     @abstractmethod
+    def set_parent(self, parent: str) -> None:
+        """Make it a child of the run ``parent``."""
+
+    @abstractmethod
     def discard(self) -> None:
         """Take back a run under which nothing happened."""
 
@@ -120,6 +124,9 @@ class SilentRun(Run):
 
     def has_image(self, key: str, step: int) -> bool:
         return False
+
+    def set_parent(self, parent: str) -> None:
+        pass
 
     def discard(self) -> None:
         pass

@@ -1,38 +1,39 @@
 """A run's own record on disk: written first, delivered to the tracker when it answers."""
 
-import json
+import io
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from vae_pyro.errors import TrackingError
-from vae_pyro.files import cannot_write, make_folder, write_atomically
+from vae_pyro.errors import StorageError, TrackingError
+from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import uninterrupted
 from vae_pyro.passwords import without_passwords
 from vae_pyro.tracking.base import NoTracking, Run, Status, Tracker
+from vae_pyro.tracking.journal import (
+    JOURNAL,
+    Entry,
+    append_entry,
+    identities,
+    read_delivered,
+    read_journal,
+    write_delivered,
+    write_journal,
+)
 
-JOURNAL = "journal.jsonl"
 TAG = "record"  # of the run in the tracker, so that it is found again and never opened twice
-_DELIVERED = "delivered"
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the tracker is away
+_ONE_TRY = 3.0
 _LAST_TRIES = 5.0  # seconds spent on delivering when the run ends
 
-Entry = dict[str, Any]
-_FIELDS = {
-    "start": {"op", "name", "tags", "parent", "tracker"},
-    "params": {"op", "params"},
-    "metrics": {"op", "metrics", "step", "at"},
-    "image": {"op", "key", "step", "file"},
-    "file": {"op", "path", "folder"},
-    "describe": {"op", "markdown"},
-    "end": {"op", "status"},
-}
 Tell = Callable[[str], None]
 
 
@@ -58,13 +59,19 @@ class Record(Run):
         self._tell = tell
         self._run: Run | None = None
         self._entries = read_journal(folder)
-        self._delivered, self.run_id = _read_delivered(folder)
+        self._delivered, self.run_id = read_delivered(folder)
         self._known: set[tuple[Any, ...]] = set()
         for entry in self._entries:
-            self._known |= _identities(entry)
+            self._known |= identities(entry)
         self._unsure = len(self._entries)  # what of these has arrived is not known for certain
         self._wait = self._retry_at = 0.0
         self._why = ""
+
+    @property
+    def parent(self) -> str | None:
+        """Run id of the sweep that it is recorded under."""
+        parent: str | None = self._entries[0]["parent"]
+        return parent
 
     @property
     def undelivered(self) -> int:
@@ -85,22 +92,16 @@ class Record(Run):
         Raises:
             TrackingError: where it must answer and does not; nothing is left behind.
         """
-        tracker = self._tracker.options()
         is_new = not self._entries
         if is_new:
             make_folder(self._folder)
             tags = {**tags, TAG: uuid.uuid4().hex}
-            first = {"op": "start", "name": name, "tags": tags, "parent": parent}
-            self._entries = [{**first, "tracker": tracker}]
-        elif self._entries[0]["tracker"] != tracker:  # all of it goes to another store
-            self._entries[0]["tracker"] = tracker
-            self._delivered, self.run_id = 0, None
+            self._entries = [{"op": "start", "name": name, "tags": tags}]
         # Before the run is opened: a process that is killed in between finds the run by its tag.
-        lines = "".join(json.dumps(entry) + "\n" for entry in self._entries)
-        write_atomically(self._folder / JOURNAL, lines.encode())
+        self.address(parent)
         if must_answer:
             try:
-                self._open()
+                self.open()
             except TrackingError:
                 if is_new:
                     (self._folder / JOURNAL).unlink()
@@ -109,9 +110,18 @@ class Record(Run):
             self._add({"op": "end", "status": "RUNNING"})
         self.deliver()
 
+    def address(self, parent: str | None) -> None:
+        """Deliver to this tracker and under this parent from now on, whatever was so before."""
+        first, tracker = self._entries[0], self._tracker.options()
+        if first.get("tracker", tracker) != tracker:  # all of it goes to another store
+            self._delivered, self.run_id = 0, None
+        self._entries[0] = {**first, "tracker": tracker, "parent": parent}
+        if self._entries[0] != first:
+            write_journal(self._folder, self._entries)
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         entry = {"op": "params", "params": {key: str(value) for key, value in params.items()}}
-        if not _identities(entry) <= self._known:
+        if not identities(entry) <= self._known:
             self._add(entry)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> None:
@@ -124,10 +134,9 @@ class Record(Run):
         if ("image", key, step) in self._known:
             return
         name = f"{key}-{step:06d}.png"
-        try:
-            Image.fromarray(image).save(self._folder / name)
-        except OSError as error:
-            raise cannot_write(self._folder / name, error) from error
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG")
+        write_atomically(self._folder / name, buffer.getvalue())
         self._add({"op": "image", "key": key, "step": step, "file": name})
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
@@ -137,21 +146,37 @@ class Record(Run):
         self._add({"op": "describe", "markdown": markdown})
 
     def end(self, status: Status) -> None:
-        self._add({"op": "end", "status": status})
+        try:
+            self._add({"op": "end", "status": status})
+        except StorageError:  # then at least the tracker shall know
+            with suppress(Exception):
+                (self._run or self.open()).end(status)
+            raise
+        # A store that does not answer must not keep a process that was told to end.
+        last = threading.Thread(target=self._deliver_patiently, daemon=True)
+        last.start()
+        last.join(_LAST_TRIES + _ONE_TRY if status == "KILLED" else None)
+        if self.undelivered:
+            self._tell(
+                f"{self.undelivered} of {len(self._entries)} records wait in {self._folder}, "
+                f"because {self._why or 'the tracking store takes too long'}; python -m "
+                f"vae_pyro.deliver {self._folder.parent} hands them over when it answers again"
+            )
+
+    def _deliver_patiently(self) -> None:
         deadline = time.monotonic() + _LAST_TRIES
         while self.undelivered and time.monotonic() < deadline:
             time.sleep(0.5)
             self._retry_at = 0.0
             self.deliver()
-        if self.undelivered:
-            self._tell(
-                f"{self.undelivered} of {len(self._entries)} records wait in {self._folder}, "
-                f"because {self._why}; python -m vae_pyro.deliver {self._folder.parent} hands them "
-                "over when the tracking store answers again"
-            )
 
     def has_image(self, key: str, step: int) -> bool:
         return ("image", key, step) in self._known
+
+    def set_parent(self, parent: str) -> None:
+        self.address(parent)
+        if self._run is not None:
+            self._run.set_parent(parent)
 
     def discard(self) -> None:
         if self._run is not None:
@@ -167,8 +192,7 @@ class Record(Run):
         except Exception as error:  # of any of the libraries between here and the store
             self._run = None
             if not self._wait:
-                first_line, *_ = str(error).splitlines() or [type(error).__name__]
-                self._why = without_passwords(first_line)
+                self._why = _first_line(error)
                 self._tell(
                     f"the tracking store cannot take records for now ({self._why}); they are kept "
                     f"in {self._folder} and delivered when it answers"
@@ -181,26 +205,39 @@ class Record(Run):
             self._wait = 0.0
 
     def _hand_over_all(self) -> None:
-        run = self._run or self._open()
+        run = self._run or self.open()
         try:
             while self.undelivered:
-                self._hand_over(run, self._entries[self._delivered])
+                try:
+                    self._hand_over(run, self._entries[self._delivered])
+                except Exception as error:
+                    if not _is_hopeless(error):
+                        raise
+                    number, why = self._delivered + 1, _first_line(error)
+                    self._tell(f"line {number} of {self._folder / JOURNAL} is left out: {why}")
                 with uninterrupted():
                     self._delivered += 1
-                    self._note_delivered()
+                    write_delivered(self._folder, self._delivered, self.run_id)
         except BaseException:
             self._unsure = max(self._unsure, self._delivered + 1)
             raise
 
-    def _open(self) -> Run:
+    def open(self) -> Run:
+        """The tracker's run; made anew where the tracker has none.
+
+        Raises:
+            TrackingError: where the tracker does not answer.
+        """
         start = self._entries[0]
         run = self._tracker.find_run(TAG, start["tags"][TAG])
+        if run is not None and start["parent"] is not None:
+            run.set_parent(start["parent"])
         if run is None:  # or gone: then the record makes it anew
             self._delivered = 0
             run = self._tracker.start_run(start["name"], start["tags"], start["parent"])
         self._delivered = max(self._delivered, 1)
         self._run, self.run_id = run, run.run_id
-        self._note_delivered()
+        write_delivered(self._folder, self._delivered, self.run_id)
         return run
 
     def _hand_over(self, run: Run, entry: Entry) -> None:
@@ -223,24 +260,11 @@ class Record(Run):
             run.end(entry["status"])
 
     def _add(self, entry: Entry) -> None:
-        path = self._folder / JOURNAL
         with uninterrupted():
-            size = path.stat().st_size
-            try:
-                with path.open("ab") as file:
-                    file.write(json.dumps(entry).encode() + b"\n")
-            except OSError as error:
-                os.truncate(path, size)
-                raise cannot_write(path, error) from error
+            append_entry(self._folder, entry)
             self._entries.append(entry)
-            self._known |= _identities(entry)
+            self._known |= identities(entry)
         self.deliver()
-
-    def _note_delivered(self) -> None:
-        """Not flushed: where a loss of power loses it, entries are delivered again."""
-        aside = self._folder / f".{_DELIVERED}"
-        aside.write_text(f"{self._delivered} {self.run_id}")
-        aside.replace(self._folder / _DELIVERED)
 
 
 def open_run(
@@ -266,50 +290,24 @@ def open_run(
     return record
 
 
-def read_journal(folder: Path) -> list[Entry]:
-    """The whole entries; what a crash left of a last one is cut off.
-
-    Raises:
-        TrackingError: where an earlier entry is damaged.
-    """
-    path = folder / JOURNAL
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    entries: list[Entry] = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            is_whole = set(entry) == _FIELDS[entry["op"]] and (entry["op"] == "start") == (
-                number == 1
-            )
-        except (ValueError, TypeError, KeyError):
-            is_whole = False
-        if not is_whole:
-            raise TrackingError(
-                f"{path} is damaged in line {number}: the run's records are in the tracking store "
-                "as far as they were delivered; move the folder away to start the job anew"
-            )
-        entries.append(entry)
-    return entries
+def deliver_rest(tracker: Tracker, folder: Path, parent: str | None, tell: Tell) -> None:
+    """What a job that has ended still has to deliver, and under which parent it now stands."""
+    if not isinstance(tracker, NoTracking) and read_journal(folder):
+        record = Record(folder, tracker, tell)
+        is_elsewhere = record.parent != parent
+        record.address(parent)
+        if is_elsewhere and not record.undelivered:
+            with suppress(TrackingError):
+                record.open()
+        record.deliver()
 
 
-def _read_delivered(folder: Path) -> tuple[int, str | None]:
-    try:
-        count, run_id = (folder / _DELIVERED).read_text().split()
-        return int(count), run_id
-    except (OSError, ValueError):
-        return 0, None
+def _is_hopeless(error: Exception) -> bool:
+    """Whether an entry will never be taken: its picture is damaged, or the store finds it wrong."""
+    is_wrong = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+    return is_wrong or isinstance(error, UnidentifiedImageError)
 
 
-def _identities(entry: Entry) -> set[tuple[Any, ...]]:
-    """What a resumed job would say again."""
-    if entry["op"] == "metrics":
-        return {("metric", name, entry["step"]) for name in entry["metrics"]}
-    if entry["op"] == "image":
-        return {("image", entry["key"], entry["step"])}
-    return {("params",)} if entry["op"] == "params" else set()
+def _first_line(error: Exception) -> str:
+    first_line, *_ = str(error).splitlines() or [type(error).__name__]
+    return without_passwords(first_line)

@@ -26,6 +26,7 @@ from vae_pyro.tracking.base import Run, Status, Tracker
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_PARENT = "mlflow.parentRunId"
 _ANSWER_WITHIN = 5.0  # seconds
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -46,8 +47,11 @@ class MLflow(Tracker):
         client, experiment_id = self._open()
         tags = dict(tags)
         if parent is not None:
-            tags["mlflow.parentRunId"] = parent
-        run = client.create_run(experiment_id, run_name=name, tags=tags)
+            tags[_PARENT] = parent
+        try:
+            run = client.create_run(experiment_id, run_name=name, tags=tags)
+        except Exception as error:
+            raise self._refused(error) from error
         return _MLflowRun(client, run.info.run_id)
 
     def find_run(self, tag: str, value: str) -> Run | None:
@@ -163,7 +167,23 @@ class MLflow(Tracker):
                 port = parts.port or _DATABASE_PORTS[database]
                 socket.create_connection((parts.hostname, port), timeout=_ANSWER_WITHIN).close()
             except (OSError, ValueError) as error:
-                raise self._unusable(f"nobody answers there ({error})") from error
+                why = error if isinstance(error, OSError) else "its port is no number"
+                raise self._unusable(f"nobody answers there ({why})") from error
+            self._log_in()
+
+    def _log_in(self) -> None:
+        """MLflow tries ten times, and waits without limit for a server that says nothing."""
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(
+            self.uri, connect_args={"connect_timeout": int(_ANSWER_WITHIN)}
+        )
+        try:
+            engine.connect().close()
+        except Exception as error:  # of any of the drivers
+            raise self._refused(error) from error
+        finally:
+            engine.dispose()
 
     def _sqlite_folder(self) -> Path:
         return Path(self.uri.removeprefix("sqlite:///")).absolute().parent
@@ -268,6 +288,9 @@ class _MLflowRun(Run):
         # MLflow writes the picture and then its thumbnail: where that is there, both are.
         mine = re.compile(rf"{re.escape(key)}[%+]step[%+]{step}[%+].*\.webp")
         return any(map(mine.fullmatch, names))
+
+    def set_parent(self, parent: str) -> None:
+        self._client.set_tag(self.run_id, _PARENT, parent)
 
     def discard(self) -> None:
         self._client.delete_run(self.run_id)
