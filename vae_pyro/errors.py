@@ -29,7 +29,7 @@ class EstimatorError(UserError):
     """An estimator that has no answer for this VAE."""
 
 
-class StorageError(UserError):
+class StorageError(UserError, OSError):
     """A disk that is full, or a folder that cannot be written."""
 
 
