@@ -206,21 +206,19 @@ class Record(Run):
 
     def _hand_over_all(self) -> None:
         run = self._run or self.open()
-        try:
-            while self.undelivered:
+        while self.undelivered:
+            # A call that is cut short would leave its transaction, and the store locked.
+            with uninterrupted():
                 try:
                     self._hand_over(run, self._entries[self._delivered])
                 except Exception as error:
+                    self._unsure = max(self._unsure, self._delivered + 1)
                     if not _is_hopeless(error):
                         raise
                     number, why = self._delivered + 1, _first_line(error)
                     self._tell(f"line {number} of {self._folder / JOURNAL} is left out: {why}")
-                with uninterrupted():
-                    self._delivered += 1
-                    write_delivered(self._folder, self._delivered, self.run_id)
-        except BaseException:
-            self._unsure = max(self._unsure, self._delivered + 1)
-            raise
+                self._delivered += 1
+                write_delivered(self._folder, self._delivered, self.run_id)
 
     def open(self) -> Run:
         """The tracker's run; made anew where the tracker has none.
@@ -228,17 +226,18 @@ class Record(Run):
         Raises:
             TrackingError: where the tracker does not answer.
         """
-        start = self._entries[0]
-        run = self._tracker.find_run(TAG, start["tags"][TAG])
-        if run is not None and start["parent"] is not None:
-            run.set_parent(start["parent"])
-        if run is None:  # or gone: then the record makes it anew
-            self._delivered = 0
-            run = self._tracker.start_run(start["name"], start["tags"], start["parent"])
-        self._delivered = max(self._delivered, 1)
-        self._run, self.run_id = run, run.run_id
-        write_delivered(self._folder, self._delivered, self.run_id)
-        return run
+        with uninterrupted():
+            start = self._entries[0]
+            run = self._tracker.find_run(TAG, start["tags"][TAG])
+            if run is not None and start["parent"] is not None:
+                run.set_parent(start["parent"])
+            if run is None:  # or gone: then the record makes it anew
+                self._delivered = 0
+                run = self._tracker.start_run(start["name"], start["tags"], start["parent"])
+            self._delivered = max(self._delivered, 1)
+            self._run, self.run_id = run, run.run_id
+            write_delivered(self._folder, self._delivered, self.run_id)
+            return run
 
     def _hand_over(self, run: Run, entry: Entry) -> None:
         if entry["op"] == "params":
