@@ -145,7 +145,8 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
         deliver_rest(parts.tracker, job.output / "record", job.parent, tell)
         settings = dict(job.settings)
         result = replace(finished, name=job.name, settings=settings, sweep=job.sweep)
-        result.write(job.output)
+        if result != finished:
+            result.write(job.output)
         return result
     tags = {
         "fingerprint": fingerprint.digest,
