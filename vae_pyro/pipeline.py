@@ -143,11 +143,7 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
     if finished is not None:
         tell(f"{job.name}: finished before, and read back")
         deliver_rest(parts.tracker, job.output / "record", job.parent, tell)
-        settings = dict(job.settings)
-        result = replace(finished, name=job.name, settings=settings, sweep=job.sweep)
-        if result != finished:
-            result.write(job.output)
-        return result
+        return _read_back(finished, job)
     tags = {
         "fingerprint": fingerprint.digest,
         "x": parts.x,
@@ -206,6 +202,15 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
                 run.end("KILLED")
         raise
     shutil.rmtree(job.output / "evaluation", ignore_errors=True)  # all of it is in the tables
+    return result
+
+
+def _read_back(finished: JobResult, job: Job) -> JobResult:
+    """The result as that of this command, whose sweep may be another one."""
+    settings = dict(job.settings)
+    result = replace(finished, name=job.name, settings=settings, sweep=job.sweep)
+    if result != finished:
+        result.write(job.output)
     return result
 
 
