@@ -34,6 +34,7 @@ needs_mnist = pytest.mark.skipif(
 _SHARED = {"sweep", "undisturbed", "slurm", "server"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, what takes long to set up is set up in one of them.
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from vae_pyro.checkpoint import Blueprint
-from vae_pyro.config import build, flatten, parse_config, resolve, without_passwords
+from vae_pyro.config import build, flatten, parse_config, resolve
 from vae_pyro.data import MNIST, ImageSource
 from vae_pyro.errors import ConfigError
 from vae_pyro.guide import DiagNormal, Guide
@@ -20,6 +20,7 @@ from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import Estimator
 from vae_pyro.networks import MLP, Network
 from vae_pyro.objectives import Objective
+from vae_pyro.passwords import without_passwords
 from vae_pyro.tracking import Tracker
 
 GROUPS = {

@@ -221,7 +221,7 @@ def test_a_shared_server_on_postgresql(
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         children = assert_complete(uri, "vae-pyro", jobs=6)
-        artifacts = list((folder / "artifacts").rglob("*.safetensors"))
+        artifacts = list((folder / "artifacts").rglob("weights.safetensors"))
         assert len(artifacts) == 6
         counted = postgres.query("SELECT run_uuid, count(*) FROM metrics GROUP BY run_uuid")
         expected = len(CONTRACT) + 2 * len(IN_TRAINING)  # the second epoch, with standard errors
