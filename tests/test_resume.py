@@ -149,7 +149,7 @@ def test_a_signal_leaves_a_checkpoint_and_a_killed_run(
         start = time.monotonic()
         process.send_signal(getattr(signal, name))
         _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20  # of which Python's own farewell is most
     assert process.returncode == 128 + getattr(signal, name)
     assert f"interrupted by {name}" in errors
     assert "resume=true" in errors
