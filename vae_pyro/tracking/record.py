@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vae_pyro.errors import StorageError, TrackingError
 from vae_pyro.files import make_folder, write_atomically
@@ -247,7 +247,10 @@ class Record(Run):
         elif entry["op"] == "image":
             is_unsure = self._delivered < self._unsure
             if not (is_unsure and run.has_image(entry["key"], entry["step"])):
-                image = np.asarray(Image.open(self._folder / entry["file"]))
+                try:
+                    image = np.asarray(Image.open(self._folder / entry["file"]))
+                except OSError as error:
+                    raise _UnreadableError(error) from error
                 run.log_image(entry["key"], image, entry["step"])
         elif entry["op"] == "file":
             path = (self._folder / entry["path"]).resolve()
@@ -304,7 +307,11 @@ def deliver_rest(tracker: Tracker, folder: Path, parent: str | None, tell: Tell)
 def _is_hopeless(error: Exception) -> bool:
     """Whether an entry will never be taken: its picture is damaged, or the store finds it wrong."""
     is_wrong = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
-    return is_wrong or isinstance(error, UnidentifiedImageError)
+    return is_wrong or isinstance(error, _UnreadableError)
+
+
+class _UnreadableError(Exception):
+    """A picture of the record that is gone or damaged."""
 
 
 def _first_line(error: Exception) -> str:
