@@ -215,6 +215,23 @@ def test_a_changed_job_is_a_new_run_that_says_what_changed(
     assert outcome(tmp_path / "job") != outcome(undisturbed / "sweep/0")
 
 
+def test_a_job_that_its_launcher_starts_again_goes_on_unasked(
+    run_py: RunPy, tmp_path: Path, undisturbed: Path
+) -> None:
+    """As Ray and SLURM do: the same sweep's job, in the same folder, without its callback."""
+    shutil.copytree(undisturbed / "sweep", tmp_path / "sweep")
+    os.remove(tmp_path / "sweep/1/result.json")
+    done = run_py(
+        *SHORT, "seed=0,1", "hydra.sweep.dir=sweep", "~hydra.callbacks.sweep", "tracking=none",
+        "-m", **ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "finished before, and read back" in done.stdout
+    assert "training goes on after epoch 12" in done.stdout
+    assert outcome(tmp_path / "sweep/1") == outcome(undisturbed / "sweep/1")
+    assert not list(tmp_path.rglob("superseded-*"))
+
+
 @pytest.mark.parametrize("arguments", [("resume=true",), ()])
 def test_what_cannot_be_recognised_is_not_gone_on_with(
     arguments: tuple[str, ...], run_py: RunPy, tmp_path: Path, undisturbed: Path

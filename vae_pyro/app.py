@@ -54,11 +54,16 @@ def main(cfg: DictConfig) -> float | None:
         with interruptible(), claim(output):
             try:
                 _scrub(output / (hydra.output_subdir or ""), Path(hydra.sweep.dir))
+                earlier = StartedJob.read(output)
+                # Within one sweep a folder is used again only by a job that is started again.
+                is_again = (
+                    sweep is not None and earlier is not None and earlier.sweep == sweep.token
+                )
                 started.write(output)
                 tree = OmegaConf.to_container(cfg, resolve=True)
                 assert isinstance(tree, dict)
                 config = {str(key): value for key, value in tree.items()}
-                config["resume"] = config["resume"] or is_restart()
+                config["resume"] = config["resume"] or is_restart() or is_again
                 result = run_job(config, job, console)
             except Exception as error:
                 with suppress(StorageError):
