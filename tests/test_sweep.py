@@ -576,8 +576,11 @@ def test_a_password_reaches_no_record(run_py: Command, tmp_path: Path) -> None:
     done = run_py("tracking.uri=postgresql://me:s3cret@127.0.0.1:9/db", *QUICK)
     assert done.returncode == 1
     assert "s3cret" not in done.stdout + done.stderr
-    (result,) = tmp_path.rglob("result.json")
-    assert "s3cret" not in result.read_text()
+    (job,) = tmp_path.rglob("job.json")
+    assert "nobody answers" in json.loads(job.read_text())["error"]
+    ours = [path for path in tmp_path.rglob("*") if path.is_file() and ".hydra" not in path.parts]
+    assert job in ours
+    assert not [path for path in ours if b"s3cret" in path.read_bytes()]
 
 
 def test_the_fingerprint_knows_data_from_destination(run_py: Command, tmp_path: Path) -> None:
