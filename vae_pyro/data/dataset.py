@@ -2,14 +2,15 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vae_pyro.errors import DataError
 from vae_pyro.randomness import RandomStream
 
 Binarisation = Literal["dynamic", "static"]
@@ -30,6 +31,20 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def of_classes(self, classes: Sequence[int]) -> "Split":
+        """The images with one of these labels, in their order.
+
+        Raises:
+            DataError: where there are none.
+        """
+        kept = torch.isin(self.labels, torch.tensor(classes, device=self.labels.device))
+        if not kept.any():
+            raise DataError(
+                f"no image has a label of {list(classes)}; there are "
+                f"{self.labels.unique().tolist()}: choose among these (data.classes)"
+            )
+        return Split(self.images[kept], self.labels[kept])
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ class Dataset:
 
     def to(self, device: torch.device) -> "Dataset":
         """The same images, resident on ``device``."""
-        return self._map(lambda images: images.to(device))
+        return self.map(lambda split: Split(split.images.to(device), split.labels.to(device)))
 
     def binarised_once(self) -> "Dataset":
         """The same data set after one binary draw of every image, its pixels at the two extremes.
@@ -81,11 +96,12 @@ class Dataset:
         num_levels = self.num_levels
         stream = RandomStream("static binarisation", self.preparation_seed)
 
-        def binary(images: Tensor) -> Tensor:
-            drawn = binarise(images.cpu(), num_levels, stream.generator)
-            return drawn.mul(num_levels - 1).to(torch.uint8).to(images.device)
+        def binary(split: Split) -> Split:
+            drawn = binarise(split.images.cpu(), num_levels, stream.generator)
+            levels = drawn.mul(num_levels - 1).to(torch.uint8)
+            return Split(levels.to(split.images.device), split.labels)
 
-        return self._map(binary)
+        return self.map(binary)
 
     def held_out_stream(self, split: Literal["valid", "test"]) -> RandomStream:
         """The randomness with which a held-out split is prepared: the same in every job.
@@ -94,13 +110,10 @@ class Dataset:
         """
         return RandomStream(f"prepare {split}", self.preparation_seed)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Dataset":
-        def changed(split: Split) -> Split:
-            images = change(split.images)
-            return Split(images, split.labels.to(images.device))
-
+    def map(self, change: Callable[[Split], Split]) -> "Dataset":
+        """The same data set with every split changed: train, valid, test, in this order."""
         return replace(
-            self, train=changed(self.train), valid=changed(self.valid), test=changed(self.test)
+            self, train=change(self.train), valid=change(self.valid), test=change(self.test)
         )
 
 
@@ -204,18 +217,22 @@ class ImageSource(ABC):
         binarisation: for binary likelihoods only; ``dynamic`` draws training pixels anew for every
             batch, ``static`` draws them once.
         preparation_seed: fixes the static draw, and what is drawn of the held-out splits.
+        classes: labels of the images that are kept, in every split; None for all.
     """
 
     binarisation: Binarisation = "dynamic"
     preparation_seed: int = 0
+    classes: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def load(self) -> Dataset:
-        """Read and split.
+        """Read, split, and keep the classes that were asked for.
 
         Raises:
-            DataError: where the files are missing or damaged.
+            DataError: where the files are missing or damaged, or a split has no image of them.
         """
-        return replace(self._read(), preparation_seed=self.preparation_seed)
+        dataset = replace(self._read(), preparation_seed=self.preparation_seed)
+        classes = self.classes
+        return dataset if classes is None else dataset.map(lambda split: split.of_classes(classes))
 
     @abstractmethod
     def _read(self) -> Dataset: ...

@@ -1,0 +1,1 @@
+"""What people ask about p(x), answered by measurements: ``python -m experiments``."""

@@ -1,0 +1,50 @@
+"""Numbers with an error, as they stand in ``results.json``, in tables and in prose."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+
+
+@dataclass(frozen=True)
+class Number:
+    """A measured number.
+
+    Attributes:
+        value: the mean over seeds, or a number that no seed enters.
+        std_error: of that mean; None where there is none (one seed, or an exact number).
+        unit: ``nats per image``, ``share``, ...
+        seeds: the number of every seed, in the seeds' order.
+    """
+
+    value: float
+    std_error: float | None = None
+    unit: str = ""
+    seeds: Sequence[float] = field(default_factory=tuple)
+
+    def __str__(self) -> str:
+        """``-23.48 ± 0.02``: two digits of the error, and the value as far; else four digits."""
+        if not self.std_error or not math.isfinite(self.std_error):
+            return _plain(self.value)
+        digits = 1 - math.floor(math.log10(self.std_error))
+        if not 0 <= digits <= 6:
+            return f"{self.value:.3g} ± {self.std_error:.1g}"
+        return f"{self.value:,.{digits}f} ± {self.std_error:.{digits}f}"
+
+    @property
+    def brief(self) -> str:
+        """The value alone, as far as its error lets it be known."""
+        return str(self).partition(" ± ")[0]
+
+
+def over_seeds(values: Sequence[float], unit: str = "") -> Number:
+    """Mean and standard error, stdev / sqrt(n), of one number per seed."""
+    numbers = [float(value) for value in values]
+    error = stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else None
+    return Number(mean(numbers), error, unit, numbers)
+
+
+def _plain(value: float) -> str:
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    return f"{value:,.4g}" if 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"

@@ -1,0 +1,52 @@
+"""The READMEs' numbers: written between marks from ``results.json``, and never by hand."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.numbers import Number
+
+HERE = Path(__file__).parent
+_MARK = re.compile(r"<!--([\w.]+)-->(.*?)<!---->", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table -->\n).*(<!-- end -->)", re.DOTALL)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What ``results.json`` of an experiment holds."""
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def values(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a page may quote, by name: the numbers, the predictions, the command's seconds."""
+    found = {name: str(Number(**number)) for name, number in results["numbers"].items()}
+    found |= {f"{name}.brief": Number(**n).brief for name, n in results["numbers"].items()}
+    found |= {
+        name: "**held**" if held else "**did not hold**"
+        for name, held in results["predictions"].items()
+    }
+    return found | {"answer": results["answer"], "seconds": f"{results['seconds']:.0f}"}
+
+
+def fill(page: str, results: Mapping[str, Any]) -> str:
+    """A page with every ``<!--name-->...<!---->`` saying what the results say.
+
+    Raises:
+        KeyError: where a mark names nothing that was measured.
+    """
+    known = values(results)
+    return _MARK.sub(lambda mark: f"<!--{mark[1]}-->{known[mark[1]]}<!---->", page)
+
+
+def fill_table(page: str, names: Sequence[str]) -> str:
+    """The page of all experiments with its table of questions, answers and figures made anew."""
+    rows = ["| question | answer | figure |", "|---|---|---|"]
+    for name in names:
+        results = read_results(HERE / name)
+        picture = f'<a href="{name}/README.md"><img src="{name}/figure.png" width="320" alt=""></a>'
+        rows.append(
+            f"| [{results['question']}]({name}/README.md) | {results['answer']} | {picture} |"
+        )
+    return _TABLE.sub(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], page)

@@ -1,0 +1,5 @@
+from experiments.study import main
+from experiments.what_is_p_of_an_image.experiment import study
+
+if __name__ == "__main__":
+    main(study)

@@ -1,0 +1,220 @@
+"""p(x) is a distribution over images: all images of nine pixels, and what real digits get."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.figures import COLOURS, label, new_figure
+from experiments.numbers import Number, over_seeds
+from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from vae_pyro.data import Dataset
+from vae_pyro.log_marginal import Quadrature, estimate_together
+from vae_pyro.vae import VAE
+
+
+@dataclass(frozen=True)
+class ImageOptions(Options):
+    """Options of this experiment.
+
+    Args:
+        held_out: the class that the second VAE never sees.
+        images: of each kind, whose log p(x) is computed.
+    """
+
+    held_out: int = 8
+    images: int = 60
+
+
+def run(lab: Lab) -> Findings:
+    kept = sorted(set(lab.dataset.train.labels.tolist()) - {lab.options.held_out})
+    data = lab.chosen["data"]
+    tiny = {"_target_": "experiments.what_is_p_of_an_image.shrunk.Shrunk", "source": data}
+    enumerated, photographed = lab.train([
+        Recipe(("latent_dim=2",), {"data": tiny}),
+        Recipe(("latent_dim=2",), {"data": {**data, "classes": kept}}),
+    ])  # fmt: skip
+    lab.tell("all images of 3 x 3 pixels")
+    counted = [count(trained) for trained in enumerated]
+    lab.tell("kinds of images of full size")
+    kinds = [log_p_of_kinds(trained, lab) for trained in photographed]
+    numbers = {
+        name: over_seeds([c[name] for c in counted], "")
+        for name in ("sum", "to_test", "to_train", "independent", "train_to_test")
+    }
+    for name in kinds[0]:
+        means = [k[name].mean().item() for k in kinds]
+        numbers[name] = over_seeds(means, "nats per image")
+    highest = over_seeds([k["digits"].max().item() for k in kinds], "nats")
+    beaten = over_seeds([(k["digits"] < k["blank"]).double().mean().item() for k in kinds], "share")
+    above = over_seeds([(k["mode"] - k["digits"].max()).item() for k in kinds], "nats")
+    numbers |= {"best_digit": highest, "less_probable_than_blank": beaten, "mode_above_best": above}
+    numbers["times"] = Number(math.exp(min(above.value, 700)), unit="times")
+    predictions = {
+        "sums_to_one": abs(numbers["sum"].value - 1) < 1e-3,
+        "matches_frequencies": numbers["to_test"].value < numbers["independent"].value,
+        "held_out_is_improbable": numbers["held_out"].value < numbers["digits"].value - 1,
+        "noise_is_least_probable": numbers["noise"].value == min(
+            numbers[name].value for name in kinds[0]
+        ),
+        "blank_beats_digits": beaten.value > 0.5,
+        "mode_beats_all_digits": above.value > 0,
+    }  # fmt: skip
+    answer = (
+        f"The chance of drawing exactly that image: over all 512 of 3 x 3 pixels p(x) sums to "
+        f"{numbers['sum'].value:.4f}. Real digits get {numbers['digits']} nats, noise "
+        f"{numbers['noise']}; yet the most probable image is none of them, with {numbers['mode']}."
+    )
+    return Findings(numbers, predictions, answer, draw(enumerated[0], kinds, lab.dataset))
+
+
+def count(trained: Trained) -> dict[str, float]:
+    """Sum of p(x) over every image, and total variation distances between distributions."""
+    every = all_images(trained.dataset)
+    p = probabilities(trained, every)
+    test = frequencies(trained.dataset, "test", every)
+    train = frequencies(trained.dataset, "train", every)
+    pixels = (train[:, None] * every.flatten(1)).sum(0)
+    independent = torch.where(every.flatten(1) == 1, pixels, 1 - pixels).prod(1)
+    return {
+        "sum": p.sum().item(),
+        "to_test": distance(p, test),
+        "to_train": distance(p, train),
+        "independent": distance(independent, test),
+        "train_to_test": distance(train, test),
+    }
+
+
+def all_images(dataset: Dataset) -> Tensor:
+    """Every binary image of this shape, float64, ``(2 ** pixels, C, H, W)``."""
+    size = math.prod(dataset.image_shape)
+    rows = torch.tensor(list(itertools.product((0.0, 1.0), repeat=size)), dtype=torch.float64)
+    return rows.reshape(-1, *dataset.image_shape)
+
+
+def probabilities(trained: Trained, every: Tensor) -> Tensor:
+    """p(x) of the model, float64, ``(N,)``."""
+    return log_p(trained.vae, every.to(trained.vae.model.origin)).exp()
+
+
+def frequencies(dataset: Dataset, split: str, every: Tensor) -> Tensor:
+    """How often each binary image is drawn of the split's grey ones, exactly; ``(N,)``.
+
+    Pixels are drawn independently with probability level / (L - 1), so an image's chance is a
+    product, averaged over the grey images.
+    """
+    assert dataset.num_levels is not None
+    levels = getattr(dataset, split).images.double().flatten(1) / (dataset.num_levels - 1)
+    chance = torch.where(every.flatten(1)[:, None] == 1, levels, 1 - levels)
+    return chance.prod(-1).mean(1)
+
+
+def distance(p: Tensor, q: Tensor) -> float:
+    """Total variation: the largest difference between two probabilities of one event."""
+    return 0.5 * (p - q).abs().sum().item()
+
+
+def log_p(vae: VAE, x: Tensor) -> Tensor:
+    """log p(x) by quadrature, ``(N,)``: it does not rely on an encoder that never saw such x."""
+    return estimate_together({"q": Quadrature()}, vae, x, seed=0)["q"].estimate.value
+
+
+def log_p_of_kinds(trained: Trained, lab: Lab) -> dict[str, Tensor]:
+    """log p(x) of each kind of image, ``(images,)``; one number for the blank and the mode."""
+    vae, n = trained.vae, lab.options.images
+    digits = trained.x("test", n)
+    stream = trained.dataset.held_out_stream("test").generator
+    unseen = lab.dataset.test.of_classes([lab.options.held_out]).images[:n]
+    shape, device = digits.shape, digits.device
+    generator = torch.Generator().manual_seed(trained.seed)
+    order = torch.rand(digits.flatten(1).shape, generator=generator).argsort(1).to(device)
+    noise = torch.rand(shape, generator=generator).round().to(device)
+    model_draws = draw_x(vae, n, trained.seed)
+    kinds = {
+        "digits": digits,
+        "model_draws": model_draws,
+        "held_out": vae.model.likelihood.prepare(unseen, stream).to(device),
+        "shuffled": digits.flatten(1).gather(1, order).reshape(shape),
+        "noise": noise,
+        "blank": torch.zeros(1, *shape[1:], device=device),
+        "mode": most_probable(vae, torch.cat([digits, model_draws])),
+    }
+    return {name: log_p(vae, x) for name, x in kinds.items()}
+
+
+def draw_x(vae: VAE, num_images: int, seed: int) -> Tensor:
+    """x ~ p(x), the generative story told."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        x: Tensor = vae.model(None, num_images)
+    return x
+
+
+def most_probable(vae: VAE, starts: Tensor, per_axis: int = 65) -> Tensor:
+    """An image from which no flip of one pixel leads to a more probable one, ``(1, C, H, W)``.
+
+    The best of such searches from some images, in which p(x) is a sum over a grid of z.
+    """
+    axis = torch.linspace(-4, 4, per_axis, device=starts.device)
+    z = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        logits = vae.model.decoder(z).flatten(1).double()
+        log_prior = vae.model.prior().log_prob(z).double()
+    base = -torch.nn.functional.softplus(logits).sum(1) + log_prior
+
+    def score(x: Tensor) -> Tensor:
+        return (x.flatten(1).double() @ logits.T + base).logsumexp(1)
+
+    means = (logits.sigmoid() > 0.5).to(starts).reshape(-1, *starts.shape[1:]).unique(dim=0)
+    starts = torch.cat([starts, means])
+    x = starts[score(starts).topk(10).indices]
+    flips = torch.eye(x[0].numel(), device=x.device).reshape(-1, *x.shape[1:])
+    best = x
+    for start in x:
+        image, current = start[None], score(start[None]).item()
+        while True:
+            neighbours = (image - flips).abs()
+            scores = score(neighbours)
+            if scores.max().item() <= current:
+                break
+            image, current = neighbours[scores.argmax()][None], scores.max().item()
+        best = torch.cat([best, image])
+    return best[score(best).argmax()][None]
+
+
+def draw(tiny: Trained, kinds: list[dict[str, Tensor]], dataset: Dataset):
+    figure, (left, right) = new_figure(11.5, 4.6, 1, 2, width_ratios=[1, 1.35])
+    every = all_images(tiny.dataset)
+    p, q = probabilities(tiny, every), frequencies(tiny.dataset, "test", every)
+    left.plot(q, p, ".", color=COLOURS[0], alpha=0.7)
+    left.plot([1e-7, 1], [1e-7, 1], color="black", lw=0.8)
+    left.set(xscale="log", yscale="log", xlim=(1e-7, 1), ylim=(1e-7, 1))
+    label(
+        left, "all 512 images of 3 x 3 pixels: p(x) is a probability",
+        "how often the test data draw x", "p(x) of the VAE",
+    )  # fmt: skip
+    names = {
+        "digits": "test digits", "model_draws": "drawn from\nthe model",
+        "held_out": "class never\nseen", "shuffled": "pixels\nshuffled", "noise": "noise",
+        "blank": "blank", "mode": "most\nprobable",
+    }  # fmt: skip
+    for place, name in enumerate(names):
+        values = torch.cat([k[name] for k in kinds])
+        spread = (torch.rand(len(values), generator=torch.Generator().manual_seed(0)) - 0.5) * 0.5
+        right.plot(place + spread, values, ".", color=COLOURS[place % len(COLOURS)], alpha=0.5)
+        right.plot([place - 0.35, place + 0.35], [values.mean()] * 2, color="black")
+    right.set_xticks(range(len(names)), list(names.values()), fontsize="small")
+    pixels = " x ".join(str(side) for side in dataset.image_shape[1:])
+    label(
+        right, "typical is not most probable (line: mean; all seeds)", "",
+        f"log p(x), nats per image of {pixels} binary pixels",
+    )  # fmt: skip
+    return figure
+
+
+study = Study(
+    "what_is_p_of_an_image", "What is p of an image?", run, options=ImageOptions,
+    overrides=("likelihood=bernoulli",),
+)  # fmt: skip
