@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help setup sweep test lint type bench ui clean
+.PHONY: help setup sweep test lint type bench experiments ui clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,9 @@ type: $(STAMP) ## mypy, strict on vae_pyro/
 bench: $(STAMP) ## compare the speed with that of others, and rewrite docs/performance.md (about 20 minutes; MNIST)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m benchmarks
+
+experiments: $(STAMP) ## answer all questions of experiments/ anew, and rebuild their table (about 40 minutes)
+	$(BIN)/python -m experiments
 
 ui: $(STAMP) ## browse in MLflow what was recorded; Ctrl-C ends it
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $(PORT)

@@ -29,6 +29,7 @@ LAYERS = [
     "model",
     "guide",
     "vae",
+    "conditional",
     "log_marginal",
     "objectives",
     "divergence",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.figures import COLOURS, label, new_figure
-from experiments.numbers import Number, over_seeds
+from experiments.numbers import over_seeds
 from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
 from vae_pyro.data import Dataset
 from vae_pyro.log_marginal import Quadrature, estimate_together
@@ -41,9 +41,10 @@ def run(lab: Lab) -> Findings:
     lab.tell("kinds of images of full size")
     kinds = [log_p_of_kinds(trained, lab) for trained in photographed]
     numbers = {
-        name: over_seeds([c[name] for c in counted], "")
-        for name in ("sum", "to_test", "to_train", "independent", "train_to_test")
+        name: over_seeds([c[name] for c in counted], "total variation")
+        for name in ("to_test", "to_train", "independent", "train_to_test")
     }
+    numbers["sum"] = over_seeds([c["sum"] for c in counted])
     for name in kinds[0]:
         means = [k[name].mean().item() for k in kinds]
         numbers[name] = over_seeds(means, "nats per image")
@@ -51,7 +52,7 @@ def run(lab: Lab) -> Findings:
     beaten = over_seeds([(k["digits"] < k["blank"]).double().mean().item() for k in kinds], "share")
     above = over_seeds([(k["mode"] - k["digits"].max()).item() for k in kinds], "nats")
     numbers |= {"best_digit": highest, "less_probable_than_blank": beaten, "mode_above_best": above}
-    numbers["times"] = Number(math.exp(min(above.value, 700)), unit="times")
+    numbers["draws_until_mode"] = over_seeds([math.exp(-k["mode"].item()) for k in kinds], "draws")
     predictions = {
         "sums_to_one": abs(numbers["sum"].value - 1) < 1e-3,
         "matches_frequencies": numbers["to_test"].value < numbers["independent"].value,

@@ -10,6 +10,7 @@ from scipy import stats
 
 from vae_pyro.data import Dataset, Digits, batches, binarise, dequantise
 from vae_pyro.data.dataset import _below
+from vae_pyro.errors import DataError
 
 
 def rows(levels: torch.Tensor) -> set[bytes]:
@@ -93,3 +94,20 @@ def test_an_epoch_holds_every_image_once(num_images: int, batch_size: int, seed:
     parts = list(batches(levels, lambda part: part, batch_size, generator))
     assert [len(part) for part in parts[:-1]] == [batch_size] * (len(parts) - 1)
     assert sorted(torch.cat(parts).flatten().tolist()) == list(range(num_images))
+
+
+@given(st.sets(st.integers(0, 9), min_size=1))
+def test_only_the_classes_asked_for_are_kept(classes: set[int]) -> None:
+    whole, part = Digits().load(), Digits(classes=tuple(sorted(classes))).load()
+    for name in ("train", "valid", "test"):
+        before, after = getattr(whole, name), getattr(part, name)
+        assert set(after.labels.tolist()) == classes
+        kept = [label in classes for label in before.labels.tolist()]
+        assert torch.equal(after.images, before.images[kept])
+        assert torch.equal(after.labels, before.labels[kept])
+    assert (part.checksum == whole.checksum) == (len(classes) == 10)
+
+
+def test_a_class_that_is_not_there() -> None:
+    with pytest.raises(DataError, match=r"no image has a label of \[12\].*choose among these"):
+        Digits(classes=(12,)).load()

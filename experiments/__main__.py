@@ -1,0 +1,34 @@
+"""``python -m experiments [key=value ...]``: all of them, one after the other."""
+
+import importlib
+import sys
+
+from experiments.pages import HERE, NAMES, fill_table
+from experiments.study import main
+from vae_pyro.app import fail
+from vae_pyro.files import write_atomically
+
+
+def run_all(arguments: list[str]) -> None:
+    """Run every experiment with these overrides; the table says what the folders hold then.
+
+    One that fails is named at the end, and the others run; the program then ends with status 1.
+    """
+    failed = []
+    for name in NAMES:
+        print(f"{name}:", flush=True)
+        try:
+            main(importlib.import_module(f"experiments.{name}.experiment").study, arguments)
+        except SystemExit as end:
+            if end.code != 1:  # interrupted
+                raise
+            failed.append(name)
+    page = HERE / "README.md"
+    write_atomically(page, fill_table(page.read_text(), NAMES).encode())
+    if failed:
+        fail(f"{len(failed)} of {len(NAMES)} experiments failed: {', '.join(failed)}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_all(sys.argv[1:])

@@ -1,0 +1,219 @@
+"""The same VAE with every likelihood: bits per dimension, and how means and draws look."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import cross_val_score
+from torch import Tensor
+
+from experiments.figures import COLOURS, MARKERS, label
+from experiments.numbers import Number, over_seeds
+from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from vae_pyro.likelihoods import Likelihood, Support
+from vae_pyro.randomness import RandomStream
+from vae_pyro.visualization import tile
+
+ALL = (
+    "bernoulli", "categorical", "discretized_logistic_mixture", "beta", "continuous_bernoulli",
+    "normal_heteroscedastic", "normal_learned_scale", "normal",
+)  # fmt: skip
+KINDS = ("mean", "draw")
+
+
+@dataclass(frozen=True)
+class LikelihoodOptions(Options):
+    """Options of this experiment.
+
+    Args:
+        likelihoods: as ``likelihood=`` takes them; two at least.
+        latent_dim: of every VAE.
+        images: drawn from each VAE, and taken of the test set, to be compared.
+    """
+
+    likelihoods: tuple[str, ...] = ALL
+    latent_dim: int = 10
+    images: int = 300
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.likelihoods) < 2:
+            raise ValueError("likelihoods: needs two or more")
+        if self.images < 20:
+            raise ValueError(f"images: must be at least 20, got {self.images}")
+
+
+def run(lab: Lab) -> Findings:
+    names = lab.options.likelihoods
+    size = f"latent_dim={lab.options.latent_dim}"
+    trained = dict(
+        zip(names, lab.train([Recipe((f"likelihood={n}", size)) for n in names]), strict=True)
+    )
+    numbers: dict[str, Number] = {}
+    pictures = {}
+    for name, vaes in trained.items():
+        lab.tell(f"pictures of {name}")
+        looks = [look(t, lab.options.images) for t in vaes]
+        for measure in ("sharpness", "told_apart"):
+            for kind in KINDS:
+                values = [measures[f"{measure}.{kind}"] for measures, _ in looks]
+                numbers[f"{measure}.{kind}.{name}"] = over_seeds(values, UNITS[measure])
+        bits = [t.metrics["test/bits_per_dim"] for t in vaes]
+        numbers[f"bits_per_dim.{name}"] = over_seeds(bits, "bits per pixel")
+        pictures[name] = looks[0][1]
+    grey = [
+        name
+        for name in names
+        if trained[name][0].vae.model.likelihood.support is not Support.BINARY
+    ]
+    bits = {name: numbers[f"bits_per_dim.{name}"].value for name in grey}
+    discrete = {"categorical", "discretized_logistic_mixture"}
+    best, worst = min(bits, key=bits.__getitem__), max(bits, key=bits.__getitem__)
+    closer = [
+        abs(np.log(numbers[f"sharpness.draw.{n}"].value))
+        < abs(np.log(numbers[f"sharpness.mean.{n}"].value))
+        for n in names
+    ]
+    most_real = min(grey, key=lambda name: numbers[f"told_apart.draw.{name}"].value)
+    predictions = {
+        "probabilities_beat_densities": best in discrete,
+        "fixed_scale_is_worst": worst == "normal",
+        "means_are_blurred": all(numbers[f"sharpness.mean.{n}"].value < 1 for n in names),
+        "draws_are_nearer_in_sharpness": all(closer),
+        "best_bits_look_most_real": most_real == best,
+    }
+    answer = (
+        f"The one that can describe the pixels: {spelt(best)} needs "
+        f"{numbers[f'bits_per_dim.{best}']} bits per pixel, {spelt(worst)} "
+        f"{numbers[f'bits_per_dim.{worst}']}. Means are blurred whatever it is; "
+        f"it shows in the draws."
+    )
+    return Findings(numbers, predictions, answer, draw(trained, pictures, numbers))
+
+
+UNITS = {"sharpness": "of the test images'", "told_apart": "accuracy"}
+
+
+def look(trained: Trained, num_images: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """How sharp and how real the means and the draws of p(x | z), z ~ p(z), are.
+
+    Both as the levels that a file would hold. Sharpness: mean squared difference of neighbouring
+    pixels, over that of test images. Told apart: accuracy of a random forest that has to tell them
+    from test images; 0.5 is chance.
+
+    Returns:
+        the measures; and images by kind, ``(N, C, H, W)``.
+    """
+    x = trained.x("test", num_images)
+    with torch.no_grad(), RandomStream("pictures", trained.seed, x.device).active():
+        p_x = trained.vae.model.decode(trained.vae.model.prior().sample((len(x),)))
+        images = {"mean": p_x.mean, "draw": p_x.sample()}
+    likelihood = trained.vae.model.likelihood
+    images, x = (
+        {kind: as_levels(i, likelihood) for kind, i in images.items()},
+        as_levels(x, likelihood),
+    )
+    measures = {}
+    for kind, generated in images.items():
+        measures[f"sharpness.{kind}"] = roughness(generated) / roughness(x)
+        measures[f"told_apart.{kind}"] = told_apart(x, generated, trained.seed)
+    return measures, images | {"test": x}
+
+
+def as_levels(x: Tensor, likelihood: Likelihood) -> Tensor:
+    """What a file would hold of x, over its highest level; binary x and its means as they are."""
+    levels = likelihood.num_levels
+    if likelihood.support is Support.BINARY or levels is None:
+        return x
+    if likelihood.support.is_continuous:  # x = (level + u) / levels
+        return (x * levels).floor().clamp(0, levels - 1) / (levels - 1)
+    return (x * (levels - 1)).round() / (levels - 1)
+
+
+def roughness(x: Tensor) -> float:
+    """Mean squared difference of neighbouring pixels of ``(N, C, H, W)``."""
+    down, across = x.diff(dim=-2).square().mean(), x.diff(dim=-1).square().mean()
+    return (0.5 * (down + across)).item()
+
+
+def told_apart(real: Tensor, generated: Tensor, seed: int) -> float:
+    """Cross-validated accuracy of a random forest between two kinds of equally many images."""
+    pixels = torch.cat([real, generated]).flatten(1).cpu().numpy()
+    labels = np.repeat([0, 1], len(real))
+    forest = RandomForestClassifier(100, random_state=seed)
+    return float(cross_val_score(forest, pixels, labels, cv=5).mean())
+
+
+def spelt(name: str) -> str:
+    """``normal_learned_scale`` -> ``normal, learned scale``."""
+    head, _, rest = name.partition("_")
+    if head == "normal" and rest:
+        return f"normal, {rest.replace('_', ' ')}"
+    return name.replace("_", " ")
+
+
+def draw(
+    trained: dict[str, list[Trained]],
+    pictures: dict[str, dict[str, Tensor]],
+    numbers: dict[str, Number],
+    shown: int = 9,
+) -> Figure:
+    """A row per likelihood: test images, means, draws, and the three measures beside them."""
+    figure = Figure(figsize=(12, 0.72 * len(pictures) + 1.1), layout="constrained")
+    grid = figure.add_gridspec(
+        len(pictures), 4, width_ratios=[2.2, 2.2, 1.5, 1.5], hspace=0.02, wspace=0.04
+    )
+    heads = ("mean of p(x | z), z ~ p(z)", "draw x ~ p(x | z), same z")
+    for row, (name, images) in enumerate(pictures.items()):
+        for column, kind in enumerate(KINDS):
+            axes = figure.add_subplot(grid[row, column])
+            axes.imshow(tile(images[kind][:shown], shown), interpolation="nearest", aspect="equal")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if not row:
+                axes.set_title(heads[column], fontsize="medium")
+            if not column:
+                axes.set_ylabel(
+                    spelt(name).replace(", ", ",\n").replace("continuous ", "continuous\n")
+                    .replace("discretized ", "discretized\n"),
+                    rotation=0, ha="right", va="center", fontsize="small",
+                )  # fmt: skip
+    rows = range(len(pictures))
+    bits, sharpness = (figure.add_subplot(grid[:, column]) for column in (2, 3))
+    for row, name in enumerate(pictures):
+        number = numbers[f"bits_per_dim.{name}"]
+        binary = trained[name][0].vae.model.likelihood.support is Support.BINARY
+        bits.errorbar(
+            number.value, row, xerr=number.std_error or 0, fmt="s" if binary else "o",
+            color=COLOURS[-1 if binary else 0], capsize=3,
+        )  # fmt: skip
+        text = f"{number.brief}{' (binary images:' if binary else ''}"
+        bits.annotate(text, (number.value, row), (6, 5), textcoords="offset points", fontsize=8)
+        if binary:
+            bits.annotate(
+                "not comparable)", (number.value, row), (6, -10),
+                textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+    for index, kind in enumerate(KINDS):
+        points = [numbers[f"sharpness.{kind}.{name}"] for name in pictures]
+        sharpness.errorbar(
+            [p.value for p in points], rows, xerr=[p.std_error or 0 for p in points], ls="",
+            marker=MARKERS[index], color=COLOURS[index], capsize=3, label=f"{kind}s",
+        )  # fmt: skip
+    sharpness.axvline(1, color="black", lw=0.8)
+    label(bits, "how well: lower is better", "bits per pixel", "")
+    label(sharpness, "how sharp: 1 as test images", "neighbours' squared difference, ratio", "")
+    sharpness.legend(loc="best", fontsize="small")
+    low, high = bits.get_xlim()
+    bits.set_xlim(low, high + 0.35 * (high - low))
+    for axes in (bits, sharpness):
+        axes.set_ylim(len(pictures) - 0.5, -0.5)
+        axes.set_yticks([])
+    return figure
+
+
+study = Study(
+    "which_likelihood", "Which likelihood should p(x | z) be?", run, options=LikelihoodOptions
+)

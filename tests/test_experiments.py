@@ -1,0 +1,181 @@
+"""Every experiment runs in quick mode, and what its page says is what it measured."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+from experiments.numbers import Number, over_seeds
+from experiments.pages import HERE, NAMES, fill, fill_table, read_results
+from experiments.study import OUTPUTS, Lab
+from tests.conftest import ROOT
+from vae_pyro.app import make_console
+from vae_pyro.errors import ConfigError
+
+QUICK = ("training.epochs=2", "evaluation.num_samples=50", "seed=0", "experiment.workers=1")
+BUDGETS = {
+    "what_is_p_of_an_image": ("experiment.images=3",),
+}
+SECTIONS = ["Question", "Prediction", "Method", "Command", "Result", "What would change our mind"]
+
+
+def experiment(
+    name: str, *arguments: str, cwd: Path, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """``python -m experiments.<name>`` in an empty folder."""
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *arguments],
+        cwd=cwd,
+        env=__import__("os").environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def test_budgets_are_known() -> None:
+    assert set(BUDGETS) == set(NAMES)
+    folders = {path.parent.name for path in HERE.glob("*/experiment.py")}
+    assert folders == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_mode(name: str, tmp_path: Path) -> None:
+    before = (HERE / name / "results.json").read_bytes()
+    done = experiment(name, *QUICK, *BUDGETS[name], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (HERE / name / "results.json").read_bytes() == before  # it is of the plain command
+    left = tmp_path / OUTPUTS / name
+    results = read_results(left)
+    assert (left / "figure.png").read_bytes().startswith(b"\x89PNG")
+    numbers = {key: Number(**number) for key, number in results["numbers"].items()}
+    assert all(math.isfinite(number.value) for number in numbers.values())
+    committed = read_results(HERE / name)
+    for part in ("numbers", "predictions"):
+        assert set(committed[part]) <= set(results[part]) or name in VARYING
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (found,) = client.search_experiments(filter_string="name = 'vae-pyro'")
+    (run,) = client.search_runs([found.experiment_id], f"tags.experiment = '{name}'")
+    assert run.info.status == "FINISHED"
+    for key, number in numbers.items():
+        assert run.data.metrics[key] == pytest.approx(number.value, nan_ok=True)
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {
+        "results.json",
+        "figure.png",
+    }
+
+
+VARYING = {
+    "is_two_dimensions_enough",  # names hold the latent sizes
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_says_what_was_measured(name: str) -> None:
+    folder, results = HERE / name, read_results(HERE / name)
+    page = (folder / "README.md").read_text()
+    assert fill(page, results) == page
+    assert re.findall(r"^## (.*)$", page, flags=re.MULTILINE) == SECTIONS
+    assert page.startswith(f"# {results['question']}\n")
+    assert results["command"] == f"python -m experiments.{name}"
+    assert f"python -m experiments.{name}\n" in page
+    for mark in (*results["predictions"], "answer"):
+        assert f"<!--{mark}-->" in page
+    for target in re.findall(r"\]\(([^)h][^)]*)\)", page):
+        assert (folder / target).is_file(), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_number_of_a_result_is_written_by_hand(name: str) -> None:
+    """Outside the marks, the Result section has no number with a decimal point."""
+    page = (HERE / name / "README.md").read_text()
+    result = page.partition("## Result")[2].partition("## What")[0]
+    by_hand = re.sub(r"<!--[\w.]+-->.*?<!---->", "", result, flags=re.DOTALL)
+    assert re.findall(r"\d\.\d", by_hand) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_means_are_over_seeds(name: str) -> None:
+    for number in read_results(HERE / name)["numbers"].values():
+        if number["seeds"]:
+            assert number["value"] == pytest.approx(mean(number["seeds"]))
+            error = stdev(number["seeds"]) / math.sqrt(len(number["seeds"]))
+            assert number["std_error"] == pytest.approx(error)
+
+
+def test_the_table_of_all() -> None:
+    page = (HERE / "README.md").read_text()
+    assert fill_table(page, NAMES) == page
+    for name in NAMES:
+        assert f"]({name}/README.md)" in page
+
+
+@given(st.lists(st.floats(-1e5, 1e5), min_size=2, max_size=6))
+def test_a_number_is_shown_to_its_error(values: list[float]) -> None:
+    number = over_seeds(values)
+    value, _, error = str(number).replace(",", "").partition(" ± ")
+    if error:
+        assert float(error) == pytest.approx(number.std_error, rel=0.51)
+        assert abs(float(value) - number.value) <= 0.51 * abs(float(error)) + 1e-2 * abs(
+            number.value
+        ) * (number.std_error > 100 or number.std_error < 1e-5)
+    assert float(number.brief.replace(",", "")) == pytest.approx(
+        number.value, abs=max(number.std_error or 0, 1e-2 * abs(number.value), 1e-9)
+    )
+
+
+def test_marks() -> None:
+    results = {
+        "numbers": {"log_px": {"value": -23.4567, "std_error": 0.0213}},
+        "predictions": {"higher": False},
+        "answer": "No.",
+        "seconds": 12.3,
+    }
+    page = "It is <!--log_px--><!----> (<!--log_px.brief-->old<!---->), <!--higher-->held<!---->."
+    filled = fill(page, results)
+    assert filled == (
+        "It is <!--log_px-->-23.457 ± 0.021<!----> (<!--log_px.brief-->-23.457<!---->), "
+        "<!--higher-->**did not hold**<!---->."
+    )
+    assert fill(filled, results) == filled
+    with pytest.raises(KeyError):
+        fill("<!--unknown--><!---->", results)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("latent_dim=2,3", "one value at a time"),
+        ("seed=-1", "whole numbers"),
+        ("seed=a", "whole numbers"),
+        ("latent_dims=3", "latent_dims"),
+        ("data=unknown", "unknown"),
+        ("experiment.imags=3", "did you mean experiment.images"),
+        ("experiment.images=many", "experiment.images=many"),
+        ("experiment.workers=-1", "at least 0"),
+        ("resume=true", "always goes on"),
+        ("latent_dim", "key=value"),
+        ("device=tpu", "device=tpu"),
+    ],
+)
+def test_wrong_overrides(typed: str, said: str) -> None:
+    from experiments.what_is_p_of_an_image.experiment import study
+
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Lab(study, [typed], make_console())
+
+
+def test_what_the_experiment_chooses_is_not_the_users(tmp_path: Path) -> None:
+    done = experiment("what_is_p_of_an_image", *QUICK, "latent_dim=5", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "latent_dim=5: this experiment chooses latent_dim itself" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(json.dumps([str(p) for p in tmp_path.rglob("results.json")])) == []
