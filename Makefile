@@ -29,7 +29,7 @@ lint: $(STAMP) ## ruff: style and common mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-type: $(STAMP) ## mypy, strict on vae_pyro/
+type: $(STAMP) ## mypy, strict on vae_pyro/ and experiments/
 	$(BIN)/mypy
 
 bench: $(STAMP) ## compare the speed with that of others, and rewrite docs/performance.md (about 20 minutes; MNIST)

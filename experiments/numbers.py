@@ -27,9 +27,10 @@ class Number:
         if not self.std_error or not math.isfinite(self.std_error):
             return _plain(self.value)
         digits = 1 - math.floor(math.log10(self.std_error))
-        if not 0 <= digits <= 6:
+        if abs(digits) > 9:
             return f"{self.value:.3g} ± {self.std_error:.1g}"
-        return f"{self.value:,.{digits}f} ± {self.std_error:.{digits}f}"
+        value, error = (round(number, digits) for number in (self.value, self.std_error))
+        return f"{value:,.{max(digits, 0)}f} ± {error:,.{max(digits, 0)}f}"
 
     @property
     def brief(self) -> str:

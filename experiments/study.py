@@ -379,14 +379,19 @@ def _record(run: Run, findings: Findings) -> None:
 
 
 def _leave(folder: Path, findings: Findings, results: Mapping[str, Any]) -> None:
-    """Figure, numbers, and the README that quotes them; nothing, where a mark of it is wrong."""
+    """The figure, the numbers, and the README that quotes them, where the folder has one."""
     make_folder(folder)
-    page = folder / "README.md"
-    text = fill(page.read_text(), results) if page.is_file() else None
     findings.figure.set_dpi(110)
     write_atomically(folder / "figure.png", png(render(findings.figure)))
     write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    if text is not None:
+    page = folder / "README.md"
+    if page.is_file():
+        try:
+            text = fill(page.read_text(), results)
+        except KeyError as error:
+            raise ConfigError(
+                f"{page}: the mark {error} names nothing in results.json; correct it and run again"
+            ) from error
         write_atomically(page, text.encode())
 
 

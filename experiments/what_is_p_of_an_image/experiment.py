@@ -5,9 +5,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.figures import COLOURS, label, new_figure
+from experiments.figures import COLOURS, label, new_figure, show_images
 from experiments.numbers import over_seeds
 from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
 from vae_pyro.data import Dataset
@@ -25,21 +26,25 @@ class ImageOptions(Options):
     """
 
     held_out: int = 8
-    images: int = 60
+    images: int = 40
 
 
 def run(lab: Lab) -> Findings:
     kept = sorted(set(lab.dataset.train.labels.tolist()) - {lab.options.held_out})
     data = lab.chosen["data"]
-    tiny = {"_target_": "experiments.what_is_p_of_an_image.shrunk.Shrunk", "source": data}
-    enumerated, photographed = lab.train([
-        Recipe(("latent_dim=2",), {"data": tiny}),
+    middle = {"_target_": "experiments.what_is_p_of_an_image.middle.Middle", "source": data}
+    small, whole = lab.train([
+        Recipe(("latent_dim=2",), {"data": middle}),
         Recipe(("latent_dim=2",), {"data": {**data, "classes": kept}}),
     ])  # fmt: skip
     lab.tell("all images of 3 x 3 pixels")
-    counted = [count(trained) for trained in enumerated]
+    counted = [count(trained) for trained in small]
     lab.tell("kinds of images of full size")
-    kinds = [log_p_of_kinds(trained, lab) for trained in photographed]
+    images = [images_by_kind(trained, lab) for trained in whole]
+    kinds = [
+        {name: log_p(trained.vae, x) for name, x in by_kind.items()}
+        for trained, by_kind in zip(whole, images, strict=True)
+    ]
     numbers = {
         name: over_seeds([c[name] for c in counted], "total variation")
         for name in ("to_test", "to_train", "independent", "train_to_test")
@@ -68,7 +73,7 @@ def run(lab: Lab) -> Findings:
         f"{numbers['sum'].value:.4f}. Real digits get {numbers['digits']} nats, noise "
         f"{numbers['noise']}; yet the most probable image is none of them, with {numbers['mode']}."
     )
-    return Findings(numbers, predictions, answer, draw(enumerated[0], kinds, lab.dataset))
+    return Findings(numbers, predictions, answer, draw(small[0], kinds, images[0]))
 
 
 def count(trained: Trained) -> dict[str, float]:
@@ -109,7 +114,8 @@ def frequencies(dataset: Dataset, split: str, every: Tensor) -> Tensor:
     assert dataset.num_levels is not None
     levels = getattr(dataset, split).images.double().flatten(1) / (dataset.num_levels - 1)
     chance = torch.where(every.flatten(1)[:, None] == 1, levels, 1 - levels)
-    return chance.prod(-1).mean(1)
+    share: Tensor = chance.prod(-1).mean(1)
+    return share
 
 
 def distance(p: Tensor, q: Tensor) -> float:
@@ -122,8 +128,8 @@ def log_p(vae: VAE, x: Tensor) -> Tensor:
     return estimate_together({"q": Quadrature()}, vae, x, seed=0)["q"].estimate.value
 
 
-def log_p_of_kinds(trained: Trained, lab: Lab) -> dict[str, Tensor]:
-    """log p(x) of each kind of image, ``(images,)``; one number for the blank and the mode."""
+def images_by_kind(trained: Trained, lab: Lab) -> dict[str, Tensor]:
+    """Images to ask about, each kind ``(N, C, H, W)``; of the blank and of the mode there is one."""
     vae, n = trained.vae, lab.options.images
     digits = trained.x("test", n)
     stream = trained.dataset.held_out_stream("test").generator
@@ -133,7 +139,7 @@ def log_p_of_kinds(trained: Trained, lab: Lab) -> dict[str, Tensor]:
     order = torch.rand(digits.flatten(1).shape, generator=generator).argsort(1).to(device)
     noise = torch.rand(shape, generator=generator).round().to(device)
     model_draws = draw_x(vae, n, trained.seed)
-    kinds = {
+    return {
         "digits": digits,
         "model_draws": model_draws,
         "held_out": vae.model.likelihood.prepare(unseen, stream).to(device),
@@ -142,7 +148,6 @@ def log_p_of_kinds(trained: Trained, lab: Lab) -> dict[str, Tensor]:
         "blank": torch.zeros(1, *shape[1:], device=device),
         "mode": most_probable(vae, torch.cat([digits, model_draws])),
     }
-    return {name: log_p(vae, x) for name, x in kinds.items()}
 
 
 def draw_x(vae: VAE, num_images: int, seed: int) -> Tensor:
@@ -166,11 +171,12 @@ def most_probable(vae: VAE, starts: Tensor, per_axis: int = 65) -> Tensor:
     base = -torch.nn.functional.softplus(logits).sum(1) + log_prior
 
     def score(x: Tensor) -> Tensor:
-        return (x.flatten(1).double() @ logits.T + base).logsumexp(1)
+        log_p: Tensor = (x.flatten(1).double() @ logits.T + base).logsumexp(1)
+        return log_p
 
     means = (logits.sigmoid() > 0.5).to(starts).reshape(-1, *starts.shape[1:]).unique(dim=0)
     starts = torch.cat([starts, means])
-    x = starts[score(starts).topk(10).indices]
+    x = starts[score(starts).topk(min(10, len(starts))).indices]
     flips = torch.eye(x[0].numel(), device=x.device).reshape(-1, *x.shape[1:])
     best = x
     for start in x:
@@ -185,31 +191,40 @@ def most_probable(vae: VAE, starts: Tensor, per_axis: int = 65) -> Tensor:
     return best[score(best).argmax()][None]
 
 
-def draw(tiny: Trained, kinds: list[dict[str, Tensor]], dataset: Dataset):
-    figure, (left, right) = new_figure(11.5, 4.6, 1, 2, width_ratios=[1, 1.35])
-    every = all_images(tiny.dataset)
-    p, q = probabilities(tiny, every), frequencies(tiny.dataset, "test", every)
+NAMES = {
+    "digits": "test digits", "model_draws": "drawn from\nthe model",
+    "held_out": "class never\nseen", "shuffled": "pixels\nshuffled", "noise": "noise",
+    "blank": "blank", "mode": "most\nprobable",
+}  # fmt: skip
+
+
+def draw(small: Trained, kinds: list[dict[str, Tensor]], images: dict[str, Tensor]) -> Figure:
+    figure, (left, right) = new_figure(11.5, 4.8, 1, 2, width_ratios=[1, 1.35])
+    every = all_images(small.dataset)
+    p, q = probabilities(small, every), frequencies(small.dataset, "test", every)
     left.plot(q, p, ".", color=COLOURS[0], alpha=0.7)
-    left.plot([1e-7, 1], [1e-7, 1], color="black", lw=0.8)
-    left.set(xscale="log", yscale="log", xlim=(1e-7, 1), ylim=(1e-7, 1))
+    ends = [0.5 * min(p.min().item(), q[q > 0].min().item()), 1]
+    left.plot(ends, ends, color="black", lw=0.8)
+    left.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     label(
         left, "all 512 images of 3 x 3 pixels: p(x) is a probability",
         "how often the test data draw x", "p(x) of the VAE",
     )  # fmt: skip
-    names = {
-        "digits": "test digits", "model_draws": "drawn from\nthe model",
-        "held_out": "class never\nseen", "shuffled": "pixels\nshuffled", "noise": "noise",
-        "blank": "blank", "mode": "most\nprobable",
-    }  # fmt: skip
-    for place, name in enumerate(names):
+    everything = torch.cat([values for k in kinds for values in k.values()])
+    low, high = everything.min().item(), everything.max().item()
+    height = (high - low) / 6
+    for place, name in enumerate(NAMES):
         values = torch.cat([k[name] for k in kinds])
         spread = (torch.rand(len(values), generator=torch.Generator().manual_seed(0)) - 0.5) * 0.5
         right.plot(place + spread, values, ".", color=COLOURS[place % len(COLOURS)], alpha=0.5)
         right.plot([place - 0.35, place + 0.35], [values.mean()] * 2, color="black")
-    right.set_xticks(range(len(names)), list(names.values()), fontsize="small")
-    pixels = " x ".join(str(side) for side in dataset.image_shape[1:])
+        corner = (place - 0.4, high + 0.25 * height, 0.8, height)
+        show_images(right.inset_axes(corner, transform=right.transData), images[name][:1], 1)
+    right.set_xticks(range(len(NAMES)), list(NAMES.values()), fontsize="small")
+    right.set_ylim(low - 0.2 * height, high + 1.5 * height)
+    pixels = " x ".join(str(side) for side in images["digits"].shape[2:])
     label(
-        right, "typical is not most probable (line: mean; all seeds)", "",
+        right, "typical is not most probable (one of each above; line: mean; all seeds)", "",
         f"log p(x), nats per image of {pixels} binary pixels",
     )  # fmt: skip
     return figure

@@ -60,8 +60,8 @@ def run(lab: Lab) -> Findings:
             for kind in KINDS:
                 values = [measures[f"{measure}.{kind}"] for measures, _ in looks]
                 numbers[f"{measure}.{kind}.{name}"] = over_seeds(values, UNITS[measure])
-        bits = [t.metrics["test/bits_per_dim"] for t in vaes]
-        numbers[f"bits_per_dim.{name}"] = over_seeds(bits, "bits per pixel")
+        per_seed = [t.metrics["test/bits_per_dim"] for t in vaes]
+        numbers[f"bits_per_dim.{name}"] = over_seeds(per_seed, "bits per pixel")
         pictures[name] = looks[0][1]
     grey = [
         name

@@ -1,0 +1,294 @@
+"""A VAE of every class as a classifier, against a network that was trained to classify."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
+from experiments.numbers import over_seeds
+from experiments.study import Findings, Lab, Options, Study
+from vae_pyro.checkpoint import Blueprint
+from vae_pyro.conditional import ConditionalVAE
+from vae_pyro.config import Config, build, parse_config, resolve
+from vae_pyro.data import Dataset
+from vae_pyro.guide import Guide
+from vae_pyro.likelihoods import Likelihood
+from vae_pyro.log_marginal import ImportanceSampling, estimate_together, log_weights
+from vae_pyro.networks import Network
+from vae_pyro.objectives import Objective
+from vae_pyro.randomness import RandomStream
+from vae_pyro.training import train
+
+
+@dataclass(frozen=True)
+class ClassifierOptions(Options):
+    """Options of this experiment.
+
+    Args:
+        images: test images to be classified, and images of noise.
+        samples: z's per image and class for log p(x | y).
+        bins: of confidence, for calibration.
+    """
+
+    images: int = 300
+    samples: int = 200
+    bins: int = 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both classifiers of one seed share."""
+
+    config: Config
+    dataset: Dataset
+    likelihood: Likelihood
+    network: Network
+    num_classes: int
+    seed: int
+
+    def stream(self, name: str) -> RandomStream:
+        return RandomStream(name, self.seed, self.dataset.train.images.device)
+
+    def batches(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless epochs' worth of x and y, one epoch after the other, drawn of one stream."""
+        split, generator = self.dataset.train, self.stream(name).generator
+        size = self.config.training.batch_size
+        while True:
+            order = torch.randperm(len(split), generator=generator, device=split.images.device)
+            for index in order.split(size):
+                x = self.likelihood.prepare(split.images[index], generator)
+                yield x, split.labels[index]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return math.ceil(len(self.dataset.train) / self.config.training.batch_size)
+
+    def held_out(self, name: str) -> tuple[Tensor, Tensor]:
+        """x and y of a held-out split."""
+        split = getattr(self.dataset, name)
+        generator = self.dataset.held_out_stream(name).generator  # type: ignore[arg-type]
+        x = self.likelihood.prepare(split.images.cpu(), generator)
+        return x.to(split.images.device), split.labels
+
+
+def run(lab: Lab) -> Findings:
+    answers = []
+    for seed in lab.seeds:
+        setting = prepare(lab, seed)
+        lab.tell(f"seed {seed}: training p(x | y)")
+        conditional = train_conditional(setting)
+        lab.tell(f"seed {seed}: training p(y | x) directly")
+        classifier = train_classifier(setting)
+        lab.tell(f"seed {seed}: log p(x | y) of every image and class")
+        answers.append(judge(setting, conditional, classifier, lab.options))
+    numbers = {
+        name: over_seeds([measures[name] for measures, _ in answers], UNITS[name.split(".")[0]])
+        for name in answers[0][0]
+    }
+    value = {name: number.value for name, number in numbers.items()}
+    predictions = {
+        "direct_is_more_accurate": value["accuracy.direct"] > value["accuracy.bayes"],
+        "bayes_is_better_calibrated": value["miscalibration.bayes"]
+        < value["miscalibration.direct"],
+        "both_are_sure_of_noise": min(value["sure_of_noise.bayes"], value["sure_of_noise.direct"])
+        > 0.5,
+        "log_p_finds_noise": value["noise_found.bayes"] > max(0.99, value["noise_found.direct"]),
+    }
+    answer = (
+        f"Yes: Bayes' rule with p(x | y) classifies {numbers['accuracy.bayes']} of the test images "
+        f"correctly, a network trained to classify {numbers['accuracy.direct']}; shown noise, both "
+        f"name a digit (with probabilities {numbers['sure_of_noise.bayes'].brief} and "
+        f"{numbers['sure_of_noise.direct'].brief}), but p(x) tells noise from digits in "
+        f"{numbers['noise_found.bayes']} of all pairs."
+    )
+    return Findings(numbers, predictions, answer, draw([pictures for _, pictures in answers]))
+
+
+UNITS = {
+    "accuracy": "share", "nll": "nats per image", "miscalibration": "probability",
+    "sure_of_noise": "probability", "sure_of_test": "probability", "noise_found": "share of pairs",
+    "log_p": "nats per image",
+}  # fmt: skip
+
+
+def prepare(lab: Lab, seed: int) -> Setting:
+    config = parse_config({**lab.chosen, "seed": seed})
+    dataset = lab.dataset.to(lab.device)
+    plan = Blueprint(
+        config.latent_dim, dataset.image_shape, dataset.num_levels, config.network,
+        config.likelihood, config.guide,
+    )  # fmt: skip
+    network = build(config.network, Network, "network")
+    num_classes = int(dataset.train.labels.max()) + 1
+    return Setting(config, dataset, plan.build_likelihood(), network, num_classes, seed)
+
+
+def train_conditional(setting: Setting) -> ConditionalVAE:
+    """p(x | y) by SVI; the weights with the best ELBO of the validation images, given y."""
+    guide, options = resolve(setting.config.guide, Guide, "guide")
+    with setting.stream("initial weights").active():
+        conditional = ConditionalVAE(
+            setting.num_classes, setting.config.latent_dim, setting.dataset.image_shape,
+            setting.network, setting.likelihood, guide, options,
+        ).to(setting.dataset.train.images.device)  # fmt: skip
+    source = setting.batches("batches")
+    x, y = setting.held_out("valid")
+
+    def epoch() -> Iterator[Tensor]:
+        for _ in range(setting.batches_per_epoch):
+            batch, classes = next(source)
+            with conditional.given(classes):
+                yield batch
+
+    records = train(
+        conditional.vae,
+        build(setting.config.objective, Objective, "objective"),
+        epoch,
+        epochs=setting.config.training.epochs,
+        learning_rate=setting.config.training.learning_rate,
+        noise=setting.stream("training"),
+    )
+    kept, best = copy.deepcopy(conditional.state_dict()), -math.inf
+    for _ in records:
+        with torch.no_grad(), setting.stream("validation").active(), conditional.given(y) as vae:
+            elbo = log_weights(vae, x, setting.config.training.valid_samples).total.mean().item()
+        if elbo > best:
+            kept, best = copy.deepcopy(conditional.state_dict()), elbo
+    conditional.load_state_dict(kept)
+    return conditional.eval()
+
+
+def train_classifier(setting: Setting) -> nn.Module:
+    """The same encoder with class logits as outputs, on the same x; the best on validation."""
+    with setting.stream("initial classifier").active():
+        classifier = setting.network.encoder(setting.dataset.image_shape, setting.num_classes)
+    classifier = classifier.to(setting.dataset.train.images.device)
+    adam = torch.optim.Adam(classifier.parameters(), setting.config.training.learning_rate)
+    source = setting.batches("batches")
+    x, y = setting.held_out("valid")
+    kept, best = copy.deepcopy(classifier.state_dict()), math.inf
+    for _ in range(setting.config.training.epochs):
+        for _ in range(setting.batches_per_epoch):
+            batch, classes = next(source)
+            adam.zero_grad()
+            cross_entropy(classifier(batch), classes).backward()
+            adam.step()
+        with torch.no_grad():
+            nll = cross_entropy(classifier(x), y).item()
+        if nll < best:
+            kept, best = copy.deepcopy(classifier.state_dict()), nll
+    classifier.load_state_dict(kept)
+    return classifier.eval()
+
+
+def judge(
+    setting: Setting, conditional: ConditionalVAE, classifier: nn.Module, options: ClassifierOptions
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Accuracy, calibration and what is said of noise, of both; and what to draw of it."""
+    x, y = (part[: options.images] for part in setting.held_out("test"))
+    generator = setting.stream("noise").generator
+    noise = torch.rand(x.shape, generator=generator, device=x.device).round()
+    both = torch.cat([x, noise])
+    frequency = torch.bincount(setting.dataset.train.labels, minlength=setting.num_classes)
+    log_prior = (frequency / frequency.sum()).double().log().cpu()
+    # A class that some data sets lack has no VAE to speak of, and probability 0.
+    log_joint = torch.full((len(both), setting.num_classes), -math.inf, dtype=torch.float64)
+    for label_ in range(setting.num_classes):
+        if frequency[label_]:
+            with conditional.given(label_) as vae:
+                answer = estimate_together(
+                    {"p": ImportanceSampling(options.samples)}, vae, both, seed=setting.seed
+                )
+            log_joint[:, label_] = answer["p"].estimate.value + log_prior[label_]
+    with torch.no_grad():
+        logits = classifier(both).double().cpu()
+    log_p_x, y, n = log_joint.logsumexp(1), y.cpu(), len(x)
+    is_test = torch.cat([torch.ones(n), torch.zeros(n)]).numpy()
+    measures = {"log_p.test": log_p_x[:n].mean().item(), "log_p.noise": log_p_x[n:].mean().item()}
+    pictures = {"log_p": log_p_x}
+    for name, scores in (("bayes", log_joint), ("direct", logits)):
+        log_posterior = scores.log_softmax(1)
+        confidence, named = log_posterior.exp().max(1)
+        right = (named[:n] == y).double()
+        measures |= {
+            f"accuracy.{name}": right.mean().item(),
+            f"nll.{name}": -log_posterior[:n].gather(1, y[:, None]).mean().item(),
+            f"miscalibration.{name}": miscalibration(confidence[:n], right, options.bins),
+            f"sure_of_test.{name}": confidence[:n].mean().item(),
+            f"sure_of_noise.{name}": confidence[n:].mean().item(),
+            f"noise_found.{name}": float(
+                roc_auc_score(is_test, log_p_x if name == "bayes" else confidence)
+            ),
+        }
+        pictures |= {f"confidence.{name}": confidence[:n], f"right.{name}": right}
+        pictures[f"noise.{name}"] = confidence[n:]
+    shown = []
+    with torch.no_grad(), setting.stream("pictures").active():
+        for label_ in range(setting.num_classes):
+            with conditional.given(label_) as vae:
+                shown.append(vae.model(None, 4))
+    pictures["samples"] = torch.stack(shown, 1).flatten(0, 1)
+    pictures["noise"] = noise[: setting.num_classes]
+    return measures, pictures
+
+
+def miscalibration(confidence: Tensor, right: Tensor, bins: int) -> float:
+    """Expected calibration error: mean over images of |share right - confidence| of their bin.
+
+    Bins hold equally many images, so that none rests on a few.
+    """
+    order = confidence.argsort()
+    parts = zip(confidence[order].tensor_split(bins), right[order].tensor_split(bins), strict=True)
+    gaps = [len(c) * (r.mean() - c.mean()).abs().item() for c, r in parts if len(c)]
+    return sum(gaps) / len(confidence)
+
+
+def draw(pictures: list[dict[str, Tensor]], bins: int = 6) -> Figure:
+    figure, (left, middle, right) = new_figure(12, 4, 1, 3, width_ratios=[1.3, 1, 1])
+    first = pictures[0]
+    classes = len(first["noise"])
+    rows = torch.cat([first["samples"], first["noise"]])
+    show_images(left, rows, classes, "draws of p(x | y), a column per class; last row: noise")
+    names = {"bayes": "Bayes' rule with p(x | y)", "direct": "trained to classify"}
+    for index, (name, words) in enumerate(names.items()):
+        confidence = torch.cat([p[f"confidence.{name}"] for p in pictures])
+        hit = torch.cat([p[f"right.{name}"] for p in pictures])
+        order = confidence.argsort()
+        c, r = (
+            torch.stack([part.mean() for part in values[order].tensor_split(bins)])
+            for values in (confidence, hit)
+        )
+        size = len(confidence) / bins
+        middle.errorbar(
+            c, r, yerr=(r * (1 - r) / size).sqrt(), color=COLOURS[index], marker=MARKERS[index],
+            capsize=3, label=words,
+        )  # fmt: skip
+    middle.plot([0, 1], [0, 1], color="black", lw=0.8)
+    low = min(0.5, middle.dataLim.y0)
+    middle.set(xlim=(low, 1.01), ylim=(low, 1.03))
+    middle.legend(fontsize="small")
+    label(middle, "test images: as often right as sure?", "probability named", "share right")
+    log_p = torch.stack([p["log_p"] for p in pictures])
+    test, noise = (part.flatten() for part in log_p.chunk(2, dim=1))
+    edges = torch.linspace(log_p.min().item(), log_p.max().item(), 40).tolist()
+    right.hist(test, edges, color=COLOURS[0], label="test images")
+    right.hist(noise, edges, color=COLOURS[1], hatch="//", alpha=0.8, label="noise")
+    right.legend(fontsize="small", loc="upper center")
+    label(right, "log p(x) sees what is no digit", "log p(x), nats per image", "images")
+    return figure
+
+
+study = Study(
+    "generate_and_classify",
+    "Can a model that generates images classify them?",
+    run,
+    options=ClassifierOptions,
+    overrides=("latent_dim=10",),
+)
