@@ -129,7 +129,7 @@ def log_p(vae: VAE, x: Tensor) -> Tensor:
 
 
 def images_by_kind(trained: Trained, lab: Lab) -> dict[str, Tensor]:
-    """Images to ask about, each kind ``(N, C, H, W)``; of the blank and of the mode there is one."""
+    """Images to ask about, each kind ``(N, C, H, W)``; one blank image and one mode."""
     vae, n = trained.vae, lab.options.images
     digits = trained.x("test", n)
     stream = trained.dataset.held_out_stream("test").generator
