@@ -23,6 +23,7 @@ FILES = re.findall(r"`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", README, flags=re.DOT
 TESTED_ELSEWHERE = {
     "make sweep": "tests/test_sweep.py",
     "make ui": "tests/test_sweep.py",
+    "make experiments": "tests/test_experiments.py",
     "make test": "this is it",
     ". .venv/bin/activate": "the environment of every command here",
 }
