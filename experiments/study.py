@@ -31,7 +31,7 @@ from experiments.pages import HERE, fill
 from vae_pyro.app import explain, fail, make_console, tell
 from vae_pyro.config import build, flatten, parse_config
 from vae_pyro.data import Dataset, ImageSource
-from vae_pyro.errors import ConfigError
+from vae_pyro.errors import ConfigError, UserError
 from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import Interrupted, interruptible, uninterrupted
 from vae_pyro.passwords import without_passwords
@@ -396,9 +396,15 @@ def _leave(folder: Path, findings: Findings, results: Mapping[str, Any]) -> None
 
 
 def _train_alone(tree: dict[str, Any], job: Job) -> dict[str, float]:
+    """In a process of its own, which a signal ends, and whose errors can be sent on."""
     torch.set_num_threads(1)
-    with interruptible():
-        return _train(tree, job)
+    try:
+        with interruptible():
+            return _train(tree, job)
+    except Interrupted as interruption:
+        os._exit(interruption.status)
+    except Exception as error:
+        raise UserError(f"{job.name}: {explain(error)}") from None
 
 
 def _train(tree: dict[str, Any], job: Job) -> dict[str, float]:

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -34,7 +37,7 @@ def experiment(
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *arguments],
         cwd=cwd,
-        env=__import__("os").environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -179,3 +182,54 @@ def test_what_the_experiment_chooses_is_not_the_users(tmp_path: Path) -> None:
     assert "latent_dim=5: this experiment chooses latent_dim itself" in done.stderr
     assert "Traceback" not in done.stderr
     assert json.loads(json.dumps([str(p) for p in tmp_path.rglob("results.json")])) == []
+
+
+def test_vaes_are_trained_at_once_and_read_back(tmp_path: Path) -> None:
+    command = ("what_is_p_of_an_image", *QUICK[:3], "experiment.workers=2", "experiment.images=3")
+    first = experiment(*command, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    numbers = read_results(tmp_path / OUTPUTS / command[0])["numbers"]
+    vaes = sorted((tmp_path / OUTPUTS / "vaes").iterdir())
+    written = [(path / "result.json").stat().st_mtime_ns for path in vaes]
+    assert len(vaes) == 2
+    again = experiment(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert read_results(tmp_path / OUTPUTS / command[0])["numbers"] == numbers
+    assert sorted((tmp_path / OUTPUTS / "vaes").iterdir()) == vaes
+    assert [(path / "result.json").stat().st_mtime_ns for path in vaes] == written
+
+
+def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
+    """SIGTERM reaches the processes that train; nothing of theirs is trained twice."""
+    command = (
+        "what_is_p_of_an_image", "seed=0", "training.epochs=60", "training.checkpoint_seconds=0",
+        "training.compile=false", "evaluation.num_samples=50", "experiment.images=3",
+        "experiment.workers=2",
+    )  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{command[0]}", *command[1:]],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        until = time.monotonic() + 200
+        while len(list(tmp_path.glob(f"{OUTPUTS}/vaes/*/checkpoint/*"))) < 2:
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        process.terminate()
+        said, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "interrupted by SIGTERM; the same command goes on" in said
+    assert "Traceback" not in said
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (found,) = client.search_experiments(filter_string="name = 'vae-pyro'")
+
+    def statuses() -> list[str]:
+        runs = client.search_runs([found.experiment_id], order_by=["start_time ASC"])
+        return [run.info.status for run in runs]
+
+    assert set(statuses()) == {"KILLED"}
+    done = experiment(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert statuses().count("KILLED") == 1  # the experiment's own; the VAEs' runs went on
+    assert statuses().count("FINISHED") == 3
