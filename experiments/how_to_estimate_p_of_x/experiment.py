@@ -1,0 +1,319 @@
+"""log p(x) from z of the prior, of the encoder, by annealing: error against decoder evaluations."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.figures import COLOURS, error_line, label, new_figure
+from experiments.numbers import Number, over_seeds
+from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from vae_pyro.log_marginal import (
+    AIS,
+    IWAE,
+    Estimator,
+    ImportanceSampling,
+    PriorSampling,
+    Quadrature,
+    elbo_parts,
+    estimate_together,
+    log_weights,
+)
+from vae_pyro.log_marginal.proposals import THE_GUIDE, Proposal
+from vae_pyro.log_marginal.quadrature import MAX_DIM
+from vae_pyro.randomness import RandomStream
+
+NAMES = {"prior": "z from the prior", "encoder": "z from the encoder (IWAE-K)", "ais": "AIS"}
+PRIOR = Proposal(prior_share=1.0)
+FACTOR = 10  # times exp(KL): a number of draws that ought to be plenty
+
+
+@dataclass(frozen=True)
+class EstimateOptions(Options):
+    """Options of this experiment.
+
+    Args:
+        small: latent dimensions of which quadrature knows the truth, at most 3.
+        large: latent dimensions of which it does not.
+        images: test images whose log p(x) is estimated.
+        draws: z's per image, from the prior and from the encoder, each a budget.
+        temperatures: of AIS, each a budget.
+        chains: of AIS, per image.
+        reference_draws: of the importance sampling that is the reference where no grid is.
+        reference_temperatures: of the long AIS that it is checked by.
+        shown_draws: z's in the histogram, and those whose weights are looked at.
+
+    Raises:
+        ValueError: where there is nothing to be estimated.
+    """
+
+    small: int = 2
+    large: int = 20
+    images: int = 20
+    draws: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)
+    temperatures: tuple[int, ...] = (3, 10, 30, 100, 300)
+    chains: int = 16
+    reference_draws: int = 100_000
+    reference_temperatures: int = 500
+    shown_draws: int = 1_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.small <= MAX_DIM:
+            raise ValueError(f"small: quadrature takes 1 to {MAX_DIM}, got {self.small}")
+        for name in ("draws", "temperatures"):
+            if min(getattr(self, name), default=0) < 1:
+                raise ValueError(f"{name}: needs numbers from 1 up, got {getattr(self, name)}")
+        for name, least in (("images", 1), ("large", 1), ("shown_draws", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of one estimator at rising budgets, of one VAE.
+
+    Attributes:
+        evaluations: of the decoder per image, by budget.
+        per_image: estimate - reference, nats, ``(budgets, images)``.
+    """
+
+    evaluations: Sequence[float]
+    per_image: Tensor
+
+    @property
+    def typical(self) -> list[float]:
+        """Mean absolute error by budget, nats per image."""
+        values: list[float] = self.per_image.abs().mean(1).tolist()
+        return values
+
+    @property
+    def shortfall(self) -> list[float]:
+        """How far below the reference on average, by budget, nats per image."""
+        values: list[float] = (-self.per_image.mean(1)).tolist()
+        return values
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of one VAE.
+
+    Attributes:
+        errors: by estimator.
+        agreement: second reference - reference, nats per image, and its own standard error.
+        floor: mean standard error of the reference, nats per image.
+        kl: E_q[log q(z | x) - log p(z)], nats, ``(images,)``.
+        log_likelihood: mean log p(x | z) under the prior and under the encoder, nats per image.
+        effective: how many of ``shown_draws`` weights count, by where z comes from.
+        largest: share of the prior's average that its luckiest z makes up.
+    """
+
+    errors: Mapping[str, Errors]
+    agreement: tuple[float, float]
+    floor: float
+    kl: Tensor
+    log_likelihood: Mapping[str, float]
+    effective: Mapping[str, float]
+    largest: float
+
+
+def run(lab: Lab) -> Findings:
+    options = lab.options
+    both = lab.train([Recipe((f"latent_dim={d}",)) for d in (options.small, options.large)])
+    numbers: dict[str, Number] = {}
+    measured: dict[str, list[Measured]] = {}
+    for size, vaes in zip(("small", "large"), both, strict=True):
+        lab.tell(f"estimating with {vaes[0].vae.model.latent_dim} latent dimensions")
+        measured[size] = [measure(trained, options) for trained in vaes]
+        numbers |= summary(size, measured[size], options)
+    shown = min(options.draws, key=lambda k: abs(k - 1_000))  # the budget that the answer is about
+    every = measured["small"] + measured["large"]
+    below = shortfalls(every, options, -math.inf, 0)
+    above = shortfalls(every, options, math.log(FACTOR), math.inf)
+    for name, found in (("too_few", below), ("plenty", above)):
+        if found:
+            numbers[f"shortfall_{name}"] = images_mean(found)
+    prior, encoder, ais = (
+        {size: [numbers[f"{name}_{size}_{b}"].value for b in budgets] for size in measured}
+        for name, budgets in (
+            ("prior", options.draws), ("encoder", options.draws), ("ais", options.temperatures)
+        )
+    )  # fmt: skip
+    index = options.draws.index(shown)
+    predictions = {
+        "prior_worse_in_many_dimensions": prior["large"][index] > prior["small"][index],
+        "encoder_beats_prior_in_many": encoder["large"][index] < prior["large"][index],
+        "ais_beats_prior_in_many": ais["large"][-1] < prior["large"][-1],
+        "all_low_with_few": all(
+            numbers[f"short_{name}_{size}"].value > 0 for name in NAMES for size in measured
+        ),
+        "exp_kl_decides": bool(below and above) and mean(below) > 1 > mean(above),
+        "references_agree": all(
+            abs(numbers[f"agreement_{size}"].value)
+            < 3 * mean(m.agreement[1] for m in measured[size]) + 0.01
+            for size in measured
+        ),
+    }  # fmt: skip
+    answer = (
+        f"Average weighted z's of the encoder, not z's of the prior: with {shown:,} decoder "
+        f"evaluations and {options.large} latent dimensions, log p of an image is off by "
+        f"{numbers[f'prior_large_{shown}']} nats when z comes from the prior, of whose draws "
+        f"{numbers['effective_prior_large']} count, and by {numbers[f'encoder_large_{shown}']} "
+        f"when z comes from the encoder."
+    )
+    figure = draw(both[1][0], measured, options)
+    return Findings(numbers, predictions, answer, figure)
+
+
+def measure(trained: Trained, options: EstimateOptions) -> Measured:
+    vae, x = trained.vae, trained.x("test", options.images)
+    families: dict[str, dict[int, Estimator]] = {
+        "prior": {k: PriorSampling(k) for k in options.draws},
+        "encoder": {k: IWAE(k, k) for k in options.draws},
+        "ais": {t: AIS(t, options.chains) for t in options.temperatures},
+    }
+    defensive = ImportanceSampling(options.reference_draws, inflation=1.2, prior_share=0.1)
+    long = AIS(options.reference_temperatures, options.chains)
+    references: dict[str, Estimator] = {"defensive": defensive, "long": long}
+    if vae.model.latent_dim == options.small:
+        references = {"grid": Quadrature(), "long": long}
+    asked = {f"{n} {b}": e for n, family in families.items() for b, e in family.items()}
+    answers = estimate_together(asked | references, vae, x, seed=trained.seed)
+    first, second = (answers[name].estimate for name in references)
+    errors = {}
+    for name, family in families.items():
+        found = [answers[f"{name} {budget}"].estimate for budget in family]
+        apart = torch.stack([e.value - first.value for e in found])
+        errors[name] = Errors([e.evaluations for e in found], apart)
+    own = math.hypot(first.mean_std_error(), second.mean_std_error())
+    with torch.no_grad(), RandomStream("weights", trained.seed, x.device).active():
+        kl = elbo_parts(vae, x, options.shown_draws)["kl"].value
+        drawn = {
+            name: [log_weights(vae, image, options.shown_draws, proposal) for image in x.split(1)]
+            for name, proposal in (("prior", PRIOR), ("encoder", THE_GUIDE))
+        }
+    log_w = {n: torch.cat([w.total.double().cpu() for w in d], 1) for n, d in drawn.items()}
+    return Measured(
+        errors,
+        (second.mean() - first.mean(), own),
+        first.std_error.mean().item(),
+        kl,
+        {
+            name: torch.cat([w.log_likelihood for w in d], 1).double().mean().item()
+            for name, d in drawn.items()
+        },
+        {n: (1 / w.softmax(0).square().sum(0)).mean().item() for n, w in log_w.items()},
+        log_w["prior"].softmax(0).max(0).values.mean().item(),
+    )
+
+
+def summary(size: str, found: Sequence[Measured], options: EstimateOptions) -> dict[str, Number]:
+    """Means over seeds of what was found of VAEs of one size."""
+    nats = "nats per image"
+    numbers = {}
+    for name in NAMES:
+        budgets = options.temperatures if name == "ais" else options.draws
+        for place, budget in enumerate(budgets):
+            numbers[f"{name}_{size}_{budget}"] = over_seeds(
+                [m.errors[name].typical[place] for m in found], nats
+            )
+        short = [m.errors[name].shortfall[0] for m in found]
+        numbers[f"short_{name}_{size}"] = over_seeds(short, nats)
+        cost = found[0].errors[name].evaluations[-1]
+        numbers[f"most_{name}_{size}"] = Number(cost, unit="decoder evaluations per image")
+    for name in ("prior", "encoder"):
+        numbers[f"log_likelihood_{name}_{size}"] = over_seeds(
+            [m.log_likelihood[name] for m in found], nats
+        )
+        numbers[f"effective_{name}_{size}"] = over_seeds(
+            [m.effective[name] for m in found], "weights"
+        )
+    return numbers | {
+        f"largest_{size}": over_seeds([m.largest for m in found], "share"),
+        f"kl_{size}": over_seeds([m.kl.mean().item() for m in found], nats),
+        f"exp_kl_{size}": Number(
+            math.exp(mean(m.kl.mean().item() for m in found)), unit="draws from the prior"
+        ),
+        f"agreement_{size}": over_seeds([m.agreement[0] for m in found], nats),
+        f"reference_error_{size}": over_seeds([m.floor for m in found], nats),
+    }
+
+
+def shortfalls(
+    measured: Sequence[Measured], options: EstimateOptions, lowest: float, highest: float
+) -> list[float]:
+    """Of estimates from the prior by K draws with log K - KL between two numbers, nats."""
+    found: list[float] = []
+    for m in measured:
+        excess = torch.tensor(options.draws).double().log()[:, None] - m.kl
+        chosen = (excess >= lowest) & (excess < highest)
+        found += (-m.errors["prior"].per_image[chosen]).tolist()
+    return found
+
+
+def images_mean(values: Sequence[float]) -> Number:
+    """A mean over images and budgets; its error is that from image to image."""
+    number = over_seeds(values, "nats per image")
+    return Number(number.value, number.std_error, number.unit)
+
+
+def draw(
+    shown: Trained, measured: Mapping[str, list[Measured]], options: EstimateOptions
+) -> Figure:
+    figure, (left, *others) = new_figure(12, 4.6, 1, 3)
+    histogram(left, shown, options)
+    for axes, size in zip(others, ("small", "large"), strict=True):
+        for index, (name, title) in enumerate(NAMES.items()):
+            typical = torch.tensor([m.errors[name].typical for m in measured[size]])
+            several = len(typical) > 1
+            error = typical.std(0) / len(typical) ** 0.5 if several else 0 * typical[0]
+            error_line(
+                axes, measured[size][0].errors[name].evaluations, typical.mean(0).tolist(),
+                error.tolist(), index, title,
+            )  # fmt: skip
+        floor = mean(m.floor for m in measured[size])
+        axes.axhline(floor, color="black", lw=0.8, ls="--", label="the reference's own error")
+        axes.set(xscale="log", yscale="log")
+        truth = "a grid over z" if size == "small" else f"{options.reference_draws:,} weighted z's"
+        label(
+            axes, f"{getattr(options, size)} latent dimensions\n(reference: {truth})",
+            "decoder evaluations per image", "mean error of log p(x), nats per image",
+        )  # fmt: skip
+    lowest = min(axes.get_ylim()[0] for axes in others)
+    highest = max(axes.get_ylim()[1] for axes in others)
+    for axes in others:
+        axes.set_ylim(lowest, highest)
+    others[0].legend(fontsize="small")
+    return figure
+
+
+def histogram(axes: Axes, shown: Trained, options: EstimateOptions) -> None:
+    """log p(x | z) of one image for z of the prior, of the encoder, and where the average is."""
+    x = shown.x("test", 1)
+    number = 20 * options.shown_draws
+    with torch.no_grad(), RandomStream("histogram", 0, x.device).active():
+        prior = log_weights(shown.vae, x, number, PRIOR).log_likelihood[:, 0].double().cpu()
+        encoder = log_weights(shown.vae, x, number).log_likelihood[:, 0].double().cpu()
+    log_p = prior.logsumexp(0).item() - math.log(number)
+    low, high = prior.quantile(0.005).item(), max(prior.max().item(), encoder.max().item())
+    bins = torch.linspace(low, high + 1, 60).tolist()
+    axes.hist(prior, bins, density=True, color=COLOURS[0], alpha=0.6, label="z from the prior")
+    axes.hist(
+        prior, bins, density=True, weights=prior.softmax(0), histtype="step", lw=1.8,
+        color="black", label="the same, weighted by p(x | z):\nwhat the average is made of",
+    )  # fmt: skip
+    axes.hist(encoder, bins, density=True, color=COLOURS[1], alpha=0.6, label="z from the encoder")
+    axes.axvline(log_p, color=COLOURS[2], lw=1.5, ls="--", label="log of the prior's average")
+    axes.legend(fontsize="small", loc="upper left")
+    label(
+        axes, f"one image, {options.large} latent dimensions:\nmost z of the prior miss it",
+        "log p(x | z), nats", "share of z's per nat",
+    )  # fmt: skip
+
+
+study = Study("how_to_estimate_p_of_x", "How does one estimate p(x)?", run, options=EstimateOptions)
