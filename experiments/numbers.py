@@ -38,6 +38,16 @@ class Number:
         return str(self).partition(" ± ")[0]
 
 
+def percent(number: Number) -> str:
+    """A share as ``85.8 ± 0.7%``."""
+    error = number.std_error
+    return (
+        f"{100 * number.value:.1f}%"
+        if not error
+        else (f"{100 * number.value:.1f} ± {100 * error:.1f}%")
+    )
+
+
 def over_seeds(values: Sequence[float], unit: str = "") -> Number:
     """Mean and standard error, stdev / sqrt(n), of one number per seed."""
     numbers = [float(value) for value in values]

@@ -26,14 +26,14 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What a page may quote, by name: the numbers, the predictions, the command's seconds."""
+    """What a page may quote, by name: the numbers, the predictions, the answer, what it cost."""
     found = {name: str(Number(**number)) for name, number in results["numbers"].items()}
     found |= {f"{name}.brief": Number(**n).brief for name, n in results["numbers"].items()}
     found |= {
         name: "**held**" if held else "**did not hold**"
         for name, held in results["predictions"].items()
     }
-    return found | {"answer": results["answer"], "seconds": f"{results['seconds']:.0f}"}
+    return found | {"answer": results["answer"], "cost": results["cost"]}
 
 
 def fill(page: str, results: Mapping[str, Any]) -> str:

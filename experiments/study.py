@@ -161,6 +161,8 @@ class Lab:
     """
 
     def __init__(self, study: Study, typed: Sequence[str], console: Console) -> None:
+        self._start = time.time()
+        self._trained_before: list[bool] = []
         self._console = console
         self._study = study
         self._typed: list[str] = []
@@ -216,6 +218,12 @@ class Lab:
         """The images of ``data=``, on the CPU."""
         return build(self.chosen["data"], ImageSource, "data").load()
 
+    def cost(self) -> str:
+        """Seconds so far, and whether VAEs were there already, in words."""
+        words = f"{time.time() - self._start:.0f} s on {os.cpu_count()} cores"
+        before, total = sum(self._trained_before), len(self._trained_before)
+        return f"{words}, {before} of {total} VAEs trained before" if total else words
+
     def tell(self, note: str) -> None:
         """Show one line."""
         self._console.print(note, highlight=False, markup=False, soft_wrap=True)
@@ -242,6 +250,7 @@ class Lab:
             source = json.dumps(tree["data"], sort_keys=True)
             if source not in sources:
                 sources[source] = build(tree["data"], ImageSource, "data").load()
+            self._trained_before.append((job.output / "model").stat().st_mtime < self._start)
             vae = vae_pyro.load(job.output).to(self.device).eval()
             trained.append(Trained(vae, numbers, sources[source], tree["seed"]))
         return [trained[i : i + len(self.seeds)] for i in range(0, len(trained), len(self.seeds))]
@@ -325,7 +334,6 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(study: Study, typed: Sequence[str]) -> None:
-    start = time.perf_counter()
     console = make_console()
     lab = Lab(study, typed, console)
     work = OUTPUTS / study.name
@@ -348,7 +356,7 @@ def _run(study: Study, typed: Sequence[str]) -> None:
                 "answer": findings.answer,
                 "predictions": dict(findings.predictions),
                 "numbers": {k: dataclasses.asdict(n) for k, n in findings.numbers.items()},
-                "seconds": time.perf_counter() - start,
+                "cost": lab.cost(),
             }
             _record(run, findings)
             _leave(folder, findings, results)

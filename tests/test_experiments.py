@@ -140,7 +140,7 @@ def test_marks() -> None:
         "numbers": {"log_px": {"value": -23.4567, "std_error": 0.0213}},
         "predictions": {"higher": False},
         "answer": "No.",
-        "seconds": 12.3,
+        "cost": "12 s on 2 cores",
     }
     page = "It is <!--log_px--><!----> (<!--log_px.brief-->old<!---->), <!--higher-->held<!---->."
     filled = fill(page, results)

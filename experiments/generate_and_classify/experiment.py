@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
-from experiments.numbers import over_seeds
+from experiments.numbers import over_seeds, percent
 from experiments.study import Findings, Lab, Options, Study
 from vae_pyro.checkpoint import Blueprint
 from vae_pyro.conditional import ConditionalVAE
@@ -102,11 +102,11 @@ def run(lab: Lab) -> Findings:
         "log_p_finds_noise": value["noise_found.bayes"] > max(0.99, value["noise_found.direct"]),
     }
     answer = (
-        f"Yes: Bayes' rule with p(x | y) classifies {numbers['accuracy.bayes']} of the test images "
-        f"correctly, a network trained to classify {numbers['accuracy.direct']}; shown noise, both "
-        f"name a digit (with probabilities {numbers['sure_of_noise.bayes'].brief} and "
-        f"{numbers['sure_of_noise.direct'].brief}), but p(x) tells noise from digits in "
-        f"{numbers['noise_found.bayes']} of all pairs."
+        f"Yes: Bayes' rule with p(x | y) classifies {percent(numbers['accuracy.bayes'])} of the "
+        f"test images correctly, a network trained for it {percent(numbers['accuracy.direct'])}. "
+        f"Shown noise, both name a class (with mean probabilities "
+        f"{value['sure_of_noise.bayes']:.2f} and {value['sure_of_noise.direct']:.2f}), but p(x) "
+        f"tells noise from test images in {percent(numbers['noise_found.bayes'])} of pairs."
     )
     return Findings(numbers, predictions, answer, draw([pictures for _, pictures in answers]))
 
@@ -257,6 +257,7 @@ def draw(pictures: list[dict[str, Tensor]], bins: int = 6) -> Figure:
     rows = torch.cat([first["samples"], first["noise"]])
     show_images(left, rows, classes, "draws of p(x | y), a column per class; last row: noise")
     names = {"bayes": "Bayes' rule with p(x | y)", "direct": "trained to classify"}
+    low = 1.0
     for index, (name, words) in enumerate(names.items()):
         confidence = torch.cat([p[f"confidence.{name}"] for p in pictures])
         hit = torch.cat([p[f"right.{name}"] for p in pictures])
@@ -266,14 +267,14 @@ def draw(pictures: list[dict[str, Tensor]], bins: int = 6) -> Figure:
             for values in (confidence, hit)
         )
         size = len(confidence) / bins
+        low = min(low, c.min().item(), r.min().item())
         middle.errorbar(
             c, r, yerr=(r * (1 - r) / size).sqrt(), color=COLOURS[index], marker=MARKERS[index],
             capsize=3, label=words,
         )  # fmt: skip
     middle.plot([0, 1], [0, 1], color="black", lw=0.8)
-    low = min(0.5, middle.dataLim.y0)
-    middle.set(xlim=(low, 1.01), ylim=(low, 1.03))
-    middle.legend(fontsize="small")
+    middle.set(xlim=(low - 0.1, 1.02), ylim=(low - 0.1, 1.02))
+    middle.legend(fontsize="small", loc="upper left")
     label(middle, "test images: as often right as sure?", "probability named", "share right")
     log_p = torch.stack([p["log_p"] for p in pictures])
     test, noise = (part.flatten() for part in log_p.chunk(2, dim=1))

@@ -248,11 +248,14 @@ def of_real_images(trained: Trained, judge: Judge, options: DimensionOptions) ->
         "real_disagree": disagreement(classes),
         "real_changed": (drawn[0] - drawn[1]).abs().double().flatten(1).mean(1),
     }
-    splits = []
-    for name, limit in (("train", options.train_images), ("test", options.test_images)):
-        labels = getattr(trained.dataset, name).labels[:limit]
-        splits.append((trained.x(name, limit).cpu().flatten(1), labels))
-    for name, right in readable(*splits, options).items():
+    train, test = (
+        (x.cpu().flatten(1), split.labels[: len(x)])
+        for x, split in (
+            (trained.x("train", options.train_images), trained.dataset.train),
+            (trained.x("test", options.test_images), trained.dataset.test),
+        )
+    )
+    for name, right in readable(train, test, options).items():
         per_image[f"pixels_{name}"] = right
     numbers = {}
     for name, values in per_image.items():
@@ -338,7 +341,7 @@ def draw_map(axes: Axes, trained: Trained, options: DimensionOptions, side: int 
         place = points[free[0] if free else order[0]]
         taken = torch.cat([taken, place[None]])
         axes.annotate(
-            str(c), place.tolist(), ha="center", va="center", weight="bold", color="white",
+            str(c), (place[0].item(), place[1].item()), ha="center", va="center", weight="bold", color="white",
             size="small",
             bbox={
                 "boxstyle": "circle,pad=0.15", "edgecolor": "white",

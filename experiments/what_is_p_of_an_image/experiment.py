@@ -68,10 +68,12 @@ def run(lab: Lab) -> Findings:
         "blank_beats_digits": beaten.value > 0.5,
         "mode_beats_all_digits": above.value > 0,
     }  # fmt: skip
+    mode = "less" if above.value < 0 else "more"
     answer = (
-        f"The chance of drawing exactly that image: over all 512 of 3 x 3 pixels p(x) sums to "
-        f"{numbers['sum'].value:.4f}. Real digits get {numbers['digits']} nats, noise "
-        f"{numbers['noise']}; yet the most probable image is none of them, with {numbers['mode']}."
+        f"The chance that exactly this image is drawn: over all 512 images of 3 x 3 pixels it sums "
+        f"to {numbers['sum'].value:.4f}. Real digits have a log p(x) of {numbers['digits']} nats, "
+        f"noise of {numbers['noise']}; but the most probable image, with {numbers['mode']}, is "
+        f"{mode} probable than every real one."
     )
     return Findings(numbers, predictions, answer, draw(small[0], kinds, images[0]))
 

@@ -85,10 +85,9 @@ def run(lab: Lab) -> Findings:
         "best_bits_look_most_real": most_real == best,
     }
     answer = (
-        f"The one that can describe the pixels: {spelt(best)} needs "
+        f"One that can say what pixels are like: {spelt(best)} needs "
         f"{numbers[f'bits_per_dim.{best}']} bits per pixel, {spelt(worst)} "
-        f"{numbers[f'bits_per_dim.{worst}']}. Means are blurred whatever it is; "
-        f"it shows in the draws."
+        f"{numbers[f'bits_per_dim.{worst}']}. Means of p(x | z) hide the difference, draws show it."
     )
     return Findings(numbers, predictions, answer, draw(trained, pictures, numbers))
 
@@ -204,7 +203,7 @@ def draw(
         )  # fmt: skip
     sharpness.axvline(1, color="black", lw=0.8)
     label(bits, "how well: lower is better", "bits per pixel", "")
-    label(sharpness, "how sharp: 1 as test images", "neighbours' squared difference, ratio", "")
+    label(sharpness, "how sharp: 1 as test images", "squared difference, ratio", "")
     sharpness.legend(loc="best", fontsize="small")
     low, high = bits.get_xlim()
     bits.set_xlim(low, high + 0.35 * (high - low))
