@@ -16,7 +16,7 @@ from torch import Tensor
 from vae_pyro.vae import VAE
 
 # Ten colours that stay apart for colour-blind readers (after Paul Tol's "muted" scheme).
-_CLASS_COLOURS = (
+CLASS_COLOURS = (
     "#332288", "#88ccee", "#44aa99", "#117733", "#999933",
     "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777",
 )  # fmt: skip
@@ -146,7 +146,7 @@ def _manifold(vae: VAE, per_side: int = 15) -> np.ndarray:
 def _scatter(axes: Axes, points: Tensor, labels: Tensor) -> None:
     for label in labels.unique().tolist():
         chosen = points[labels == label]
-        colour = _CLASS_COLOURS[label % len(_CLASS_COLOURS)]
+        colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
         axes.scatter(chosen[:, 0], chosen[:, 1], s=14, color=colour, alpha=0.6, linewidths=0)
         x, y = chosen.median(0).values.tolist()
         axes.annotate(

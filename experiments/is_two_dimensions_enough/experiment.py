@@ -22,12 +22,8 @@ from vae_pyro.config import Positive
 from vae_pyro.latent import posterior_means
 from vae_pyro.log_marginal import elbo_parts
 from vae_pyro.randomness import RandomStream
+from vae_pyro.visualization import CLASS_COLOURS
 
-# Ten colours that stay apart for colour-blind readers (after Paul Tol's "muted" scheme).
-CLASS_COLOURS = (
-    "#332288", "#88ccee", "#44aa99", "#117733", "#999933",
-    "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777",
-)  # fmt: skip
 REACH = 3.0  # of the map to every side, in standard deviations of the prior
 UNITS = {
     "log_px": "nats per image", "rate": "nats per image", "distortion": "nats per image",
@@ -248,14 +244,14 @@ def of_real_images(trained: Trained, judge: Judge, options: DimensionOptions) ->
         "real_disagree": disagreement(classes),
         "real_changed": (drawn[0] - drawn[1]).abs().double().flatten(1).mean(1),
     }
-    train, test = (
+    read_from, asked = (
         (x.cpu().flatten(1), split.labels[: len(x)])
         for x, split in (
             (trained.x("train", options.train_images), trained.dataset.train),
             (trained.x("test", options.test_images), trained.dataset.test),
         )
     )
-    for name, right in readable(train, test, options).items():
+    for name, right in readable(read_from, asked, options).items():
         per_image[f"pixels_{name}"] = right
     numbers = {}
     for name, values in per_image.items():
@@ -341,8 +337,8 @@ def draw_map(axes: Axes, trained: Trained, options: DimensionOptions, side: int 
         place = points[free[0] if free else order[0]]
         taken = torch.cat([taken, place[None]])
         axes.annotate(
-            str(c), (place[0].item(), place[1].item()), ha="center", va="center", weight="bold", color="white",
-            size="small",
+            str(c), (place[0].item(), place[1].item()), ha="center", va="center", weight="bold",
+            color="white", size="small",
             bbox={
                 "boxstyle": "circle,pad=0.15", "edgecolor": "white",
                 "facecolor": CLASS_COLOURS[c % len(CLASS_COLOURS)],
