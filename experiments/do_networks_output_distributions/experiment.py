@@ -122,7 +122,7 @@ def run(lab: Lab) -> Findings:
     answer = (
         f"They output parameters, and any parameters give a distribution: for all inputs tried, "
         f"random, extreme and adversarial, p(x | z) of a pixel and q(z | x) integrate to 1 within "
-        f"{max(worst.values()):.0e}. The exponential of a raw output, merely called p(x | z), "
+        f"{max(worst.values()):.1e}. The exponential of a raw output, merely called p(x | z), "
         f"adds up to e^({numbers['exponential']}) over all images."
     )
     return Findings(numbers, predictions, answer, draw(found, contrast))
