@@ -1,0 +1,335 @@
+"""Four ways to squeeze an image through ten numbers, on the same images, by the same measures."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from sklearn.model_selection import cross_val_score
+from sklearn.svm import SVC
+from torch import Tensor
+
+from experiments.autoencoder_pca_vae import autoencoder, linear_methods
+from experiments.autoencoder_pca_vae.linear_methods import PPCA, largest_angle, orthonormal
+from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
+from experiments.numbers import Number, over_seeds
+from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from vae_pyro.config import Positive, build
+from vae_pyro.evaluation import pareto_k_high
+from vae_pyro.latent import posterior_means
+from vae_pyro.log_marginal import Exact, ImportanceSampling, estimate_together
+from vae_pyro.networks import Linear, Network
+from vae_pyro.randomness import RandomStream
+
+NAMES = {
+    "pca": "PCA", "linear_autoencoder": "linear\nautoencoder", "linear_vae": "linear VAE",
+    "deep_autoencoder": "deep\nautoencoder", "deep_vae": "deep VAE",
+}  # fmt: skip
+FITTED = {"linear_autoencoder": "linear autoencoder", "deep_autoencoder": "deep autoencoder"}
+
+
+@dataclass(frozen=True)
+class MethodOptions(Options):
+    """Options of this experiment.
+
+    Args:
+        latent_dim: numbers per image, for every method.
+        test_images: at most.
+        importance_samples: z's per image for the deep VAE's log p(x).
+        generated: images drawn of each method, and as many real ones, at most, beside them.
+        linear_learning_rate: of Adam for the linear networks, whose valley is flat.
+        deep_learning_rate: of Adam for the deep autoencoder.
+    """
+
+    latent_dim: Positive = 10
+    test_images: Positive = 1000
+    importance_samples: Annotated[int, Field(ge=25)] = 1000
+    generated: Annotated[int, Field(ge=20)] = 600
+    linear_learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    deep_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way from images to codes and back.
+
+    Attributes:
+        encode: images ``(N, C, H, W)`` -> codes ``(N, D)``.
+        decode: codes -> mean images ``(N, C, H, W)``.
+        log_p: log p(x) of images, ``(N,)``; None where the method says nothing of it.
+        draw_codes: as ``encode``, but with the noise that a VAE's decoder was trained with; None
+            where there is none.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    log_p: Callable[[Tensor], Tensor] | None = None
+    draw_codes: Callable[[Tensor], Tensor] | None = None
+
+
+def run(lab: Lab) -> Findings:
+    options: MethodOptions = lab.options
+    common = (f"latent_dim={options.latent_dim}", "likelihood=normal_learned_scale")
+    rate = f"training.learning_rate={options.linear_learning_rate}"
+    linear, deep = lab.train([Recipe((*common, "network=linear", rate)), Recipe(common)])
+    dataset = linear[0].dataset
+    ppca = linear_methods.fit(dataset.train.images, dataset.num_levels, options.latent_dim)
+    found, shown = [], {}
+    for pair in zip(linear, deep, strict=True):
+        lab.tell(f"seed {pair[0].seed}: autoencoders, and all measures")
+        methods = all_methods(lab, ppca, *pair)
+        found.append(measure(methods, ppca, *pair, options))
+        shown = shown or methods
+    numbers = {
+        name: over_seeds([one[name] for one in found], unit_of(name))
+        if name not in ("rmse_pca", "log_px_pca")
+        else Number(found[0][name], unit=unit_of(name))
+        for name in found[0]
+    }
+    lost = over_seeds([f["log_px_pca"] - f["log_px_linear_vae"] for f in found], "nats per image")
+    gained = over_seeds([f["log_px_deep_vae"] - f["log_px_pca"] for f in found], "nats per image")
+    halves = linear_methods.angle_of_halves(dataset, options.latent_dim)
+    numbers |= {"lost": lost, "gained": gained, "angle_halves": Number(halves, unit="degrees")}
+
+    def value(name: str) -> float:
+        return numbers[name].value
+
+    predictions = {
+        "linear_autoencoder_finds_pca": value("angle_linear_autoencoder") < 10
+        and value("kept_linear_autoencoder") > 0.99,
+        "linear_vae_finds_pca": value("angle_linear_vae") < 10 and value("kept_linear_vae") > 0.99,
+        "linear_vae_is_ppca": abs(lost.value) < 0.5,
+        "deep_autoencoder_reconstructs_best": value("rmse_deep_autoencoder")
+        == min(value(f"rmse_{name}") for name in NAMES),
+        "autoencoder_cannot_be_sampled": value("found_out_deep_autoencoder")
+        > value("found_out_deep_vae") + 0.05,
+        "nor_from_a_fitted_normal": value("found_out_fitted_deep_autoencoder")
+        > value("found_out_deep_vae"),
+        "deep_vae_has_highest_log_px": gained.value > 0,
+        "own_codes_are_not_normal": value("own_deep_autoencoder") > value("own_deep_vae") + 0.1,
+        "nor_once_fitted": value("own_fitted_deep_autoencoder") > value("own_deep_vae"),
+    }
+    far, near = (numbers[f"distance_{name}"].brief for name in ("deep_autoencoder", "deep_vae"))
+    answer = (
+        f"Through {options.latent_dim} numbers the deep autoencoder brings images back to within "
+        f"{numbers['rmse_deep_autoencoder']} of the grey range per pixel (deep VAE "
+        f"{numbers['rmse_deep_vae']}, PCA {numbers['rmse_pca']}), but it has no p(x), and images "
+        f"decoded from z ~ N(0, I) are {far} times as far from the nearest training image as real "
+        f"ones (deep VAE: {near}). The linear VAE's log p(x) is {lost} nats below that of "
+        f"probabilistic PCA; the deep VAE gains {gained}."
+    )
+    return Findings(numbers, predictions, answer, draw(numbers, shown, deep[0], options))
+
+
+def unit_of(name: str) -> str:
+    """By the first word of a number's name."""
+    units = {
+        "rmse": "grey range per pixel", "log": "nats per image", "angle": "degrees",
+        "distance": "times that of test images", "scale": "grey range per pixel",
+    }  # fmt: skip
+    return units.get(name.partition("_")[0], "share")
+
+
+def all_methods(lab: Lab, ppca: PPCA, linear: Trained, deep: Trained) -> dict[str, Method]:
+    """The five, by name; autoencoders are trained here."""
+    options: MethodOptions = lab.options
+    device = linear.vae.model.origin.device
+    dataset, settings = linear.dataset.to(device), lab.chosen["training"]
+    network = build(lab.chosen["network"], Network, "network")
+    shape = dataset.image_shape
+    methods = {
+        "pca": Method(
+            lambda x: ppca.encode(x.flatten(1).double()),
+            lambda z: ppca.decode(z.double()).reshape(-1, *shape),
+            lambda x: ppca.log_prob(x.flatten(1).double()),
+        ),
+        "linear_vae": of_vae(linear, lambda x: Exact()(linear.vae, x).value),
+        "deep_vae": of_vae(deep, None),
+    }
+    for name, kind, rate in (
+        ("linear_autoencoder", Linear(), options.linear_learning_rate),
+        ("deep_autoencoder", network, options.deep_learning_rate),
+    ):
+        trained = autoencoder.train(
+            kind, dataset, linear.vae.model.likelihood.prepare, options.latent_dim,
+            settings["epochs"], settings["batch_size"], rate, linear.seed,
+        )  # fmt: skip
+        methods[name] = Method(trained.encode, trained.decode)
+    return {name: methods[name] for name in NAMES}
+
+
+def of_vae(trained: Trained, log_p: Callable[[Tensor], Tensor] | None) -> Method:
+    """A VAE as a method: codes are posterior means, images the means of p(x | z)."""
+    vae = trained.vae
+
+    def draw_codes(x: Tensor) -> Tensor:
+        with RandomStream("codes of real images", trained.seed, x.device).active():
+            z: Tensor = vae.guide.posterior(x).sample()
+        return z
+
+    return Method(
+        lambda x: posterior_means(vae, x),
+        lambda z: vae.model.decode(z.to(vae.model.origin)).mean,
+        log_p,
+        draw_codes,
+    )
+
+
+def measure(
+    methods: Mapping[str, Method], ppca: PPCA, linear: Trained, deep: Trained,
+    options: MethodOptions,
+) -> dict[str, float]:  # fmt: skip
+    """Every number of one seed."""
+    x = linear.x("test", options.test_images)
+    numbers: dict[str, float] = {}
+    real = real_images(linear, options.generated)
+    held_out = torch.cat([linear.x(split, options.generated // 2) for split in ("valid", "test")])
+    for name, method in methods.items():
+        with torch.no_grad():
+            error = (method.decode(method.encode(x)) - x).square().mean().sqrt().item()
+            if method.log_p is not None:
+                numbers[f"log_px_{name}"] = method.log_p(x).mean().item()
+            own = method.decode((method.draw_codes or method.encode)(held_out)).float()
+        numbers[f"rmse_{name}"] = error
+        images = generate(method, linear, options, len(real))
+        numbers |= sampling(f"_{name}", images, real, linear)
+        numbers[f"own_{name}"] = found_out(images, own)
+        if name in FITTED:
+            kinder = generate(method, linear, options, len(real), fitted=True)
+            numbers |= sampling(f"_fitted_{name}", kinder, real, linear)
+            numbers[f"own_fitted_{name}"] = found_out(kinder, own)
+    estimator = ImportanceSampling(options.importance_samples, inflation=1.2, prior_share=0.1)
+    log_px = estimate_together({"is": estimator}, deep.vae, x, seed=deep.seed)["is"].estimate
+    numbers |= {"log_px_deep_vae": log_px.mean(), "unsure_deep_vae": pareto_k_high(log_px)}
+    for name, trained in (("linear_vae", linear), ("deep_vae", deep)):
+        numbers[f"scale_{name}"] = trained.vae.model.likelihood.scale.item()  # type: ignore[union-attr]
+    for name in ("linear_autoencoder", "linear_vae"):
+        basis = span(methods[name], linear, options.latent_dim)
+        numbers[f"angle_{name}"] = largest_angle(ppca.basis, basis)
+        numbers[f"kept_{name}"] = ppca.variance_kept(basis)
+    return numbers
+
+
+def span(method: Method, trained: Trained, latent_dim: int) -> Tensor:
+    """An orthonormal basis of what a linear decoder can say, ``(P, D)``."""
+    origin = trained.vae.model.origin
+    corners = torch.cat([origin[None], torch.eye(latent_dim).to(origin)])
+    with torch.no_grad():
+        images = method.decode(corners).flatten(1)
+    return orthonormal((images[1:] - images[0]).T)
+
+
+def generate(
+    method: Method, trained: Trained, options: MethodOptions, count: int, fitted: bool = False
+) -> Tensor:
+    """Images decoded from z ~ N(0, I), ``(count, C, H, W)``.
+
+    Where ``fitted``: from the normal with mean and covariance of the training images' codes.
+    """
+    stream = RandomStream("codes", trained.seed)
+    z = torch.randn(count, options.latent_dim, generator=stream.generator)
+    z = z.to(trained.vae.model.origin.device)
+    with torch.no_grad():
+        if fitted:
+            codes = method.encode(trained.x("train"))
+            jitter = 1e-6 * torch.eye(options.latent_dim).to(codes)
+            z = codes.mean(0) + z @ torch.linalg.cholesky(torch.cov(codes.T) + jitter).T
+        return method.decode(z).float()
+
+
+def real_images(trained: Trained, count: int) -> Tensor:
+    """Images that no method was trained on, half of them from each held-out split, ``(N, ..)``."""
+    dataset = trained.dataset
+    images = [split.images[: count // 2] for split in (dataset.valid, dataset.test)]
+    return grey(torch.cat(images), dataset.num_levels)
+
+
+def grey(images: Tensor, num_levels: int | None) -> Tensor:
+    """Levels -> [0, 1]; real numbers stay what they are."""
+    return images.float() if num_levels is None else images / (num_levels - 1)
+
+
+def sampling(name: str, images: Tensor, real: Tensor, trained: Trained) -> dict[str, float]:
+    """How far generated images ``(N, C, H, W)`` are from real ones.
+
+    ``found_out``: see there. ``distance``: to the nearest training image, in units of the real
+    ones'.
+    """
+    levels = trained.dataset.num_levels
+    if levels is not None:  # the cells of dequantisation, so that rounding does not tell them apart
+        images = grey((images * levels).floor().clamp(0, levels - 1), levels)
+    seen = grey(trained.dataset.train.images, levels).flatten(1)
+    near, nearest = (torch.cdist(i.cpu().flatten(1), seen).min(1).values for i in (real, images))
+    ratio = (nearest.mean() / near.mean()).item()
+    return {f"found_out{name}": found_out(images, real), f"distance{name}": ratio}
+
+
+def found_out(images: Tensor, others: Tensor) -> float:
+    """The share of two sets of images that a support vector machine tells apart; 0.5: a guess.
+
+    Five-fold cross-validated.
+    """
+    rows = torch.cat([images.cpu(), others.cpu()]).flatten(1)
+    kind = torch.arange(len(rows)) >= len(images)
+    return float(cross_val_score(SVC(), rows.numpy(), kind.numpy(), cv=5).mean())
+
+
+def draw(
+    numbers: Mapping[str, Number], methods: Mapping[str, Method], trained: Trained,
+    options: MethodOptions,
+) -> Figure:  # fmt: skip
+    figure, (trade, back, new) = new_figure(12, 4.6, 1, 3)
+    for place, name in enumerate(NAMES):
+        for kind, filled in (("", True), ("_fitted", False)):
+            key = f"own{kind}_{name}"
+            if key not in numbers:
+                continue
+            across, up = numbers[f"rmse_{name}"], numbers[key]
+            trade.errorbar(
+                across.value, up.value, xerr=across.std_error, yerr=up.std_error, capsize=3,
+                color=COLOURS[place], marker=MARKERS[place], ls="", markersize=8,
+                mfc=None if filled else "white",
+                label=NAMES[name].replace("\n", " ") + ("" if filled else ", z ~ fitted normal"),
+            )  # fmt: skip
+    trade.axhline(0.5, color="black", lw=0.8)
+    trade.set_ylim(0.4, 1.5)
+    trade.set_yticks([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    trade.legend(fontsize="small", loc="upper center")
+    label(
+        trade, "who reconstructs, and who can be sampled",
+        "reconstruction error, grey range (RMS per pixel)",
+        "generated told from reconstructed (0.5: a guess)",
+    )  # fmt: skip
+    columns = 6
+    x = trained.x("test", columns)
+    with torch.no_grad():
+        reconstructed = [m.decode(m.encode(x)).float() for m in methods.values()]
+    generated = [generate(m, trained, options, columns) for m in methods.values()]
+    real = real_images(trained, 2 * columns)[-columns:].to(x)
+    names = list(NAMES.values())
+    rows = [("test images", x), *zip(names, reconstructed, strict=True)]
+    show_rows(back, rows, columns, "test images, and what comes back")
+    rows = [("real", real), *zip(names, generated, strict=True)]
+    kinder = generate(methods["deep_autoencoder"], trained, options, columns, fitted=True)
+    rows.insert(-1, ("the same,\nfitted", kinder))
+    show_rows(new, rows, columns, "decoded from z ~ N(0, I)")
+    return figure
+
+
+def show_rows(axes: Any, rows: list[tuple[str, Tensor]], columns: int, title: str) -> None:
+    """Rows of images, each with its name on the left."""
+    show_images(axes, torch.cat([images for _, images in rows]), columns, title)
+    height = rows[0][1].shape[-2] + 1
+    axes.set_axis_on()
+    axes.set_xticks([])
+    places = [height * (row + 0.5) for row in range(len(rows))]
+    axes.set_yticks(places, [name for name, _ in rows], fontsize="small")
+    axes.tick_params(length=0)
+
+
+study = Study(
+    "autoencoder_pca_vae", "What does a VAE do that PCA and autoencoders do not?", run,
+    options=MethodOptions,
+)  # fmt: skip

@@ -1,0 +1,306 @@
+"""z ~ p(z) is what the story says; z ~ q(z), the mean of all q(z | x), is where images lie."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pydantic import Field
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.model_selection import cross_val_score
+from sklearn.svm import SVC
+from torch import Tensor
+
+from experiments.figures import COLOURS, label, new_figure, show_images
+from experiments.numbers import Number, over_seeds
+from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from vae_pyro.config import Positive
+from vae_pyro.latent import information
+from vae_pyro.randomness import RandomStream
+from vae_pyro.vae import VAE
+
+REACH = 3.5  # of the map to every side, in standard deviations of the prior
+NUMBERS_AT_ONCE = 2**22
+NATS = ("rate", "information", "information_upper", "kl", "kl_lower", "kl_control", "kl_excess")
+
+
+@dataclass(frozen=True)
+class PriorOptions(Options):
+    """Options of this experiment.
+
+    Args:
+        latent_dims: sizes of z for the default likelihood; 2 is one of them.
+        grey_latent_dim: size of z for grey images under a normal likelihood with a learned scale.
+        images: training images that q(z) is made of, at most.
+        latents: z's of each of them, for the information.
+        prior_draws: z's of the prior among which holes are looked for.
+        far: q(z) below p(z) by this factor is a hole.
+        generated: images drawn with either z, at most as many as there are held-out real ones.
+
+    Raises:
+        ValueError: where 2 is not among ``latent_dims``.
+    """
+
+    latent_dims: tuple[Positive, ...] = (2, 10, 20)
+    grey_latent_dim: Positive = 10
+    images: Annotated[int, Field(ge=2)] = 1500
+    latents: Annotated[int, Field(ge=2)] = 8
+    prior_draws: Annotated[int, Field(ge=10)] = 4000
+    far: Annotated[float, Field(gt=1)] = 10.0
+    generated: Annotated[int, Field(ge=20)] = 600
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 2 not in self.latent_dims:
+            raise ValueError(f"latent_dims: must contain 2, got {list(self.latent_dims)}")
+
+
+@dataclass(frozen=True)
+class Critics:
+    """Two opinions of images, by classifiers that know real ones.
+
+    Attributes:
+        real: held-out images, half of each split, ``(N, C, H, W)``.
+        trees: say which class an image is of, by vote.
+    """
+
+    real: Tensor
+    trees: ExtraTreesClassifier
+
+    def found_out(self, images: Tensor) -> float:
+        """Share of images that a support vector machine tells from real ones; 0.5: a guess."""
+        rows = torch.cat([images.cpu(), self.real]).flatten(1).numpy()
+        is_real = torch.arange(len(rows)) >= len(images)
+        return float(cross_val_score(SVC(), rows, is_real.numpy(), cv=5).mean())
+
+    def clear(self, images: Tensor) -> Tensor:
+        """Share of the votes that the most popular class of each image gets, ``(N,)``."""
+        votes = self.trees.predict_proba(images.cpu().flatten(1).numpy())
+        return torch.from_numpy(votes).max(1).values
+
+
+def ask(trained: Trained, options: PriorOptions) -> Critics:
+    """Critics of images as this VAE's likelihood scores them."""
+    half = options.generated // 2
+    real = torch.cat([trained.x("valid", half), trained.x("test", half)]).cpu()
+    split = trained.dataset.train
+    images, labels = split.images[: options.images], split.labels[: options.images]
+    prepare, generator = trained.vae.model.likelihood.prepare, RandomStream("critics", 0).generator
+    x = torch.cat([prepare(images, generator) for _ in range(2)])  # so that it learns the noise too
+    trees = ExtraTreesClassifier(200, random_state=0)
+    return Critics(real, trees.fit(x.flatten(1).numpy(), labels.repeat(2).numpy()))
+
+
+def run(lab: Lab) -> Findings:
+    options: PriorOptions = lab.options
+    dims = sorted(set(options.latent_dims))
+    recipes = {str(d): Recipe((f"latent_dim={d}",)) for d in dims}
+    grey = (f"latent_dim={options.grey_latent_dim}", "likelihood=normal_learned_scale")
+    recipes["grey"] = Recipe(grey)
+    families = dict(zip(recipes, lab.train(list(recipes.values())), strict=True))
+    numbers: dict[str, Number] = {}
+    for kind, family in families.items():
+        lab.tell(f"{kind} {'images' if kind == 'grey' else 'latent dimensions'}")
+        critics = ask(family[0], options)
+        found = [measure(trained, critics, options) for trained in family]
+        for one in found:  # paired: of the same VAE
+            one["found_difference"] = one["found_prior"] - one["found_aggregated"]
+            one["clear_difference"] = one["clear_aggregated"] - one["clear_prior"]
+            one["kl_excess"] = one["kl"] - one["kl_control"]
+        for name in found[0]:
+            values = [one[name] for one in found]
+            unit = "nats" if name in NATS else "share"
+            numbers[f"{name}_{kind}"] = over_seeds(values, unit)
+        numbers |= of_real_images(critics, family[0], kind)
+
+    def everywhere(smaller: str, larger: str) -> bool:
+        return all(numbers[f"{smaller}_{d}"].value < numbers[f"{larger}_{d}"].value for d in dims)
+
+    last = dims[-1]
+    predictions = {
+        "they_differ": everywhere("kl_control", "kl_lower"),
+        "difference_grows": numbers[f"kl_{last}"].value > numbers["kl_2"].value,
+        "holes_exist": everywhere("holes_control", "holes"),
+        "aggregated_looks_more_real": everywhere("found_aggregated", "found_prior"),
+        "aggregated_is_clearer": everywhere("clear_prior", "clear_aggregated"),
+        "holes_are_unclear": everywhere("clear_emptiest", "clear_prior"),
+        "grey_differs_more": numbers["kl_excess_grey"].value > numbers[f"kl_excess_{last}"].value,
+        "grey_aggregated_looks_more_real": numbers["found_difference_grey"].value > 0,
+        "grey_aggregated_is_clearer": numbers["clear_difference_grey"].value > 0,
+    }
+    rate, grey_rate = (numbers[f"rate_{kind}"].brief for kind in (last, "grey"))
+    answer = (
+        f"For binary images in {last} dimensions, where z says {rate} nats of an image, "
+        f"z ~ q(z) {compare(numbers, str(last))}. For grey images, where it says {grey_rate} nats, "
+        f"z ~ q(z) {compare(numbers, 'grey')}. (Half is a guess.)"
+    )
+    return Findings(numbers, predictions, answer, draw(numbers, families, options))
+
+
+def compare(numbers: Mapping[str, Number], kind: str) -> str:
+    """How images with z ~ q(z) do, in words."""
+    prior, aggregated = (numbers[f"found_{name}_{kind}"] for name in ("prior", "aggregated"))
+    difference = numbers[f"found_difference_{kind}"]
+    certain = abs(difference.value) > 2 * (difference.std_error or 0)
+    better = "looks more real" if difference.value > 0 else "looks less real"
+    return (
+        f"{better if certain else 'makes no difference that is seen'}: a classifier finds out "
+        f"{aggregated} of the images, with z ~ p(z) {prior}"
+    )
+
+
+def of_real_images(critics: Critics, trained: Trained, kind: str) -> dict[str, Number]:
+    """What the critics say of real images: the first of the training set against held-out ones."""
+    x = trained.x("train", len(critics.real))
+    share, clear = critics.found_out(x), critics.clear(critics.real)
+    guess = math.sqrt(0.25 / (2 * len(x)))
+    spread = clear.std().item() / math.sqrt(len(clear))
+    return {
+        f"found_real_{kind}": Number(share, guess, "share"),
+        f"clear_real_{kind}": Number(clear.mean().item(), spread, "share"),
+    }
+
+
+def measure(trained: Trained, critics: Critics, options: PriorOptions) -> dict[str, float]:
+    """Every number of one VAE."""
+    vae, count = trained.vae, len(critics.real)
+    x = trained.x("train", options.images)
+    with torch.no_grad(), RandomStream("latent space", trained.seed, x.device).active():
+        real = information(vae, x, options.latents)
+        z = vae.model.prior().sample((options.prior_draws,))
+        # Images of which q(z) is p(z), but for the encoder's errors and their finite number.
+        simulated = vae.model.decode(vae.model.prior().sample((len(x),))).sample()
+        simulated = vae.model.likelihood.into_support(simulated)
+        control = information(vae, simulated, options.latents)
+        ratio = log_ratio(vae, x, z)
+        emptiest = z[ratio.argsort()[: max(1, options.prior_draws // 10)]]
+        images = {
+            "prior": vae.model.decode(vae.model.prior().sample((count,))).sample(),
+            "aggregated": vae.model.decode(aggregated(vae, x, count)).sample(),
+            "emptiest": vae.model.decode(emptiest).sample(),
+        }
+    limit = -math.log(options.far)
+    numbers = {
+        "rate": real.kl.mean(),
+        "information": real.mutual_information.mean(),
+        "information_upper": real.mutual_information_upper.mean(),
+        "kl": real.marginal_kl.mean(),
+        "kl_lower": real.kl.mean() - real.mutual_information_upper.mean(),
+        "kl_control": control.marginal_kl.mean(),
+        "holes": (ratio < limit).double().mean().item(),
+        "holes_control": (log_ratio(vae, simulated, z) < limit).double().mean().item(),
+    }
+    for name in ("prior", "aggregated"):
+        numbers[f"found_{name}"] = critics.found_out(images[name])
+    return numbers | {f"clear_{k}": critics.clear(v).mean().item() for k, v in images.items()}
+
+
+def aggregated(vae: VAE, x: Tensor, count: int) -> Tensor:
+    """z ~ q(z): one image of x ``(N, C, H, W)`` at random, then z ~ q(z | x); ``(count, D)``."""
+    chosen = torch.randint(len(x), (count,), device=x.device)
+    z: Tensor = vae.guide.posterior(x[chosen]).sample()
+    return z
+
+
+def log_ratio(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """log q(z) - log p(z), nats, float64, ``(M,)``; q(z) is the mean of q(z | x_i) over x.
+
+    Args:
+        vae: the pair.
+        x: images, ``(N, C, H, W)``.
+        z: points, ``(M, D)``.
+    """
+    per_chunk = max(1, NUMBERS_AT_ONCE // (len(x) * z.shape[1]))
+    with torch.no_grad():
+        q = vae.guide.posterior(x)
+        log_q = torch.cat([
+            q.log_prob(part[:, None].expand(-1, len(x), -1)).double().logsumexp(1)
+            for part in z.split(per_chunk)
+        ])  # fmt: skip
+        return (log_q - math.log(len(x)) - vae.model.prior().log_prob(z).double()).cpu()
+
+
+def draw(
+    numbers: Mapping[str, Number], families: Mapping[str, list[Trained]], options: PriorOptions
+) -> Figure:
+    figure, ((where, divided, found), (of_prior, of_aggregated, clear)) = new_figure(12, 7.2, 2, 3)
+    draw_map(figure, where, families["2"][0], options)
+    places = range(len(families))
+
+    def of(name: str) -> tuple[list[float], list[float]]:
+        chosen = [numbers[f"{name}_{kind}"] for kind in families]
+        return [n.value for n in chosen], [n.std_error or 0.0 for n in chosen]
+
+    for name, (place, colour, text) in {
+        "rate": (-0.27, 0, "rate, KL(q(z | x) || p(z))"),
+        "kl": (0.0, 1, "its part KL(q(z) || p(z))"),
+        "kl_control": (0.27, 6, "likewise, images of the VAE (control)"),
+    }.items():
+        values, errors = of(name)
+        divided.bar(
+            [p + place for p in places], values, 0.27, yerr=errors, capsize=2,
+            color=COLOURS[colour], label=text,
+        )  # fmt: skip
+    label(divided, "the rate, and the mismatch in it", "", "nats per image")
+    divided.set_ylim(0, 1.4 * max(of("rate")[0]))
+    for axes, name, title in (
+        (found, "found", "told from held-out images (0.5: a guess)"),
+        (clear, "clear", "clearness: votes for the top class"),
+    ):
+        for index, (kind, text) in enumerate(
+            (("aggregated", "z ~ q(z)"), ("prior", "z ~ p(z)"), ("real", "real images"))
+        ):
+            values, errors = of(f"{name}_{kind}")
+            axes.errorbar(
+                places, values, yerr=errors, color=COLOURS[(0, 1, 6)[index]], marker="osD"[index],
+                ls="", capsize=3, label=text,
+            )  # fmt: skip
+        label(axes, title, "", "share found out" if name == "found" else "share of votes")
+    names = [f"binary,\n{k} dim." if k != "grey" else "grey" for k in families]
+    names[-1] += f",\n{options.grey_latent_dim} dim."
+    for axes in (divided, found, clear):
+        axes.set_xticks(list(places), names)
+        axes.margins(x=0.15)
+        axes.legend(fontsize="small")
+    shown, side = families["grey"][0], 8
+    with torch.no_grad(), RandomStream("figure", shown.seed).active():
+        x = shown.x("train", options.images)
+        z = shown.vae.model.prior().sample((side * side,))
+        for axes, points, text in (
+            (of_prior, z, "z ~ p(z)"),
+            (of_aggregated, aggregated(shown.vae, x, side * side), "z ~ q(z)"),
+        ):
+            means = shown.vae.model.decode(points).mean
+            show_images(axes, means, side, f"grey: means of p(x | z), {text}")
+    return figure
+
+
+def draw_map(figure: Figure, axes: Axes, trained: Trained, options: PriorOptions) -> None:
+    """How dense q(z) is beside p(z), in two dimensions; contours of p(z)."""
+    side = 80
+    axis = torch.linspace(-REACH, REACH, side)
+    across, up = torch.meshgrid(axis, axis, indexing="xy")
+    z = torch.stack([across, up], -1).reshape(-1, 2).to(trained.vae.model.origin)
+    ratio = log_ratio(trained.vae, trained.x("train", options.images), z).reshape(side, side)
+    extent: Any = (-REACH, REACH, -REACH, REACH)
+    shades = axes.imshow(
+        (ratio / math.log(10)).clamp(-2, 2), origin="lower", extent=extent, cmap="PuOr",
+        vmin=-2, vmax=2,
+    )  # fmt: skip
+    figure.colorbar(shades, ax=axes, label="log10 of q(z) / p(z)")
+    radius = (across.square() + up.square()).sqrt()
+    rings = axes.contour(
+        axis, axis, radius, levels=[1.18, 2.15, 3.03], colors="black", linewidths=1
+    )
+    shares = dict(zip(rings.levels, ("50%", "90%", "99%"), strict=True))
+    axes.clabel(rings, fmt=shares, fontsize="small")
+    label(axes, "binary, 2 dim.; rings: shares of p(z)", "z[0]", "z[1]")
+
+
+study = Study(
+    "prior_or_aggregated_posterior", "Should one draw z from the prior or from where images lie?",
+    run, options=PriorOptions,
+)  # fmt: skip
