@@ -40,6 +40,18 @@ BUDGETS = {
         "experiment.draws=2",
         "experiment.rate_samples=2",
     ),
+    "autoencoder_pca_vae": (
+        "experiment.test_images=30",
+        "experiment.importance_samples=25",
+        "experiment.generated=30",
+    ),
+    "prior_or_aggregated_posterior": (
+        "experiment.latent_dims=[2]",
+        "experiment.images=50",
+        "experiment.latents=2",
+        "experiment.prior_draws=50",
+        "experiment.generated=30",
+    ),
     "which_likelihood": (
         "experiment.likelihoods=[bernoulli,categorical,normal]",
         "experiment.images=20",

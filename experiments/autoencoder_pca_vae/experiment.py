@@ -19,6 +19,7 @@ from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
 from vae_pyro.config import Positive, build
 from vae_pyro.evaluation import pareto_k_high
 from vae_pyro.latent import posterior_means
+from vae_pyro.likelihoods import NormalLearnedScale
 from vae_pyro.log_marginal import Exact, ImportanceSampling, estimate_together
 from vae_pyro.networks import Linear, Network
 from vae_pyro.randomness import RandomStream
@@ -76,7 +77,8 @@ def run(lab: Lab) -> Findings:
     linear, deep = lab.train([Recipe((*common, "network=linear", rate)), Recipe(common)])
     dataset = linear[0].dataset
     ppca = linear_methods.fit(dataset.train.images, dataset.num_levels, options.latent_dim)
-    found, shown = [], {}
+    found: list[dict[str, float]] = []
+    shown: dict[str, Method] = {}
     for pair in zip(linear, deep, strict=True):
         lab.tell(f"seed {pair[0].seed}: autoencoders, and all measures")
         methods = all_methods(lab, ppca, *pair)
@@ -204,7 +206,9 @@ def measure(
     log_px = estimate_together({"is": estimator}, deep.vae, x, seed=deep.seed)["is"].estimate
     numbers |= {"log_px_deep_vae": log_px.mean(), "unsure_deep_vae": pareto_k_high(log_px)}
     for name, trained in (("linear_vae", linear), ("deep_vae", deep)):
-        numbers[f"scale_{name}"] = trained.vae.model.likelihood.scale.item()  # type: ignore[union-attr]
+        likelihood = trained.vae.model.likelihood
+        assert isinstance(likelihood, NormalLearnedScale)
+        numbers[f"scale_{name}"] = likelihood.scale.item()
     for name in ("linear_autoencoder", "linear_vae"):
         basis = span(methods[name], linear, options.latent_dim)
         numbers[f"angle_{name}"] = largest_angle(ppca.basis, basis)

@@ -116,8 +116,7 @@ def frequencies(dataset: Dataset, split: str, every: Tensor) -> Tensor:
     assert dataset.num_levels is not None
     levels = getattr(dataset, split).images.double().flatten(1) / (dataset.num_levels - 1)
     chance = torch.where(every.flatten(1)[:, None] == 1, levels, 1 - levels)
-    share: Tensor = chance.prod(-1).mean(1)
-    return share
+    return chance.prod(-1).mean(1)
 
 
 def distance(p: Tensor, q: Tensor) -> float:
@@ -173,8 +172,7 @@ def most_probable(vae: VAE, starts: Tensor, per_axis: int = 65) -> Tensor:
     base = -torch.nn.functional.softplus(logits).sum(1) + log_prior
 
     def score(x: Tensor) -> Tensor:
-        log_p: Tensor = (x.flatten(1).double() @ logits.T + base).logsumexp(1)
-        return log_p
+        return (x.flatten(1).double() @ logits.T + base).logsumexp(1)
 
     means = (logits.sigmoid() > 0.5).to(starts).reshape(-1, *starts.shape[1:]).unique(dim=0)
     starts = torch.cat([starts, means])
