@@ -265,3 +265,17 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert statuses().count("KILLED") == 1  # the experiment's own; the VAEs' runs went on
     assert statuses().count("FINISHED") == 3
+
+
+COMMANDS = re.findall(
+    r"^python -m experiments\.(\w+) ?(.*)$", (HERE / "README.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("name", "overrides"), COMMANDS)
+def test_commands_of_the_page_of_all_are_understood(name: str, overrides: str) -> None:
+    """Quick mode runs them with other budgets; here their overrides are taken at their word."""
+    study = importlib.import_module(f"experiments.{name}.experiment").study
+    lab = Lab(study, overrides.split(), make_console())
+    assert lab.command == f"python -m experiments.{name} {overrides}".rstrip()
+    assert lab.is_default == (not overrides)
