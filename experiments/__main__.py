@@ -3,8 +3,8 @@
 import importlib
 import sys
 
+from experiments.command import main
 from experiments.pages import HERE, NAMES, fill_table
-from experiments.study import main
 from vae_pyro.app import fail
 from vae_pyro.files import write_atomically
 

@@ -1,21 +1,16 @@
-"""What all experiments share: their command line, trained VAEs, records, and what they leave."""
+"""One experiment: what it asks, and what it is given to answer with."""
 
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -23,24 +18,17 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from torch import Tensor
 
 import vae_pyro
 from experiments.numbers import Number
-from experiments.pages import HERE, fill
-from vae_pyro.app import explain, fail, make_console, tell
-from vae_pyro.config import build, flatten, parse_config
+from experiments.pages import HERE
+from experiments.vaes import Recipe, Trained, run_jobs
+from vae_pyro.config import build, parse_config
 from vae_pyro.data import Dataset, ImageSource
-from vae_pyro.errors import ConfigError, UserError
-from vae_pyro.files import make_folder, write_atomically
-from vae_pyro.interruption import Interrupted, interruptible, uninterrupted
+from vae_pyro.errors import ConfigError
 from vae_pyro.passwords import without_passwords
-from vae_pyro.pipeline import Job, choose_device, run_job
-from vae_pyro.provenance import git_tags
-from vae_pyro.resume import claim
-from vae_pyro.tracking import Run, SilentRun, Tracker, open_run
-from vae_pyro.vae import VAE
-from vae_pyro.visualization import png, render
+from vae_pyro.pipeline import Job, choose_device
+from vae_pyro.tracking import Tracker
 
 CONF = HERE.parent / "conf"
 OUTPUTS = Path("outputs") / "experiments"
@@ -63,46 +51,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers: must be at least 0, got {self.workers}")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One VAE that an experiment needs.
-
-    Attributes:
-        overrides: of the configuration, as on the command line; these win over the user's.
-        groups: whole groups that take the place of the configuration's own.
-    """
-
-    overrides: Sequence[str] = ()
-    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained VAE and what it was trained on.
-
-    Attributes:
-        vae: on the experiment's device, in evaluation mode.
-        metrics: of its job, by their contract names.
-        dataset: its images, in memory.
-        seed: of its job.
-    """
-
-    vae: VAE
-    metrics: Mapping[str, float]
-    dataset: Dataset
-    seed: int
-
-    def x(self, split: Literal["train", "valid", "test"], num_images: int | None = None) -> Tensor:
-        """The first images of a split as the likelihood scores them, ``(N, C, H, W)``.
-
-        The draw is the same in every job; of the test split it is that of ``test/log_px``.
-        """
-        images = getattr(self.dataset, split).images
-        prepare = self.vae.model.likelihood.prepare
-        x: Tensor = prepare(images, self.dataset.held_out_stream(split).generator)  # type: ignore[arg-type]
-        return x[:num_images].to(self.vae.model.origin.device)
 
 
 @dataclass(frozen=True)
@@ -243,7 +191,7 @@ class Lab:
         workers = self.options.workers or (os.cpu_count() or 1)
         if self.device.type != "cpu":
             workers = 1
-        metrics = self._run_jobs(jobs, min(workers, len(jobs)))
+        metrics = run_jobs(jobs, min(workers, len(jobs)), self.tell)
         trained = []
         sources: dict[str, Dataset] = {}
         for (tree, job), numbers in zip(jobs, metrics, strict=True):
@@ -254,30 +202,6 @@ class Lab:
             vae = vae_pyro.load(job.output).to(self.device).eval()
             trained.append(Trained(vae, numbers, sources[source], tree["seed"]))
         return [trained[i : i + len(self.seeds)] for i in range(0, len(trained), len(self.seeds))]
-
-    def _run_jobs(
-        self, jobs: Sequence[tuple[dict[str, Any], Job]], workers: int
-    ) -> list[dict[str, float]]:
-        numbers = []
-        if workers == 1:
-            for done, (tree, job) in enumerate(jobs):
-                self.tell(f"VAE {done + 1} of {len(jobs)}: {job.name}")
-                numbers.append(_train(tree, job))
-            return numbers
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["experiments.study"])
-        with ProcessPoolExecutor(workers, context) as pool:
-            try:
-                futures = [pool.submit(_train_alone, tree, job) for tree, job in jobs]
-                for done, ((_, job), future) in enumerate(zip(jobs, futures, strict=True)):
-                    numbers.append(future.result())
-                    self.tell(f"VAE {done + 1} of {len(jobs)}: {job.name}")
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()  # which leaves a checkpoint
-                raise
-        return numbers
 
     def _job(self, recipe: Recipe, seed: int) -> tuple[dict[str, Any], Job]:
         for override in recipe.overrides:
@@ -316,110 +240,6 @@ class Lab:
         )
 
 
-def main(study: Study, arguments: Sequence[str] | None = None) -> None:
-    """Run one experiment from the command line; ends with status 1 where it fails."""
-    typed = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(typed):
-        make_console().print(_help(study), highlight=False, markup=False)
-        return
-    try:
-        with interruptible():
-            _run(study, typed)
-    except Interrupted as interruption:
-        fail(f"{interruption}; the same command goes on from the last checkpoint")
-        sys.exit(interruption.status)
-    except Exception as error:
-        fail(explain(error))
-        sys.exit(1)
-
-
-def _run(study: Study, typed: Sequence[str]) -> None:
-    console = make_console()
-    lab = Lab(study, typed, console)
-    work = OUTPUTS / study.name
-    folder = HERE / study.name if lab.is_default else work
-    run: Run = SilentRun()
-    with claim(work):
-        record = work / f"record-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        tags = {"experiment": study.name, **git_tags()}
-        run = open_run(lab.tracker, record, study.name, tags, must_answer=True, tell=tell)
-        try:
-            run.log_params({
-                **flatten(_without_passwords(lab.chosen)),
-                **{f"experiment.{k}": v for k, v in dataclasses.asdict(lab.options).items()},
-                "seed": ",".join(str(seed) for seed in lab.seeds),
-            })  # fmt: skip
-            findings = study.run(lab)
-            results = {
-                "question": study.question,
-                "command": lab.command,
-                "answer": findings.answer,
-                "predictions": dict(findings.predictions),
-                "numbers": {k: dataclasses.asdict(n) for k, n in findings.numbers.items()},
-                "cost": lab.cost(),
-            }
-            _record(run, findings)
-            _leave(folder, findings, results)
-            for name in ("results.json", "figure.png"):
-                run.log_file(folder / name)
-            with uninterrupted():
-                run.end("FINISHED")
-        except BaseException as error:
-            with uninterrupted(), suppress(Exception):
-                run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-    for name, number in findings.numbers.items():
-        console.print(f"  {name}: {number} {number.unit}".rstrip(), highlight=False, markup=False)
-    for name, held in findings.predictions.items():
-        console.print(f"  {name}: {'held' if held else 'did not hold'}", highlight=False)
-    lab.tell(f"{study.question}\n{findings.answer}\nresults.json and figure.png: {folder}")
-
-
-def _record(run: Run, findings: Findings) -> None:
-    metrics = {}
-    for name, number in findings.numbers.items():
-        metrics[name] = number.value
-        if number.std_error is not None:
-            metrics[f"{name}_std_error"] = number.std_error
-    run.log_metrics(metrics, step=0)
-    rows = [f"| {name} | {number} | {number.unit} |" for name, number in findings.numbers.items()]
-    run.describe("\n".join([findings.answer, "", "| | | |", "|---|---|---|", *rows]))
-
-
-def _leave(folder: Path, findings: Findings, results: Mapping[str, Any]) -> None:
-    """The figure, the numbers, and the README that quotes them, where the folder has one."""
-    make_folder(folder)
-    findings.figure.set_dpi(110)
-    write_atomically(folder / "figure.png", png(render(findings.figure)))
-    write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    page = folder / "README.md"
-    if page.is_file():
-        try:
-            text = fill(page.read_text(), results)
-        except KeyError as error:
-            raise ConfigError(
-                f"{page}: the mark {error} names nothing in results.json; correct it and run again"
-            ) from error
-        write_atomically(page, text.encode())
-
-
-def _train_alone(tree: dict[str, Any], job: Job) -> dict[str, float]:
-    """In a process of its own, which a signal ends, and whose errors can be sent on."""
-    torch.set_num_threads(1)
-    try:
-        with interruptible():
-            return _train(tree, job)
-    except Interrupted as interruption:
-        os._exit(interruption.status)
-    except Exception as error:
-        raise UserError(f"{job.name}: {explain(error)}") from None
-
-
-def _train(tree: dict[str, Any], job: Job) -> dict[str, float]:
-    with open(os.devnull, "w") as nowhere, claim(job.output):
-        return run_job(tree, job, Console(file=nowhere)).metrics
-
-
 def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
@@ -428,22 +248,3 @@ def _seed(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ConfigError(f"seed={value}: expected whole numbers from 0 up, as seed=0,1,2")
     return value
-
-
-def _without_passwords(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _without_passwords(value) for key, value in tree.items()}
-    return without_passwords(tree) if isinstance(tree, str) else tree
-
-
-def _help(study: Study) -> str:
-    options = study.options()
-    lines = [
-        study.question,
-        "",
-        f"python -m experiments.{study.name} [key=value ...]",
-        f"  seed={','.join(map(str, study.seeds))}",
-        *(f"  experiment.{o.name}={getattr(options, o.name)}" for o in dataclasses.fields(options)),
-        "  and every key of python run.py --help",
-    ]
-    return "\n".join(lines)

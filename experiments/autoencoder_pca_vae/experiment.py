@@ -15,7 +15,8 @@ from experiments.autoencoder_pca_vae import autoencoder, linear_methods
 from experiments.autoencoder_pca_vae.linear_methods import PPCA, largest_angle, orthonormal
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from experiments.study import Findings, Lab, Options, Study
+from experiments.vaes import Recipe, Trained
 from vae_pyro.config import Positive, build
 from vae_pyro.evaluation import pareto_k_high
 from vae_pyro.latent import posterior_means

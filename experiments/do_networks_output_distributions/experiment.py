@@ -17,7 +17,8 @@ from experiments.do_networks_output_distributions.integrals import (
 )
 from experiments.figures import COLOURS, MARKERS, label, new_figure
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from experiments.study import Findings, Lab, Options, Study
+from experiments.vaes import Recipe, Trained
 from vae_pyro.likelihoods import Support
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from experiments.figures import COLOURS, error_line, label, new_figure
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from experiments.study import Findings, Lab, Options, Study
+from experiments.vaes import Recipe, Trained
 from vae_pyro.log_marginal import (
     AIS,
     IWAE,

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from experiments.figures import COLOURS, error_line, label, new_figure, show_images
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from experiments.study import Findings, Lab, Options, Study
+from experiments.vaes import Recipe, Trained
 from vae_pyro.config import Positive
 from vae_pyro.latent import posterior_means
 from vae_pyro.log_marginal import elbo_parts

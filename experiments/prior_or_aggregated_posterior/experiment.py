@@ -16,7 +16,8 @@ from torch import Tensor
 
 from experiments.figures import COLOURS, label, new_figure, show_images
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from experiments.study import Findings, Lab, Options, Study
+from experiments.vaes import Recipe, Trained
 from vae_pyro.config import Positive
 from vae_pyro.latent import information
 from vae_pyro.randomness import RandomStream

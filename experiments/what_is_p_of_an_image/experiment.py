@@ -10,7 +10,8 @@ from torch import Tensor
 
 from experiments.figures import COLOURS, label, new_figure, show_images
 from experiments.numbers import over_seeds
-from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from experiments.study import Findings, Lab, Options, Study
+from experiments.vaes import Recipe, Trained
 from vae_pyro.data import Dataset
 from vae_pyro.log_marginal import Quadrature, estimate_together
 from vae_pyro.vae import VAE

@@ -1,4 +1,4 @@
-from experiments.study import main
+from experiments.command import main
 from experiments.which_likelihood.experiment import study
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from experiments.figures import COLOURS, MARKERS, label
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Recipe, Study, Trained
+from experiments.study import Findings, Lab, Options, Study
+from experiments.vaes import Recipe, Trained
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.randomness import RandomStream
 from vae_pyro.visualization import tile
