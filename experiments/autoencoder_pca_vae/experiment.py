@@ -21,7 +21,7 @@ from vae_pyro.config import Positive, build
 from vae_pyro.evaluation import pareto_k_high
 from vae_pyro.latent import posterior_means
 from vae_pyro.likelihoods import NormalLearnedScale
-from vae_pyro.log_marginal import Exact, ImportanceSampling, estimate_together
+from vae_pyro.log_marginal import AIS, Exact, ImportanceSampling, estimate_together
 from vae_pyro.networks import Linear, Network
 from vae_pyro.randomness import RandomStream
 
@@ -39,7 +39,7 @@ class MethodOptions(Options):
     Args:
         latent_dim: numbers per image, for every method.
         test_images: at most.
-        importance_samples: z's per image for the deep VAE's log p(x).
+        temperatures: of the annealing that estimates the deep VAE's log p(x).
         generated: images drawn of each method, and as many real ones, at most, beside them.
         linear_learning_rate: of Adam for the linear networks, whose valley is flat.
         deep_learning_rate: of Adam for the deep autoencoder.
@@ -47,7 +47,7 @@ class MethodOptions(Options):
 
     latent_dim: Positive = 10
     test_images: Positive = 1000
-    importance_samples: Annotated[int, Field(ge=25)] = 1000
+    temperatures: Annotated[int, Field(ge=2)] = 100
     generated: Annotated[int, Field(ge=20)] = 600
     linear_learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     deep_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -203,9 +203,13 @@ def measure(
             kinder = generate(method, linear, options, len(real), fitted=True)
             numbers |= sampling(f"_fitted_{name}", kinder, real, linear)
             numbers[f"own_fitted_{name}"] = found_out(kinder, own)
-    estimator = ImportanceSampling(options.importance_samples, inflation=1.2, prior_share=0.1)
-    log_px = estimate_together({"is": estimator}, deep.vae, x, seed=deep.seed)["is"].estimate
-    numbers |= {"log_px_deep_vae": log_px.mean(), "unsure_deep_vae": pareto_k_high(log_px)}
+    estimators = {
+        "log_px_deep_vae": AIS(num_temperatures=options.temperatures, num_chains=4, start="guide"),
+        "log_px_unannealed": ImportanceSampling(1000),
+    }
+    answers = estimate_together(estimators, deep.vae, x, seed=deep.seed)
+    numbers |= {name: answer.estimate.mean() for name, answer in answers.items()}
+    numbers["unsure"] = pareto_k_high(answers["log_px_unannealed"].estimate)
     for name, trained in (("linear_vae", linear), ("deep_vae", deep)):
         likelihood = trained.vae.model.likelihood
         assert isinstance(likelihood, NormalLearnedScale)

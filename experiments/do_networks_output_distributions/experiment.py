@@ -122,14 +122,15 @@ def run(lab: Lab) -> Findings:
     }
     answer = (
         f"They output parameters, and any parameters give a distribution: for all inputs tried, "
-        f"random, extreme and adversarial, p(x | z) of a pixel and q(z | x) integrate to 1 within "
-        f"{max(worst.values()):.1e}. The exponential of a raw output, merely called p(x | z), "
-        f"adds up to e^({numbers['exponential']}) over all images."
+        f"random, extreme and adversarial, the integrals of p(x | z) over a pixel and of q(z | x) "
+        f"are at most {Number(max(worst.values()))} away from 1. The exponential of a raw output, "
+        f"merely called p(x | z), adds up to e^({numbers['exponential']}) over all images."
     )
     return Findings(numbers, predictions, answer, draw(found, contrast))
 
 
 def is_discrete(vae: VAE) -> bool:
+    """Whether p(x | z) is a probability of levels, and not a density."""
     return vae.model.likelihood.support in (Support.BINARY, Support.LEVELS)
 
 

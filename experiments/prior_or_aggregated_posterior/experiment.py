@@ -135,8 +135,8 @@ def run(lab: Lab) -> Findings:
     rate, grey_rate = (numbers[f"rate_{kind}"].brief for kind in (last, "grey"))
     answer = (
         f"For binary images in {last} dimensions, where z says {rate} nats of an image, "
-        f"z ~ q(z) {compare(numbers, str(last))}. For grey images, where it says {grey_rate} nats, "
-        f"z ~ q(z) {compare(numbers, 'grey')}. (Half is a guess.)"
+        f"z ~ q(z) {compare(numbers, str(last))} (half is a guess). For grey images, where it says "
+        f"{grey_rate} nats, z ~ q(z) {compare(numbers, 'grey')}."
     )
     return Findings(numbers, predictions, answer, draw(numbers, families, options))
 

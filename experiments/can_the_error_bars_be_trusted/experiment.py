@@ -1,0 +1,427 @@
+"""Coverage of every estimator's error bars where log p(x) is known, bias of IWAE-K, and k-hat."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.figures import COLOURS, MARKERS, error_line, label, new_figure
+from experiments.numbers import Number, over_seeds
+from experiments.study import Findings, Lab, Options, Study
+from experiments.vaes import Recipe, Trained
+from vae_pyro.errors import ConfigError
+from vae_pyro.evaluation import HIGH_PARETO_K
+from vae_pyro.log_marginal import (
+    AIS,
+    ELBO,
+    IWAE,
+    Bound,
+    Estimate,
+    Estimator,
+    Exact,
+    ImportanceSampling,
+    PriorSampling,
+    Quadrature,
+    ReverseAIS,
+    estimate_together,
+)
+
+NOMINAL = {1: math.erf(1 / math.sqrt(2)), 2: math.erf(2 / math.sqrt(2))}
+TITLES = {
+    "elbo": "ELBO", "iwae_5": "IWAE-5", "iwae_50": "IWAE-50", "importance": "importance sampling",
+    "defensive": "defensive mixture", "prior": "z from the prior", "ais": "AIS",
+    "upper": "AIS backwards", "quadrature": "quadrature",
+}  # fmt: skip
+WIDE, NARROW = 1.5, 0.5  # inflations of the guide whose bias is followed
+NONE = Number(math.nan)  # of answers of which there are none
+
+
+@dataclass(frozen=True)
+class TrustOptions(Options):
+    """Options of this experiment.
+
+    Args:
+        latent_dim: of all VAEs; quadrature takes up to 3.
+        early_epochs: after which the training of the poor encoder is stopped.
+        images: test images.
+        repetitions: how often each is evaluated anew.
+        num_samples: z's per image and evaluation.
+        groups: K of each IWAE bound whose bias is measured.
+        bias_samples: z's per image for the biases, at least the largest K.
+        tail_samples: z's per image for the k-hat of a proposal.
+        inflations: what the scale of a well-trained guide is multiplied by.
+        temperatures: of AIS.
+
+    Raises:
+        ValueError: where too little is asked for.
+    """
+
+    latent_dim: int = 3
+    early_epochs: int = 2
+    images: int = 50
+    repetitions: int = 20
+    num_samples: int = 500
+    groups: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
+    bias_samples: int = 50_000
+    tail_samples: int = 10_000
+    inflations: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5)
+    temperatures: int = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (
+            ("images", 2),
+            ("repetitions", 2),
+            ("num_samples", 50),
+            ("tail_samples", 50),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        if not self.groups or self.bias_samples < max(self.groups):
+            raise ValueError(f"bias_samples: must be at least the largest of {self.groups}")
+        if not self.inflations:
+            raise ValueError("inflations: needs at least one number")
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Answers to one question, asked again and again.
+
+    Attributes:
+        error: estimate - truth, nats, ``(repetitions, images)``.
+        std_error: as the estimator says, likewise.
+        warned: whether k-hat was above 0.7, likewise; None where there is no k-hat.
+        numeric: whether errors have no sign, and do not average out over images.
+    """
+
+    error: Tensor
+    std_error: Tensor
+    warned: Tensor | None = None
+    numeric: bool = False
+
+    def coverage(self, width: int, among: Tensor | None = None) -> float:
+        """Share of answers within so many standard errors; NaN of none."""
+        inside = (self.error.abs() <= width * self.std_error).double()
+        return (inside if among is None else inside[among]).mean().item()
+
+    def mean_coverage(self, width: int) -> float:
+        """Likewise of means over the images, with the standard errors of means."""
+        std_error = self.std_error.square().sum(1).sqrt() / self.error.shape[1]
+        if self.numeric:
+            std_error = self.std_error.mean(1)
+        return (self.error.mean(1).abs() <= width * std_error).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Of IWAE-K for rising K, means over images.
+
+    Attributes:
+        values: expectation - log p(x), nats per image.
+        theory: -Var(w) / (2 K mean(w)^2), likewise.
+    """
+
+    values: Tensor
+    theory: Tensor
+
+
+def run(lab: Lab) -> Findings:
+    options = lab.options
+    if lab.chosen["data"]["_target_"] != "vae_pyro.data.LinearGaussian":
+        raise ConfigError(
+            "data: this experiment needs data=linear_gaussian, because only of linear-Gaussian "
+            "models log p(x) is known exactly; leave data out"
+        )
+    dim = f"latent_dim={options.latent_dim}"
+    # As a group and not as an override, so that training.epochs= can be said of the good ones.
+    early = {**lab.chosen["training"], "epochs": options.early_epochs}
+    good, poor = lab.train([Recipe((dim,)), Recipe((dim,), {"training": early})])
+    lab.tell("coverage")
+    answers = [coverage(trained, options) for trained in poor]
+    lab.tell("bias")
+    wide, narrow = ([bias(t, options, s) for t in good] for s in (WIDE, NARROW))
+    lab.tell("warnings")
+    inflated = {s: [inflate(t, options, s) for t in good] for s in options.inflations}
+    numbers = coverage_numbers(answers) | bias_numbers(wide, narrow, options)
+    numbers |= warning_numbers(inflated, answers)
+    predictions = {
+        "elbo_misses": numbers["elbo_2"].value < 0.5,
+        "elbo_covers_itself": abs(numbers["own_elbo_2"].value - NOMINAL[2]) < 0.03,
+        "bars_hold_where_not_warned": numbers.get("importance_quiet_2", NONE).value > 0.9,
+        "mean_is_covered_less": numbers["importance_mean_2"].value < numbers["importance_2"].value,
+        "bias_follows_theory": abs(numbers["bias_ratio"].value - 1) < 0.2,
+        "k_hat_follows_theory": numbers["k_hat_error"].value < 0.1,
+        "warned_are_worse": (
+            numbers.get("warned_2", NONE).value < numbers.get("quiet_2", NONE).value
+        ),
+    }
+    narrowest, widest = (f(options.inflations) for f in (min, max))
+    held = {s: percent(numbers[f"inflated_{key(s)}_2"]) for s in (narrowest, widest)}
+    answer = (
+        f"As long as z is drawn at least as widely as the posterior: ± 2 standard errors of "
+        f"importance sampling should hold the exact log p(x) in {100 * NOMINAL[2]:.0f}% of answers."
+        f" They did in {held[widest]} with a guide {widest:g} times as wide, and in "
+        f"{held[narrowest]} with one {narrowest:g} times as wide, where k-hat, "
+        f"{numbers[f'k_hat_{key(narrowest)}']}, warns (above {HIGH_PARETO_K:g})."
+    )
+    return Findings(numbers, predictions, answer, draw(numbers, wide, narrow, options))
+
+
+def key(inflation: float) -> str:
+    """0.5 -> ``0_5``, for names."""
+    return f"{inflation:g}".replace(".", "_")
+
+
+def percent(number: Number) -> str:
+    """0.954 +- 0.002 -> ``95.4 ± 0.2%``."""
+    error = "" if number.std_error is None else f" ± {100 * number.std_error:.1f}"
+    return f"{100 * number.value:.1f}{error}%"
+
+
+def exact(trained: Trained, x: Tensor) -> Tensor:
+    """The true log p(x) of the model, ``(N,)``."""
+    return Exact()(trained.vae, x).value
+
+
+def ask(
+    trained: Trained, estimators: Mapping[str, Estimator], x: Tensor, repetitions: int
+) -> dict[str, Estimate]:
+    """Every image ``repetitions`` times, with new random numbers each time."""
+    again = x.repeat(repetitions, 1, 1, 1)
+    answers = estimate_together(estimators, trained.vae, again, seed=trained.seed)
+    return {name: answer.estimate for name, answer in answers.items()}
+
+
+def repeated(estimate: Estimate, truth: Tensor, repetitions: int) -> Repeated:
+    """Answers of ``ask`` against what they are to be judged by, ``(images,)``."""
+    k_hat = estimate.diagnostics.get("pareto_k")
+    return Repeated(
+        estimate.value.reshape(repetitions, -1) - truth,
+        estimate.std_error.reshape(repetitions, -1),
+        None if k_hat is None else k_hat.reshape(repetitions, -1) > HIGH_PARETO_K,
+        estimate.bound is Bound.NUMERIC,
+    )
+
+
+def coverage(trained: Trained, options: TrustOptions) -> dict[str, Repeated]:
+    """Errors of every estimator against log p(x), and of bounds against their own expectation."""
+    x, n, times = trained.x("test", options.images), options.num_samples, options.repetitions
+    bounds: dict[str, Estimator] = {"elbo": ELBO(n), "iwae_5": IWAE(n, 5), "iwae_50": IWAE(n, 50)}
+    others: dict[str, Estimator] = {
+        "importance": ImportanceSampling(n),
+        "defensive": ImportanceSampling(n, inflation=1.5, prior_share=0.1),
+        "prior": PriorSampling(n),
+        "ais": AIS(options.temperatures),
+        "upper": ReverseAIS(options.temperatures),
+    }
+    truth = exact(trained, x)
+    found = ask(trained, bounds | others, x, times)
+    grid = ask(trained, {"quadrature": Quadrature()}, x, 1)  # would say the same again and again
+    many = 100 * n  # so that what an expectation is known by is ten times as precise
+    long: dict[str, Estimator] = {
+        "elbo": ELBO(many), "iwae_5": IWAE(many, 5), "iwae_50": IWAE(many, 50)
+    }  # fmt: skip
+    own = ask(trained, long, x, 1)
+    return {
+        **{name: repeated(estimate, truth, times) for name, estimate in found.items()},
+        **{name: repeated(estimate, truth, 1) for name, estimate in grid.items()},
+        **{f"own_{name}": repeated(found[name], own[name].value, times) for name in bounds},
+    }
+
+
+def coverage_numbers(answers: Sequence[Mapping[str, Repeated]]) -> dict[str, Number]:
+    """Coverage, bias and standard error of every estimator, means over seeds."""
+    numbers = {}
+    for name in answers[0]:
+        of = [a[name] for a in answers]
+        numbers[f"{name}_std_error"] = over_seeds([a.std_error.mean().item() for a in of], "nats")
+        numbers[f"{name}_bias"] = over_seeds([a.error.mean().item() for a in of], "nats per image")
+        for width in NOMINAL:
+            numbers[f"{name}_{width}"] = over_seeds([a.coverage(width) for a in of], "share")
+            numbers[f"{name}_mean_{width}"] = over_seeds(
+                [a.mean_coverage(width) for a in of], "share"
+            )
+    return numbers
+
+
+def bias(trained: Trained, options: TrustOptions, inflation: float) -> Bias:
+    """Expectation of IWAE-K - log p(x) for every K, and what theory says of it."""
+    x, n = trained.x("test", options.images), options.bias_samples
+    family: dict[str, Estimator] = {str(k): IWAE(n, k, inflation=inflation) for k in options.groups}
+    found = ask(trained, family, x, 1)
+    truth = exact(trained, x)
+    effective = next(iter(found.values())).diagnostics["effective_sample_size"]
+    variance = (n / effective - 1).mean()  # of w / mean(w)
+    groups = torch.tensor(options.groups, dtype=torch.float64)
+    values = torch.stack([(e.value - truth).mean() for e in found.values()])
+    return Bias(values, -variance / (2 * groups))
+
+
+def bias_numbers(
+    wide: Sequence[Bias], narrow: Sequence[Bias], options: TrustOptions
+) -> dict[str, Number]:
+    """The biases, and beside them what theory says, means over seeds."""
+    nats = "nats per image"
+    numbers = {}
+    for name, of in (("wide", wide), ("narrow", narrow)):
+        for place, k in enumerate(options.groups):
+            numbers[f"{name}_bias_{k}"] = over_seeds([b.values[place].item() for b in of], nats)
+    middle = options.groups.index(min(options.groups, key=lambda k: abs(k - 50)))
+    last = len(options.groups) - 1
+    return numbers | {
+        f"theory_bias_{options.groups[middle]}": over_seeds(
+            [b.theory[middle].item() for b in wide], nats
+        ),
+        "bias_ratio": over_seeds([(b.values / b.theory)[middle].item() for b in wide], "times"),
+        "wide_fall": over_seeds([(b.values[middle] / b.values[last]).item() for b in wide]),
+        "narrow_fall": over_seeds([(b.values[middle] / b.values[last]).item() for b in narrow]),
+        "theory_fall": Number(options.groups[last] / options.groups[middle]),
+    }
+
+
+@dataclass(frozen=True)
+class Inflated:
+    """Importance sampling with a guide that was made wider or narrower on purpose.
+
+    Attributes:
+        k_hat: mean of the fits to ``tail_samples`` weights of each image.
+        answers: of ``num_samples`` weights.
+    """
+
+    k_hat: float
+    answers: Repeated
+
+
+def inflate(trained: Trained, options: TrustOptions, inflation: float) -> Inflated:
+    """Ask with the guide's scale multiplied."""
+    x, times = trained.x("test", options.images), options.repetitions
+    few: dict[str, Estimator] = {"": ImportanceSampling(options.num_samples, inflation=inflation)}
+    many: dict[str, Estimator] = {"": ImportanceSampling(options.tail_samples, inflation=inflation)}
+    k_hat = ask(trained, many, x, 1)[""].diagnostics["pareto_k"]
+    answers = repeated(ask(trained, few, x, times)[""], exact(trained, x), times)
+    return Inflated(k_hat.clamp(min=-1).mean().item(), answers)  # -inf: no tail at all
+
+
+def warning_numbers(
+    inflated: Mapping[float, Sequence[Inflated]], answers: Sequence[Mapping[str, Repeated]]
+) -> dict[str, Number]:
+    """Coverage and error where k-hat warns and where it does not."""
+    numbers = {}
+    for inflation, of in inflated.items():
+        name = key(inflation)
+        numbers[f"k_hat_{name}"] = over_seeds([i.k_hat for i in of])
+        numbers[f"inflated_{name}_2"] = over_seeds([i.answers.coverage(2) for i in of], "share")
+        numbers |= by_warning(f"inflated_{name}_", [i.answers for i in of])
+    pooled = [
+        Repeated(*(
+            torch.cat([getattr(inflated[s][seed].answers, part) for s in inflated])
+            for part in ("error", "std_error", "warned")
+        ))
+        for seed in range(len(answers))
+    ]  # fmt: skip
+    numbers |= by_warning("importance_", [a["importance"] for a in answers])
+    numbers |= by_warning("", pooled)
+    heavy = [s for s in inflated if s < 1]  # k = 1 - s^2, if the guide is the posterior
+    apart = [abs(numbers[f"k_hat_{key(s)}"].value - (1 - s**2)) for s in heavy]
+    return numbers | {"k_hat_error": Number(max(apart, default=math.nan))}
+
+
+def by_warning(prefix: str, of: Sequence[Repeated]) -> dict[str, Number]:
+    """Means over the seeds that have such answers."""
+    numbers = {}
+    warned = [r.warned for r in of if r.warned is not None]
+    numbers[f"{prefix}share_warned"] = over_seeds(
+        [w.double().mean().item() for w in warned], "share"
+    )
+    for group, sets in (("warned", warned), ("quiet", [~w for w in warned])):
+        some = [(r, s) for r, s in zip(of, sets, strict=True) if s.any()]
+        if some:
+            numbers[f"{prefix}{group}_2"] = over_seeds([r.coverage(2, s) for r, s in some], "share")
+            numbers[f"{prefix}{group}_error"] = over_seeds(
+                [r.error[s].abs().mean().item() for r, s in some], "nats"
+            )
+    return numbers
+
+
+def draw(
+    numbers: Mapping[str, Number], wide: Sequence[Bias], narrow: Sequence[Bias],
+    options: TrustOptions,
+) -> Figure:  # fmt: skip
+    figure, (left, middle, right) = new_figure(12, 4.8, 1, 3, width_ratios=[1.2, 1, 1])
+    draw_coverage(left, numbers)
+    for index, (of, name) in enumerate(
+        ((wide, f"guide {WIDE:g} times as wide"), (narrow, f"guide {NARROW:g} times as wide"))
+    ):
+        values = -torch.stack([b.values for b in of])
+        error = values.std(0) / len(of) ** 0.5 if len(of) > 1 else 0 * values[0]
+        error_line(
+            middle, options.groups, values.mean(0).tolist(), error.tolist(), index, name
+        )  # fmt: skip
+    theory = -torch.stack([b.theory for b in wide]).mean(0)
+    middle.plot(
+        options.groups, theory, color="black", ls="--", lw=1, label="Var(w) / (2 K mean(w)^2)"
+    )
+    middle.set(xscale="log", yscale="log")
+    middle.legend(fontsize="small")
+    label(
+        middle, "how far the expectation of IWAE-K\nlies below log p(x)", "K, weights averaged",
+        "log p(x) - IWAE-K, nats per image",
+    )  # fmt: skip
+    draw_warnings(right, numbers, options)
+    return figure
+
+
+def draw_coverage(axes: Axes, numbers: Mapping[str, Number]) -> None:
+    for place, name in enumerate(TITLES):
+        for index, width in enumerate(NOMINAL):
+            number = numbers[f"{name}_{width}"]
+            name_once = f"± {width} standard error{'s' * (width > 1)}"
+            dot(axes, number, place, index, name_once)
+        dot(axes, numbers[f"{name}_mean_2"], place, 2, "± 2 standard errors, mean of all images")
+    for index, share in enumerate(NOMINAL.values()):
+        axes.axvline(share, color=COLOURS[index], ls="--", lw=1)
+    axes.set_yticks([-place for place in range(len(TITLES))], list(TITLES.values()))
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-len(TITLES) - 2, 0.6)
+    axes.legend(fontsize="small", loc="lower left")
+    label(
+        axes, "how often the bars hold log p(x)\n(dashed: how often they should)",
+        "share of answers", "",
+    )  # fmt: skip
+
+
+def dot(axes: Axes, number: Number, place: int, index: int, name: str) -> None:
+    axes.errorbar(
+        number.value, -place, xerr=number.std_error or 0, color=COLOURS[index],
+        marker=MARKERS[index], markersize=7, capsize=3, ls="", label=None if place else name,
+    )  # fmt: skip
+
+
+def draw_warnings(axes: Axes, numbers: Mapping[str, Number], options: TrustOptions) -> None:
+    for index, (group, title) in enumerate(
+        (("quiet", "k-hat below 0.7"), ("warned", "k-hat above 0.7"))
+    ):
+        names = {s: f"inflated_{key(s)}_{group}_2" for s in options.inflations}
+        found = {s: numbers[name] for s, name in names.items() if name in numbers}
+        error_line(
+            axes, list(found), [n.value for n in found.values()],
+            [n.std_error or 0 for n in found.values()], index, title,
+        )  # fmt: skip
+    axes.axhline(NOMINAL[2], color="black", ls="--", lw=1, label="as it should be")
+    axes.axvline(math.sqrt(1 - HIGH_PARETO_K), color="black", ls=":", lw=1)
+    axes.set_ylim(-0.03, 1.03)
+    axes.legend(fontsize="small", loc="lower right")
+    label(
+        axes, "a guide rescaled on purpose\n(left of the dotted line k > 0.7)",
+        "guide's scale, times the posterior's", "share of answers within ± 2 standard errors",
+    )  # fmt: skip
+
+
+study = Study(
+    "can_the_error_bars_be_trusted", "Can the error bars be trusted?", run, options=TrustOptions,
+    overrides=("data=linear_gaussian",),
+)  # fmt: skip

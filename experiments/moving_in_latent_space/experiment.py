@@ -1,0 +1,442 @@
+"""Interpolate, traverse, follow an attribute, denoise: each with a measure beside its pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pydantic import Field
+from sklearn.svm import SVC
+from torch import Tensor
+
+from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
+from experiments.moving_in_latent_space.walks import (
+    across,
+    active_dimensions,
+    along,
+    as_x,
+    between,
+    codes,
+    decode,
+    grey,
+    random_directions,
+)
+from experiments.numbers import Number, over_seeds
+from experiments.study import Findings, Lab, Options, Study
+from experiments.vaes import Recipe, Trained
+from vae_pyro.config import Positive
+from vae_pyro.log_marginal import ImportanceSampling, estimate_together
+from vae_pyro.randomness import RandomStream
+
+REACH = 2.0  # standard deviations of the prior: 95% of it lies within
+STEPS = 9  # of every walk; odd, so that one is in the middle
+MIDDLE = STEPS // 2
+
+
+@dataclass(frozen=True)
+class MovingOptions(Options):
+    """Options of this experiment.
+
+    Args:
+        latent_dim: size of z.
+        train_images: from which attributes and classes are learned, at most.
+        test_images: that are moved, at most.
+        pairs: of test images, to go from one to the other.
+        samples: z's per image for log p(x).
+        noise: shares of pixels that are replaced, from the least to the most.
+        one: the class that is to become another,
+        other: namely this one.
+
+    Raises:
+        ValueError: where ``noise`` has no two different shares, in order.
+    """
+
+    latent_dim: Positive = 10
+    train_images: Positive = 2000
+    test_images: Positive = 300
+    pairs: Positive = 120
+    samples: Annotated[int, Field(ge=25)] = 200
+    noise: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+    one: int = 3
+    other: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.noise) < 2 or list(self.noise) != sorted(set(self.noise)):
+            raise ValueError(f"noise: two or more rising shares, got {list(self.noise)}")
+
+
+class Judge:
+    """Says which class a grey image shows: a support vector machine that never saw a VAE."""
+
+    def __init__(self, trained: Trained, count: int) -> None:
+        split = trained.dataset.train
+        images = grey(trained, split.images[:count]).cpu().flatten(1)
+        self.machine = SVC().fit(images.numpy(), split.labels[:count].numpy())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Classes of ``(*batch, C, H, W)``; returns ``(*batch,)``."""
+        found = self.machine.predict(images.flatten(0, -4).flatten(1).cpu().numpy())
+        return torch.from_numpy(found).reshape(images.shape[:-3])
+
+
+Curves = dict[str, list[float]]
+Measured = tuple[dict[str, float], Curves]
+"""Numbers by name, and curves by name."""
+
+
+def run(lab: Lab) -> Findings:
+    options: MovingOptions = lab.options
+    size_of_z = f"latent_dim={options.latent_dim}"
+    recipes = {
+        "binary": Recipe((size_of_z, "likelihood=bernoulli")),
+        "grey": Recipe((size_of_z, "likelihood=normal_learned_scale")),
+    }
+    families = dict(zip(recipes, lab.train(list(recipes.values())), strict=True))
+    judge = Judge(families["binary"][0], options.train_images)
+    numbers: dict[str, Number] = {}
+    curves: dict[str, list[Curves]] = {}
+    for kind, family in families.items():
+        lab.tell(f"{kind} images: four kinds of moves")
+        found: list[dict[str, float]] = []
+        curves[kind] = []
+        for trained in family:
+            parts = [
+                interpolate(trained, options), traverse(trained, judge, options),
+                follow(trained, judge, options), denoise(trained, options),
+            ]  # fmt: skip
+            found.append({k: v for one, _ in parts for k, v in one.items()})
+            curves[kind].append({k: v for _, lines in parts for k, v in lines.items()})
+        for name in found[0]:
+            numbers[f"{name}_{kind}"] = over_seeds([f[name] for f in found], unit_of(name))
+    predictions = {
+        f"{name}_{kind}": held
+        for kind in families
+        for name, held in predict(numbers, kind, options).items()
+    }
+
+    def percent(name: str) -> str:
+        return " and ".join(f"{numbers[f'{name}_{kind}'].value:.0%}" for kind in families)
+
+    dips = [
+        f"{numbers[f'latent_dip_{kind}']} nats below that of the ends by way of z and "
+        f"{numbers[f'pixel_dip_{kind}']} by way of pixels"
+        for kind in families
+    ]
+    answer = (
+        f"To a degree: half way between two images log p(x) lies {dips[0]} (grey images: "
+        f"{dips[1]}). Moved along the direction of ink, {percent('ink_monotone')} of binary and "
+        f"grey images gain ink at every step; moved from {options.one} to {options.other}, "
+        f"{percent('became_other')} arrive."
+    )
+    return Findings(numbers, predictions, answer, draw(curves, families["grey"][0], options))
+
+
+def predict(numbers: Mapping[str, Number], kind: str, options: MovingOptions) -> dict[str, bool]:
+    """What was predicted of one kind of images, and whether it held."""
+
+    def value(name: str) -> float:
+        return numbers[f"{name}_{kind}"].value
+
+    least, most = (f"{100 * share:g}" for share in (options.noise[0], options.noise[-1]))
+    promised = value("ink_promised")
+    return {
+        "latent_path_dips_less": value("latent_dip") < value("pixel_dip") / 2,
+        "latent_middle_is_as_real": value("latent_middle") > value("pixel_ends"),
+        "dimension_is_not_one_change": value("same_dimension") < 0.5,
+        "no_better_than_random": value("same_dimension") < value("same_random") + 0.1,
+        "unused_dimension_does_nothing": value("change_least") < 0.01,
+        "ink_rises_everywhere": value("ink_monotone") > 0.9,
+        "ink_as_promised": promised / 2 < value("ink_slope") < 2 * promised,
+        "ink_keeps_the_class_better": value("ink_keeps_class") > value("random_keeps_class"),
+        "class_can_be_changed": value("became_other") > 0.8,
+        "denoising_costs_clean_images": value(f"denoised_{least}") > value(f"corrupted_{least}"),
+        "denoising_helps_noisy_images": value(f"denoised_{most}") < value(f"corrupted_{most}"),
+    }
+
+
+def unit_of(name: str) -> str:
+    """By the words of a number's name."""
+    units = {
+        "latent": "nats per image", "pixel": "nats per image", "corrupted": "grey range per pixel",
+        "denoised": "grey range per pixel", "change": "grey range per pixel",
+        "classes": "classes",
+    }  # fmt: skip
+    if name.endswith(("_slope", "_promised")):
+        return "grey range per unit of z"
+    return units.get(name.partition("_")[0], "share")
+
+
+def interpolate(trained: Trained, options: MovingOptions) -> Measured:
+    """log p(x) on the way from one test image to another, by way of z and by way of pixels.
+
+    Of draws x ~ p(x | z), and of x drawn of the mixed grey images as of real ones.
+    """
+    x, images = trained.x("test"), grey(trained, trained.dataset.test.images)
+    generator = RandomStream("interpolation", trained.seed).generator
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    a, b = order[: options.pairs], order.flip(0)[: options.pairs]
+    z = codes(trained, x)
+    with torch.no_grad(), RandomStream("drawn on the way", trained.seed, x.device).active():
+        draws = trained.vae.model.decode(between(z[a], z[b], STEPS)).sample().flatten(0, 1)
+    ways = {
+        "latent": trained.vae.model.likelihood.into_support(draws),
+        "pixel": as_x(trained, between(images[a], images[b], STEPS).flatten(0, 1), generator),
+    }
+    numbers: dict[str, float] = {}
+    curves: Curves = {}
+    for name, drawn in ways.items():
+        estimator = {"is": ImportanceSampling(options.samples)}
+        answer = estimate_together(estimator, trained.vae, drawn, seed=trained.seed)["is"]
+        curve = answer.estimate.value.reshape(STEPS, -1).mean(1)
+        ends, middle = curve[[0, -1]].mean().item(), curve[MIDDLE].item()
+        curves[name] = (curve - ends).tolist()
+        numbers |= {f"{name}_ends": ends, f"{name}_middle": middle, f"{name}_dip": ends - middle}
+    return numbers, curves
+
+
+def traverse(trained: Trained, judge: Judge, options: MovingOptions) -> Measured:
+    """What one coordinate changes, in all test images alike or in each its own way.
+
+    ``same``: the squared change that is the same in all images, as a share of the mean squared
+    change. 1: one picture is added, whatever the image; 0: what is added depends on the image.
+    """
+    z = codes(trained, trained.x("test", options.test_images))
+    active = active_dimensions(z)
+    units = torch.eye(z.shape[1]).to(z)
+    generator = RandomStream("directions", trained.seed).generator
+    chosen = {
+        "dimension": units[active],
+        "random": random_directions(active, z.shape[1], generator).to(z),
+    }
+    numbers: dict[str, float] = {}
+    curves: Curves = {}
+    for name, directions in chosen.items():
+        walks = [decode(trained, across(z, u, REACH, STEPS)) for u in directions]
+        same = [shared(walk[-1] - walk[0]) for walk in walks]
+        seen = torch.stack([judge(walk) for walk in walks])  # (directions, steps, images)
+        numbers[f"same_{name}"] = sum(same) / len(same)
+        numbers[f"classes_{name}"] = num_classes(seen).mean().item()
+        curves[name] = same
+    changes = [size(*decode(trained, across(z, u, REACH, 2))) for u in units]
+    return numbers | {"change_least": min(changes), "change_most": max(changes)}, curves
+
+
+def shared(change: Tensor) -> float:
+    """|mean change|^2 / mean |change|^2 over images ``(N, C, H, W)``."""
+    rows = change.flatten(1).double()
+    return (rows.mean(0).square().sum() / rows.square().sum(1).mean()).item()
+
+
+def num_classes(seen: Tensor) -> Tensor:
+    """How many classes a walk passes through: ``(walks, steps, N)`` -> ``(walks, N)``."""
+    return torch.stack([(seen == c).any(1) for c in seen.unique()]).double().sum(0)
+
+
+def size(start: Tensor, end: Tensor) -> float:
+    """Root mean squared change per pixel of images ``(N, C, H, W)``."""
+    return (end - start).square().mean().sqrt().item()
+
+
+def ink_directions(trained: Trained, options: MovingOptions) -> dict[str, tuple[Tensor, float]]:
+    """Unit vectors along which ink should grow, and how much it grows with codes along them.
+
+    ``ink``: from the mean code of images with less ink than the median to that of the others.
+    ``fit``: by least squares of ink on the used dimensions.
+    """
+    z = codes(trained, trained.x("train", options.train_images)).double()
+    images = grey(trained, trained.dataset.train.images[: options.train_images])
+    ink = images.flatten(1).mean(1).double()
+    more = ink > ink.median()
+    used = active_dimensions(z)
+    fit = torch.zeros_like(z[0])
+    centred, gained = z[:, used] - z[:, used].mean(0), ink - ink.mean()
+    fit[used] = torch.linalg.lstsq(centred, gained[:, None]).solution[:, 0]
+    found = {}
+    for name, vector in (("ink", z[more].mean(0) - z[~more].mean(0)), ("fit", fit)):
+        unit = vector / vector.norm()
+        along_it = (z - z.mean(0)) @ unit
+        slope = (along_it @ gained) / along_it.square().sum()
+        found[name] = (unit.float(), slope.item())
+    return found
+
+
+def class_direction(trained: Trained, options: MovingOptions) -> Tensor:
+    """From the mean code of training images of class ``one`` to that of ``other``, ``(D,)``."""
+    train = trained.dataset.train
+    z = codes(trained, trained.x("train"))
+    labels = train.labels.to(z.device)
+    return z[labels == options.other].mean(0) - z[labels == options.one].mean(0)
+
+
+def follow(trained: Trained, judge: Judge, options: MovingOptions) -> Measured:
+    """Directions that stand for an attribute: the amount of ink, and a class."""
+    z = codes(trained, trained.x("test", options.test_images))
+    numbers: dict[str, float] = {}
+    curves: Curves = {}
+    for name, (direction, promised) in ink_directions(trained, options).items():
+        walk = decode(trained, along(z, direction, REACH, STEPS))
+        ink = walk.flatten(2).mean(2)  # (steps, images)
+        curves[name] = (ink - ink[MIDDLE]).mean(1).tolist()
+        numbers |= {
+            f"{name}_promised": promised,
+            f"{name}_slope": ((ink[-1] - ink[0]) / (2 * REACH)).mean().item(),
+            f"{name}_monotone": (ink.diff(dim=0) > 0).all(0).double().mean().item(),
+            f"{name}_keeps_class": kept(judge(walk)),
+        }
+    generator = RandomStream("directions", trained.seed).generator
+    others = random_directions(active_dimensions(z), z.shape[1], generator).to(z)
+    elsewhere = [decode(trained, along(z, u, REACH, STEPS)) for u in others]
+    ones = trained.dataset.test.of_classes([options.one])
+    chosen = trained.dataset.test.labels == options.one
+    start = codes(trained, trained.x("test")[chosen.to(z.device)])[: len(ones)]
+    before, after = (
+        judge(decode(trained, start + move))
+        for move in (torch.zeros_like(start[0]), class_direction(trained, options))
+    )
+    wandering = torch.stack([w.flatten(2).mean(2) for w in elsewhere])
+    fell = (wandering[:, -1] - wandering[:, 0]).abs() / (2 * REACH)
+    numbers |= {
+        "random_slope": fell.mean().item(),
+        "random_keeps_class": sum(kept(judge(w)) for w in elsewhere) / len(elsewhere),
+        "were_one": (before == options.one).double().mean().item(),
+        "were_other": (before == options.other).double().mean().item(),
+        "became_other": (after == options.other).double().mean().item(),
+    }
+    return numbers, curves
+
+
+def kept(classes: Tensor) -> float:
+    """How often both ends of a walk ``(steps, N)`` are of the class of its middle."""
+    return (classes[[0, -1]] == classes[MIDDLE]).double().mean().item()
+
+
+def denoise(trained: Trained, options: MovingOptions) -> Measured:
+    """How far corrupted images, and what the VAE makes of them, are from the clean ones."""
+    x = trained.x("test", options.test_images)
+    images = grey(trained, trained.dataset.test.images[: options.test_images])
+    numbers: dict[str, float] = {}
+    curves: Curves = {"corrupted": [], "denoised": []}
+    for share in options.noise:
+        worse = corrupt(x, share, trained.seed)
+        better = decode(trained, codes(trained, worse))
+        for name, found in (("corrupted", worse), ("denoised", better)):
+            numbers[f"{name}_{100 * share:g}"] = size(x, found)
+            numbers[f"{name}_from_grey_{100 * share:g}"] = size(images, found)
+            curves[name].append(size(x, found))
+    return numbers, curves
+
+
+def corrupt(x: Tensor, share: float, seed: int) -> Tensor:
+    """Pixels of x ``(N, C, H, W)`` replaced, with this probability, by any pixel of any image."""
+    generator = RandomStream("corruption", seed).generator
+    replaced = torch.rand(x.shape, generator=generator) < share
+    anywhere = torch.randint(x.numel(), x.shape, generator=generator)
+    return torch.where(replaced.to(x.device), x.flatten()[anywhere.to(x.device)], x)
+
+
+def draw(
+    curves: Mapping[str, Sequence[Curves]], trained: Trained, options: MovingOptions
+) -> Figure:
+    figure, axes = new_figure(12, 7, 2, 4, height_ratios=[1, 1.15])
+    draw_measures(axes[0], curves, options)
+    draw_pictures(axes[1], trained, options)
+    return figure
+
+
+def draw_measures(
+    axes: Sequence[Axes], curves: Mapping[str, Sequence[Curves]], options: MovingOptions
+) -> None:
+    path, change, ink, noise = axes
+
+    def line(panel: Axes, x: Sequence[float], name: str, index: int, text: str) -> None:
+        for kind, dashes in (("binary", ":"), ("grey", "-")):
+            columns = zip(*(one[name] for one in curves[kind]), strict=True)
+            points = [over_seeds(values) for values in columns]
+            panel.errorbar(
+                x, [p.value for p in points], yerr=[p.std_error or 0.0 for p in points], ls=dashes,
+                color=COLOURS[index], marker=MARKERS[index], capsize=2, label=f"{text}, {kind}",
+            )  # fmt: skip
+
+    way = [step / (STEPS - 1) for step in range(STEPS)]
+    line(path, way, "latent", 0, "z")
+    line(path, way, "pixel", 1, "pixels")
+    label(path, "from one image to another", "share of the way", "log p(x), less that of the ends")
+    for index, (kind, name) in enumerate(
+        (kind, name) for kind in curves for name in ("dimension", "random")
+    ):
+        for one in curves[kind]:
+            spread = torch.linspace(-0.2, 0.2, len(one[name])).tolist()
+            colour = COLOURS[2 + index % 2]
+            places = [index + s for s in spread]
+            change.plot(places, one[name], color=colour, marker="^v"[index % 2], ls="")
+    change.set(xlim=(-0.5, 3.5), ylim=(0, 1))
+    change.set_xticks(range(4), ["one\ndim.", "random", "one\ndim.", "random"])
+    label(
+        change,
+        "same change in all images?",
+        "binary                 grey",
+        "share that is the same",
+    )
+    steps = torch.linspace(-REACH, REACH, STEPS).tolist()
+    line(ink, steps, "ink", 5, "decoded")
+    label(ink, "along the direction of ink", "moved by, units of z", "mean grey value gained")
+    line(noise, [100 * s for s in options.noise], "corrupted", 1, "corrupted")
+    line(noise, [100 * s for s in options.noise], "denoised", 0, "decoded")
+    label(noise, "denoising", "pixels replaced, %", "from the clean x (RMS per pixel)")
+    for panel, where in ((path, "lower center"), (ink, "upper left"), (noise, "upper left")):
+        low, high = panel.get_ylim()
+        room = 0.55 * (high - low)  # for the legend
+        panel.set_ylim(*((low - room, high) if where.startswith("lower") else (low, high + room)))
+        panel.legend(fontsize="small", loc=where)
+
+
+def draw_pictures(axes: Sequence[Axes], trained: Trained, options: MovingOptions) -> None:
+    from_to, one_by_one, attribute, cleaned = axes
+    x, images = trained.x("test"), grey(trained, trained.dataset.test.images)
+    z = codes(trained, x)
+    a, b = [0, 2, 4], [1, 3, 5]
+    latent = decode(trained, between(z[a], z[b], STEPS))
+    pixel = between(images[a], images[b], STEPS)
+    rows = [walk[:, i] for i in range(len(a)) for walk in (latent, pixel)]
+    picture_rows(from_to, [row[::2] for row in rows], ["z", "pixels"] * len(a), "interpolation")
+    active = active_dimensions(z)[:3]
+    units = torch.eye(z.shape[1]).to(z)
+    rows, names = [], []
+    for d in active.tolist():
+        for image in (0, 1):
+            rows.append(decode(trained, across(z[image, None], units[d], REACH, STEPS))[:, 0])
+            names.append(f"z[{d}]")
+    picture_rows(one_by_one, [row[::2] for row in rows], names, "one dimension, two images each")
+    direction, _ = ink_directions(trained, options)["ink"]
+    rows = list(decode(trained, along(z[:3], direction, REACH, STEPS)).unbind(1))
+    start = z[trained.dataset.test.labels.to(z.device) == options.one][:3]
+    end = start + class_direction(trained, options)
+    rows += list(decode(trained, between(start, end, STEPS)).unbind(1))
+    names = ["ink"] * 3 + [f"{options.one} to {options.other}"] * len(start)
+    picture_rows(attribute, [row[::2] for row in rows], names, "attributes")
+    rows, names = [], []
+    shares = [options.noise[0], options.noise[len(options.noise) // 2], options.noise[-1]]
+    for share in shares:
+        worse = corrupt(x, share, trained.seed)[: MIDDLE + 1]
+        rows += [worse, decode(trained, codes(trained, worse))]
+        names += [f"{100 * share:g}%", "decoded"]
+    picture_rows(cleaned, rows, names, "denoising")
+
+
+def picture_rows(axes: Any, rows: Sequence[Tensor], names: Sequence[str], title: str) -> None:
+    """Rows of images ``(columns, C, H, W)``, each with its name on the left."""
+    show_images(axes, torch.cat(list(rows)), len(rows[0]), title)
+    height = rows[0].shape[-2] + 1
+    axes.set_axis_on()
+    axes.set_xticks([])
+    places = [height * (row + 0.5) for row in range(len(rows))]
+    axes.set_yticks(places, names, fontsize="small")
+    axes.tick_params(length=0)
+
+
+study = Study(
+    "moving_in_latent_space", "Can one edit images by moving z?", run, options=MovingOptions
+)

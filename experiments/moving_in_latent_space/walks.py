@@ -1,0 +1,65 @@
+"""Ways through the latent space, and images on the way."""
+
+import torch
+from torch import Tensor
+
+from experiments.vaes import Trained
+from vae_pyro.latent import ACTIVE_VARIANCE, posterior_means
+
+
+def decode(trained: Trained, z: Tensor) -> Tensor:
+    """Mean images of p(x | z) for ``(*batch, D)``: ``(*batch, C, H, W)``."""
+    with torch.no_grad():
+        means: Tensor = trained.vae.model.decode(z).mean
+    return means
+
+
+def grey(trained: Trained, images: Tensor) -> Tensor:
+    """Images of the data set as grey values: levels -> [0, 1]; real numbers as they are."""
+    levels = trained.dataset.num_levels
+    found = images.float() if levels is None else images / (levels - 1)
+    return found.to(trained.vae.model.origin.device)
+
+
+def as_x(trained: Trained, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Grey images ``(N, C, H, W)`` -> the x that the likelihood scores, drawn as from real ones."""
+    levels = trained.dataset.num_levels
+    if levels is not None:
+        images = (images * (levels - 1)).round().clamp(0, levels - 1).to(torch.uint8)
+    x: Tensor = trained.vae.model.likelihood.prepare(images.cpu(), generator)
+    return x.to(trained.vae.model.origin.device)
+
+
+def between(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """Evenly from a to b, both ``(N, ..)``; returns ``(steps, N, ..)``."""
+    share = torch.linspace(0, 1, steps).to(a).reshape(-1, *[1] * a.dim())
+    return (1 - share) * a + share * b
+
+
+def along(z: Tensor, direction: Tensor, reach: float, steps: int) -> Tensor:
+    """z ``(N, D)`` moved by -reach .. reach along a unit vector ``(D,)``: ``(steps, N, D)``."""
+    return z + torch.linspace(-reach, reach, steps).to(z)[:, None, None] * direction
+
+
+def across(z: Tensor, direction: Tensor, reach: float, steps: int) -> Tensor:
+    """As ``along``, with every z's own coordinate along ``direction`` replaced: a traversal."""
+    return along(z - (z @ direction)[:, None] * direction, direction, reach, steps)
+
+
+def active_dimensions(means: Tensor) -> Tensor:
+    """Which dimensions tell images apart, most variable first; at least one. Means ``(N, D)``."""
+    variances = means.var(0)
+    order = variances.argsort(descending=True)
+    return order[: max(1, int((variances > ACTIVE_VARIANCE).sum()))]
+
+
+def random_directions(active: Tensor, latent_dim: int, generator: torch.Generator) -> Tensor:
+    """As many unit vectors as there are active dimensions, within these, ``(A, D)``."""
+    found = torch.zeros(len(active), latent_dim)
+    found[:, active.cpu()] = torch.randn(len(active), len(active), generator=generator)
+    return (found / found.norm(dim=1, keepdim=True)).to(active.device)
+
+
+def codes(trained: Trained, x: Tensor) -> Tensor:
+    """Posterior means of x ``(N, C, H, W)``, ``(N, D)``."""
+    return posterior_means(trained.vae, x)
