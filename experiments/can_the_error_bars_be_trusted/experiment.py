@@ -316,13 +316,14 @@ def warning_numbers(
         numbers[f"k_hat_{name}"] = over_seeds([i.k_hat for i in of])
         numbers[f"inflated_{name}_2"] = over_seeds([i.answers.coverage(2) for i in of], "share")
         numbers |= by_warning(f"inflated_{name}_", [i.answers for i in of])
+
+    def joined(seed: int, part: str) -> Tensor:
+        return torch.cat([getattr(of[seed].answers, part) for of in inflated.values()])
+
     pooled = [
-        Repeated(*(
-            torch.cat([getattr(inflated[s][seed].answers, part) for s in inflated])
-            for part in ("error", "std_error", "warned")
-        ))
+        Repeated(joined(seed, "error"), joined(seed, "std_error"), joined(seed, "warned"))
         for seed in range(len(answers))
-    ]  # fmt: skip
+    ]
     numbers |= by_warning("importance_", [a["importance"] for a in answers])
     numbers |= by_warning("", pooled)
     heavy = [s for s in inflated if s < 1]  # k = 1 - s^2, if the guide is the posterior

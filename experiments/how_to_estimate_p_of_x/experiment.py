@@ -55,7 +55,7 @@ class EstimateOptions(Options):
 
     small: int = 2
     large: int = 20
-    images: int = 20
+    images: int = 15
     draws: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)
     temperatures: tuple[int, ...] = (3, 10, 30, 100, 300)
     chains: int = 16
@@ -172,6 +172,7 @@ def run(lab: Lab) -> Findings:
 
 
 def measure(trained: Trained, options: EstimateOptions) -> Measured:
+    """Ask every estimator at every budget, and look at the weights."""
     vae, x = trained.vae, trained.x("test", options.images)
     families: dict[str, dict[int, Estimator]] = {
         "prior": {k: PriorSampling(k) for k in options.draws},

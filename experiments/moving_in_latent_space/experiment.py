@@ -27,12 +27,13 @@ from experiments.numbers import Number, over_seeds
 from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
 from vae_pyro.config import Positive
-from vae_pyro.log_marginal import ImportanceSampling, estimate_together
+from vae_pyro.log_marginal import AIS, estimate_together
 from vae_pyro.randomness import RandomStream
 
 REACH = 2.0  # standard deviations of the prior: 95% of it lies within
 STEPS = 9  # of every walk; odd, so that one is in the middle
 MIDDLE = STEPS // 2
+COARSE = MIDDLE + 1  # every other step: also odd
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class MovingOptions(Options):
         train_images: from which attributes and classes are learned, at most.
         test_images: that are moved, at most.
         pairs: of test images, to go from one to the other.
-        samples: z's per image for log p(x).
+        temperatures: of the annealing that estimates log p(x).
         noise: shares of pixels that are replaced, from the least to the most.
         one: the class that is to become another,
         other: namely this one.
@@ -56,8 +57,8 @@ class MovingOptions(Options):
     latent_dim: Positive = 10
     train_images: Positive = 2000
     test_images: Positive = 300
-    pairs: Positive = 120
-    samples: Annotated[int, Field(ge=25)] = 200
+    pairs: Positive = 30
+    temperatures: Annotated[int, Field(ge=2)] = 100
     noise: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
     one: int = 3
     other: int = 8
@@ -172,7 +173,8 @@ def unit_of(name: str) -> str:
 def interpolate(trained: Trained, options: MovingOptions) -> Measured:
     """log p(x) on the way from one test image to another, by way of z and by way of pixels.
 
-    Of draws x ~ p(x | z), and of x drawn of the mixed grey images as of real ones.
+    Of draws x ~ p(x | z), and of x drawn of the mixed grey images as of real ones; at every other
+    step. By annealing, for which it does not matter that the encoder never saw such images.
     """
     x, images = trained.x("test"), grey(trained, trained.dataset.test.images)
     generator = RandomStream("interpolation", trained.seed).generator
@@ -180,18 +182,18 @@ def interpolate(trained: Trained, options: MovingOptions) -> Measured:
     a, b = order[: options.pairs], order.flip(0)[: options.pairs]
     z = codes(trained, x)
     with torch.no_grad(), RandomStream("drawn on the way", trained.seed, x.device).active():
-        draws = trained.vae.model.decode(between(z[a], z[b], STEPS)).sample().flatten(0, 1)
+        draws = trained.vae.model.decode(between(z[a], z[b], COARSE)).sample().flatten(0, 1)
     ways = {
         "latent": trained.vae.model.likelihood.into_support(draws),
-        "pixel": as_x(trained, between(images[a], images[b], STEPS).flatten(0, 1), generator),
+        "pixel": as_x(trained, between(images[a], images[b], COARSE).flatten(0, 1), generator),
     }
     numbers: dict[str, float] = {}
     curves: Curves = {}
     for name, drawn in ways.items():
-        estimator = {"is": ImportanceSampling(options.samples)}
-        answer = estimate_together(estimator, trained.vae, drawn, seed=trained.seed)["is"]
-        curve = answer.estimate.value.reshape(STEPS, -1).mean(1)
-        ends, middle = curve[[0, -1]].mean().item(), curve[MIDDLE].item()
+        ais = AIS(num_temperatures=options.temperatures, num_chains=4, start="guide")
+        answer = estimate_together({"ais": ais}, trained.vae, drawn, seed=trained.seed)["ais"]
+        curve = answer.estimate.value.reshape(COARSE, -1).mean(1)
+        ends, middle = curve[[0, -1]].mean().item(), curve[COARSE // 2].item()
         curves[name] = (curve - ends).tolist()
         numbers |= {f"{name}_ends": ends, f"{name}_middle": middle, f"{name}_dip": ends - middle}
     return numbers, curves
@@ -360,7 +362,7 @@ def draw_measures(
                 color=COLOURS[index], marker=MARKERS[index], capsize=2, label=f"{text}, {kind}",
             )  # fmt: skip
 
-    way = [step / (STEPS - 1) for step in range(STEPS)]
+    way = [step / (COARSE - 1) for step in range(COARSE)]
     line(path, way, "latent", 0, "z")
     line(path, way, "pixel", 1, "pixels")
     label(path, "from one image to another", "share of the way", "log p(x), less that of the ends")
@@ -386,7 +388,10 @@ def draw_measures(
     line(noise, [100 * s for s in options.noise], "corrupted", 1, "corrupted")
     line(noise, [100 * s for s in options.noise], "denoised", 0, "decoded")
     label(noise, "denoising", "pixels replaced, %", "from the clean x (RMS per pixel)")
-    for panel, where in ((path, "lower center"), (ink, "upper left"), (noise, "upper left")):
+    legends: list[tuple[Axes, Any]] = [
+        (path, "lower center"), (ink, "upper left"), (noise, "upper left"),
+    ]  # fmt: skip
+    for panel, where in legends:
         low, high = panel.get_ylim()
         room = 0.55 * (high - low)  # for the legend
         panel.set_ylim(*((low - room, high) if where.startswith("lower") else (low, high + room)))

@@ -255,7 +255,7 @@ def weighted_moments(vae: VAE, x: Tensor, num_draws: int, used: Tensor) -> tuple
     proposal = Mixture(inflate(narrow, INFLATION), wide, PRIOR_SHARE)
     parts, log_w = [], []
     for start in range(0, num_draws, 1_000):
-        z = proposal.sample((min(1_000, num_draws - start),))
+        z = proposal.sample(torch.Size([min(1_000, num_draws - start)]))
         log_w.append((sum(log_joint(vae, x, z)) - proposal.log_prob(z)).double().cpu())
         parts.append(z[..., used].double().cpu())
     z = torch.cat(parts)
@@ -316,7 +316,7 @@ def contours(trained: Trained, image: int, points: int) -> Contours:
     with torch.no_grad():
         axis = torch.linspace(-HALF_WIDTH, HALF_WIDTH, COARSE, device=x.device)
         z = torch.cartesian_prod(axis, axis)[:, None]
-        log_p = sum(log_joint(vae, x, z))[:, 0]
+        log_p = torch.stack(log_joint(vae, x, z)).sum(0)[:, 0]
         kept = z[log_p > log_p.max() - NEGLIGIBLE, 0]
         margin = 2 * (axis[1] - axis[0])
         low, high = kept.min(0).values - margin, kept.max(0).values + margin
@@ -324,7 +324,7 @@ def contours(trained: Trained, image: int, points: int) -> Contours:
             torch.linspace(a, b, points, device=x.device) for a, b in zip(low, high, strict=True)
         )
         z = torch.cartesian_prod(first, second)[:, None]
-        log_p = sum(log_joint(vae, x, z))[:, 0].double()
+        log_p = torch.stack(log_joint(vae, x, z)).sum(0)[:, 0].double()
         log_q = vae.guide.posterior(x).log_prob(z)[:, 0].double()
     cell = ((first[1] - first[0]) * (second[1] - second[0])).item()
     total = log_p.logsumexp(0).item() + math.log(cell)
