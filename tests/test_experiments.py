@@ -43,7 +43,7 @@ BUDGETS = {
     ),
     "autoencoder_pca_vae": (
         "experiment.test_images=30",
-        "experiment.importance_samples=25",
+        "experiment.temperatures=3",
         "experiment.generated=30",
     ),
     "prior_or_aggregated_posterior": (
@@ -52,6 +52,34 @@ BUDGETS = {
         "experiment.latents=2",
         "experiment.prior_draws=50",
         "experiment.generated=30",
+    ),
+    "why_approximate_the_posterior": (
+        "experiment.large=3",
+        "experiment.images=3",
+        "experiment.grid=21",
+        "experiment.local_steps=3",
+        "experiment.draws=200",
+        "experiment.nuts_images=1",
+        "experiment.nuts_samples=10",
+        "experiment.nuts_warmup=5",
+    ),
+    "moving_in_latent_space": (
+        "experiment.latent_dim=3",
+        "experiment.test_images=30",
+        "experiment.pairs=2",
+        "experiment.temperatures=2",
+        "experiment.noise=[0.0,0.3]",
+    ),
+    "can_the_error_bars_be_trusted": (
+        "experiment.images=3",
+        "experiment.repetitions=3",
+        "experiment.num_samples=50",
+        "experiment.groups=[1,5,50]",
+        "experiment.bias_samples=200",
+        "experiment.tail_samples=100",
+        "experiment.inflations=[0.5,1.0]",
+        "experiment.temperatures=3",
+        "experiment.early_epochs=1",
     ),
     "which_likelihood": (
         "experiment.likelihoods=[bernoulli,categorical,normal]",

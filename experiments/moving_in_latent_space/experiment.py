@@ -121,15 +121,19 @@ def run(lab: Lab) -> Findings:
     def percent(name: str) -> str:
         return " and ".join(f"{numbers[f'{name}_{kind}'].value:.0%}" for kind in families)
 
-    dips = [
-        f"{numbers[f'latent_dip_{kind}']} nats below that of the ends by way of z and "
-        f"{numbers[f'pixel_dip_{kind}']} by way of pixels"
+    def moves(way: str, kind: str) -> str:
+        dip = numbers[f"{way}_dip_{kind}"]
+        up = Number(-dip.value, dip.std_error)
+        return f"falls by {dip}" if dip.value > 0 else f"rises by {up}"
+
+    walks = [
+        f"{moves('latent', kind)} nats by way of z and {moves('pixel', kind)} by way of pixels"
         for kind in families
     ]
     answer = (
-        f"To a degree: half way between two images log p(x) lies {dips[0]} (grey images: "
-        f"{dips[1]}). Moved along the direction of ink, {percent('ink_monotone')} of binary and "
-        f"grey images gain ink at every step; moved from {options.one} to {options.other}, "
+        f"To a degree: half way between two images log p(x) {walks[0]} (grey images: {walks[1]}). "
+        f"Moved along the direction of ink, {percent('ink_monotone')} of binary and grey images "
+        f"gain ink at every step; moved from {options.one} to {options.other}, "
         f"{percent('became_other')} arrive."
     )
     return Findings(numbers, predictions, answer, draw(curves, families["grey"][0], options))
