@@ -56,6 +56,8 @@ def over_seeds(values: Sequence[float], unit: str = "") -> Number:
 
 
 def _plain(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
     return f"{value:,.4g}" if 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"

@@ -86,10 +86,12 @@ BUDGETS = {
         "experiment.images=20",
     ),
     "do_networks_output_distributions": (
-        "experiment.inputs=2",
+        "experiment.likelihoods=[bernoulli,beta]",
+        "experiment.inputs=1",
         "experiment.steps=2",
-        "experiment.grid=61",
-        "experiment.radii=[0,3]",
+        "experiment.radii=[0,8]",
+        "experiment.grid=51",
+        "experiment.points=101",
     ),
     "generate_and_classify": ("experiment.images=30", "experiment.samples=25"),
 }

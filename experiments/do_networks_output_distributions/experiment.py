@@ -41,29 +41,35 @@ class NetworkOptions(Options):
     """Options of this experiment.
 
     Args:
+        likelihoods: which; bernoulli and categorical, of which the contrast is made, among them.
         inputs: z's (or x's) of each kind: random, extreme, adversarial.
         radius: adversarial z's lie no further than this from 0.
         steps: of the search for them.
         radii: powers of ten of the extreme distances from 0.
         grid: points per axis of the grid over z, odd.
+        points: of the line over which the density of a pixel is integrated, odd.
 
     Raises:
         ValueError: where there is nothing to be integrated.
     """
 
+    likelihoods: tuple[str, ...] = LIKELIHOODS
     inputs: int = 8
     radius: float = 10.0
     steps: int = 100
     radii: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
     grid: int = 601
+    points: int = 1_001
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("inputs", 1), ("steps", 1), ("grid", 3)):
+        for name, least in (("inputs", 1), ("steps", 1), ("grid", 3), ("points", 3)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        if not self.grid % 2 or not self.radius > 0 or not self.radii:
-            raise ValueError("grid must be odd, radius positive, and radii not empty")
+        if not {"bernoulli", "categorical"} <= set(self.likelihoods):
+            raise ValueError("likelihoods: bernoulli and categorical must be among them")
+        if not (self.grid % 2 and self.points % 2 and self.radius > 0 and self.radii):
+            raise ValueError("grid: it and points must be odd, radius positive, radii not empty")
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,11 @@ class Deviations:
 
 def run(lab: Lab) -> Findings:
     options = lab.options
-    recipes = [Recipe(("latent_dim=2", f"likelihood={name}")) for name in LIKELIHOODS]
+    recipes = [Recipe(("latent_dim=2", f"likelihood={name}")) for name in options.likelihoods]
     recipes += [Recipe(("latent_dim=2", f"guide={name}")) for name in GUIDES[1:]]
     vaes = lab.train(recipes)
-    likelihoods = dict(zip(LIKELIHOODS, vaes, strict=False))
-    guides = dict(zip(GUIDES, [vaes[0], *vaes[len(LIKELIHOODS) :]], strict=True))
+    likelihoods = dict(zip(options.likelihoods, vaes, strict=False))
+    guides = dict(zip(GUIDES, [likelihoods["bernoulli"], *vaes[len(likelihoods) :]], strict=True))
     found: dict[str, Deviations] = {}
     for name, of in likelihoods.items():
         lab.tell(f"p(x | z): {name}")
@@ -102,10 +108,10 @@ def run(lab: Lab) -> Findings:
     tried = 2 * 4 * options.inputs * len(lab.seeds)  # extreme ones count twice
     numbers["inputs"] = Number(tried, unit="inputs of each kind of network")
     worst = {name: numbers[f"worst_{name}"].value for name in found}
-    discrete = [n for n in LIKELIHOODS if is_discrete(likelihoods[n][0].vae)]
+    discrete = [n for n in likelihoods if is_discrete(likelihoods[n][0].vae)]
     tolerance = EXACT + numbers["grid_error"].value
     predictions = {
-        "likelihoods_integrate": all(worst[name] < EXACT for name in LIKELIHOODS),
+        "likelihoods_integrate": all(worst[name] < EXACT for name in likelihoods),
         "guides_integrate": all(worst[name] < tolerance for name in GUIDES),
         "training_plays_no_part": numbers["worst_untrained"].value < tolerance,
         "adversary_fails": numbers["worst_adversarial"].value < tolerance,
@@ -114,7 +120,7 @@ def run(lab: Lab) -> Findings:
         ),
         "densities_give_out_in_float32": any(
             value > BROKEN
-            for name in LIKELIHOODS
+            for name in likelihoods
             if name not in discrete
             for value in found[name].far.values()
         ),
@@ -158,14 +164,14 @@ def pixels(trained: Trained, options: NetworkOptions) -> Deviations:
         for precision, dtype in PRECISIONS.items():
             cast = copy.deepcopy(vae).to(dtype)
             for kind, at in kinds.items():
-                off, lost, size = deviation(cast, at.to(dtype))
+                off, lost, size = deviation(cast, at.to(dtype), options.points)
                 for key in (kind, state):
                     worst[precision][key] = max(off, worst[precision].get(key, 0.0))
                 unreachable[precision] = max(unreachable[precision], lost)
                 largest = max(largest, size)
     for power in options.radii:
         z = 10.0**power * along(random_z(trained.vae, options.inputs, trained.seed))
-        far[power] = deviation(trained.vae, z)[0]
+        far[power] = deviation(trained.vae, z, options.points)[0]
     return Deviations(worst, far, unreachable, largest)
 
 
@@ -181,11 +187,11 @@ def along(z: Tensor) -> Tensor:
     return z / z.norm(dim=-1, keepdim=True)
 
 
-def deviation(vae: VAE, z: Tensor) -> tuple[float, float, float]:
+def deviation(vae: VAE, z: Tensor, points: int) -> tuple[float, float, float]:
     """|integral - 1| of the worst pixel, mass out of reach, and the largest output."""
     with torch.no_grad():
         outputs = vae.model.decoder(z)
-        integral = over_pixels(vae.model.likelihood, outputs)
+        integral = over_pixels(vae.model.likelihood, outputs, points)
     off = (integral.value - 1).abs().nan_to_num(nan=math.inf).max().item()
     return off, integral.unreachable.max().item(), outputs.abs().max().item()
 
@@ -260,8 +266,10 @@ def deviation_numbers(found: Mapping[str, Deviations]) -> dict[str, Number]:
     return numbers | {
         "grid_error": Number(max(grids)),
         **{
-            f"out_of_reach_{precision}": Number(lost, unit="share")
-            for precision, lost in found["beta"].unreachable.items()
+            f"out_of_reach_{precision}": Number(
+                max(of.unreachable[precision] for of in found.values()), unit="share"
+            )
+            for precision in PRECISIONS
         },
     }
 
@@ -298,7 +306,7 @@ def draw(found: Mapping[str, Deviations], contrast: Mapping[str, Number]) -> Fig
     figure, (left, right) = new_figure(12, 5.2, 1, 2, width_ratios=[1.15, 1])
     draw_worst(left, found, contrast)
     styles = ("-", "--", ":", "-.")
-    for index, name in enumerate(LIKELIHOODS):
+    for index, name in enumerate(n for n in found if n not in GUIDES):
         far = found[name].far
         right.plot(
             [10.0**power for power in far], [max(off, 1e-9) for off in far.values()],

@@ -11,7 +11,6 @@ from torch.nn.functional import logsigmoid
 from vae_pyro.distributions import Beta, ContinuousBernoulli
 from vae_pyro.likelihoods import Likelihood, Support
 
-_POINTS = 1001  # of a line: odd, for Simpson's rule
 _STANDARD_DEVIATIONS = 12.0
 _SAMPLES = 4096  # of q, to see where it is
 _AT_ONCE = 20_000  # points of a grid
@@ -30,7 +29,7 @@ class Integral:
     unreachable: Tensor
 
 
-def over_pixels(likelihood: Likelihood, parameters: Tensor) -> Integral:
+def over_pixels(likelihood: Likelihood, parameters: Tensor, points: int) -> Integral:
     """The sum or integral over x of p(x | z), for every pixel by itself.
 
     Pixels are independent given z, so an image's integral is the product.
@@ -39,6 +38,7 @@ def over_pixels(likelihood: Likelihood, parameters: Tensor) -> Integral:
         likelihood: gives parameters their meaning.
         parameters: decoder outputs, ``(batch, P, C, H, W)``; in their precision densities are
             computed, and added up in float64.
+        points: of the line over which a density is integrated, odd.
     """
     pixels = likelihood(parameters).base_dist
     if likelihood.support in (Support.BINARY, Support.LEVELS):
@@ -51,9 +51,9 @@ def over_pixels(likelihood: Likelihood, parameters: Tensor) -> Integral:
         assert isinstance(total, Tensor)
         return Integral(total, torch.zeros_like(total))
     if likelihood.support is Support.UNIT_INTERVAL:
-        return _over_unit_interval(pixels, parameters)
+        return _over_unit_interval(pixels, parameters, points)
     loc, scale = pixels.mean.double(), pixels.stddev.double()
-    t = _line(_STANDARD_DEVIATIONS, loc)
+    t = _line(_STANDARD_DEVIATIONS, loc, points)
     values = torch.stack([_density(pixels, loc + scale * at, parameters) for at in t[:, 0]])
     total = (_simpson(t) * values * scale).sum(0)
     return Integral(total, torch.zeros_like(total))
@@ -90,7 +90,7 @@ def log_integral_of_bernoulli_formula(logits: Tensor) -> Tensor:
     return norm + logsigmoid(-logits)
 
 
-def _over_unit_interval(pixels: TorchDistribution, like: Tensor) -> Integral:
+def _over_unit_interval(pixels: TorchDistribution, like: Tensor, points: int) -> Integral:
     """With x = sigmoid(u), u = centre + width sinh(t); x > 1/2 as the mirror image of x < 1/2.
 
     Close to 1 there are few numbers, close to 0 many.
@@ -111,7 +111,7 @@ def _over_unit_interval(pixels: TorchDistribution, like: Tensor) -> Integral:
         tails = torch.zeros_like(eta)
     lowest = torch.asinh((smallest - centre) / width)
     highest = torch.asinh((-smallest - centre) / width)
-    share = _line(1.0, centre)
+    share = _line(1.0, centre, points)
     weight, total = _simpson(share), torch.zeros_like(centre)
     for at, by in zip(share[:, 0], weight[:, 0], strict=True):
         t = (lowest + highest) / 2 + (highest - lowest) / 2 * at
@@ -128,7 +128,7 @@ def _density(pixels: TorchDistribution, x: Tensor, like: Tensor) -> Tensor:
     return pixels.log_prob(x.to(like)).double().exp()
 
 
-def _line(reach: float, like: Tensor, points: int = _POINTS) -> Tensor:
+def _line(reach: float, like: Tensor, points: int) -> Tensor:
     """Points from -reach to reach, ``(points, 1, .. 1)``; like float64 numbers."""
     line = torch.linspace(-reach, reach, points, dtype=like.dtype, device=like.device)
     return line.reshape(-1, *[1] * like.dim())
