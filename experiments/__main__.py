@@ -4,16 +4,18 @@ import importlib
 import sys
 
 from experiments.command import main
-from experiments.pages import HERE, NAMES, fill_table
+from experiments.pages import NAMES
 from vae_pyro.app import fail
-from vae_pyro.files import write_atomically
 
 
 def run_all(arguments: list[str]) -> None:
-    """Run every experiment with these overrides; the table says what the folders hold then.
+    """Run every experiment with these overrides.
 
     One that fails is named at the end, and the others run; the program then ends with status 1.
     """
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__, "\n".join(NAMES), "python -m experiments.<name> --help", sep="\n")
+        return
     failed = []
     for name in NAMES:
         print(f"{name}:", flush=True)
@@ -23,8 +25,6 @@ def run_all(arguments: list[str]) -> None:
             if end.code != 1:  # interrupted
                 raise
             failed.append(name)
-    page = HERE / "README.md"
-    write_atomically(page, fill_table(page.read_text(), NAMES).encode())
     if failed:
         fail(f"{len(failed)} of {len(NAMES)} experiments failed: {', '.join(failed)}")
         sys.exit(1)

@@ -10,11 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from experiments.pages import HERE, fill
-from experiments.study import OUTPUTS, Findings, Lab, Study
+from experiments.pages import HERE, NAMES, fill, fill_table
+from experiments.study import OUTPUTS, Findings, Lab, Study, as_typed
 from vae_pyro.app import explain, fail, make_console, tell
 from vae_pyro.config import flatten
-from vae_pyro.errors import ConfigError
 from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import Interrupted, interruptible, uninterrupted
 from vae_pyro.passwords import without_passwords
@@ -68,6 +67,9 @@ def _run(study: Study, typed: Sequence[str]) -> None:
             }
             _record(run, findings)
             _leave(folder, findings, results)
+            if lab.is_default:
+                table = HERE / "README.md"
+                write_atomically(table, fill_table(table.read_text(), NAMES).encode())
             for name in ("results.json", "figure.png"):
                 run.log_file(folder / name)
             with uninterrupted():
@@ -102,13 +104,7 @@ def _leave(folder: Path, findings: Findings, results: Mapping[str, Any]) -> None
     write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     page = folder / "README.md"
     if page.is_file():
-        try:
-            text = fill(page.read_text(), results)
-        except KeyError as error:
-            raise ConfigError(
-                f"{page}: the mark {error} names nothing in results.json; correct it and run again"
-            ) from error
-        write_atomically(page, text.encode())
+        write_atomically(page, fill(page.read_text(), results).encode())
 
 
 def _without_passwords(tree: Any) -> Any:
@@ -124,7 +120,10 @@ def _help(study: Study) -> str:
         "",
         f"python -m experiments.{study.name} [key=value ...]",
         f"  seed={','.join(map(str, study.seeds))}",
-        *(f"  experiment.{o.name}={getattr(options, o.name)}" for o in dataclasses.fields(options)),
+        *(
+            f"  experiment.{option.name}={as_typed(getattr(options, option.name))}"
+            for option in dataclasses.fields(options)
+        ),
         "  and every key of python run.py --help",
     ]
     return "\n".join(lines)

@@ -39,17 +39,18 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 def fill(page: str, results: Mapping[str, Any]) -> str:
     """A page with every ``<!--name-->...<!---->`` saying what the results say.
 
-    Raises:
-        KeyError: where a mark names nothing that was measured.
+    Where a mark names nothing that was measured it says ``none``: the run is not lost for it.
     """
     known = values(results)
-    return _MARK.sub(lambda mark: f"<!--{mark[1]}-->{known[mark[1]]}<!---->", page)
+    return _MARK.sub(lambda mark: f"<!--{mark[1]}-->{known.get(mark[1], 'none')}<!---->", page)
 
 
 def fill_table(page: str, names: Sequence[str]) -> str:
     """The page of all experiments with its table of questions, answers and figures made anew."""
     rows = ["| question | answer | figure |", "|---|---|---|"]
     for name in names:
+        if not (HERE / name / "results.json").is_file():
+            continue
         results = read_results(HERE / name)
         picture = f'<a href="{name}/README.md"><img src="{name}/figure.png" width="320" alt=""></a>'
         rows.append(

@@ -26,6 +26,7 @@ from experiments.vaes import Recipe, Trained, run_jobs
 from vae_pyro.config import build, parse_config
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError
+from vae_pyro.likelihoods import Support
 from vae_pyro.passwords import without_passwords
 from vae_pyro.pipeline import Job, choose_device
 from vae_pyro.tracking import Tracker
@@ -126,6 +127,8 @@ class Lab:
                 several = override.is_sweep_override()
                 chosen = list(override.sweep_iterator()) if several else [override.value()]
                 self.seeds = [_seed(value) for value in chosen]
+                if len(set(self.seeds)) < len(self.seeds):
+                    raise ConfigError(f"{line}: each seed once, for ± is taken between them")
             elif override.is_sweep_override():
                 raise ConfigError(f"{line}: one value at a time; only seed= takes several")
             elif key.startswith("experiment."):
@@ -146,7 +149,7 @@ class Lab:
         """What was typed, in words, without what says nothing about the result."""
         default = self._study.options()
         changed = [
-            f"experiment.{option.name}={getattr(self.options, option.name)}"
+            f"experiment.{option.name}={as_typed(getattr(self.options, option.name))}"
             for option in dataclasses.fields(self.options)
             if option.name != "workers"
             and getattr(self.options, option.name) != getattr(default, option.name)
@@ -191,16 +194,22 @@ class Lab:
         workers = self.options.workers or (os.cpu_count() or 1)
         if self.device.type != "cpu":
             workers = 1
-        metrics = run_jobs(jobs, min(workers, len(jobs)), self.tell)
+        once = {job.output: (tree, job) for tree, job in jobs}  # two recipes may be one VAE
+        done = run_jobs(list(once.values()), min(workers, len(once)), self.tell)
+        by_folder = dict(zip(once, done, strict=True))
         trained = []
         sources: dict[str, Dataset] = {}
-        for (tree, job), numbers in zip(jobs, metrics, strict=True):
+        for tree, job in jobs:
             source = json.dumps(tree["data"], sort_keys=True)
             if source not in sources:
                 sources[source] = build(tree["data"], ImageSource, "data").load()
             self._trained_before.append((job.output / "model").stat().st_mtime < self._start)
             vae = vae_pyro.load(job.output).to(self.device).eval()
-            trained.append(Trained(vae, numbers, sources[source], tree["seed"]))
+            dataset = sources[source]
+            binary = vae.model.likelihood.support is Support.BINARY
+            if binary and tree["data"].get("binarisation") == "static":
+                dataset = dataset.binarised_once()
+            trained.append(Trained(vae, by_folder[job.output], dataset, tree["seed"]))
         return [trained[i : i + len(self.seeds)] for i in range(0, len(trained), len(self.seeds))]
 
     def _job(self, recipe: Recipe, seed: int) -> tuple[dict[str, Any], Job]:
@@ -242,6 +251,11 @@ class Lab:
 
 def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
+
+
+def as_typed(value: Any) -> str:
+    """An option's value as it is written on the command line: ``[1,10]``."""
+    return json.dumps(value, separators=(",", ":")).replace('"', "")
 
 
 def _seed(value: Any) -> int:

@@ -149,6 +149,7 @@ def test_the_page_says_what_was_measured(name: str) -> None:
     folder, results = HERE / name, read_results(HERE / name)
     page = (folder / "README.md").read_text()
     assert fill(page, results) == page
+    assert "-->none<!--" not in page
     assert re.findall(r"^## (.*)$", page, flags=re.MULTILINE) == SECTIONS
     assert page.startswith(f"# {results['question']}\n")
     assert results["command"] == f"python -m experiments.{name}"
@@ -203,8 +204,7 @@ def test_marks() -> None:
         "<!--higher-->**did not hold**<!---->."
     )
     assert fill(filled, results) == filled
-    with pytest.raises(KeyError):
-        fill("<!--unknown--><!---->", results)
+    assert fill("<!--unknown--><!---->", results) == "<!--unknown-->none<!---->"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,7 @@ def test_marks() -> None:
         ("latent_dim=2,3", "one value at a time"),
         ("seed=-1", "whole numbers"),
         ("seed=a", "whole numbers"),
+        ("seed=0,0", "each seed once"),
         ("latent_dims=3", "latent_dims"),
         ("data=unknown", "unknown"),
         ("experiment.imags=3", "did you mean experiment.images"),

@@ -77,7 +77,9 @@ def run(lab: Lab) -> Findings:
     rate = f"training.learning_rate={options.linear_learning_rate}"
     linear, deep = lab.train([Recipe((*common, "network=linear", rate)), Recipe(common)])
     dataset = linear[0].dataset
-    ppca = linear_methods.fit(dataset.train.images, dataset.num_levels, options.latent_dim)
+    ppca = linear_methods.fit(
+        dataset.train.images.to(lab.device), dataset.num_levels, options.latent_dim
+    )
     found: list[dict[str, float]] = []
     shown: dict[str, Method] = {}
     for pair in zip(linear, deep, strict=True):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.figures import COLOURS, MARKERS, error_line, label, new_figure
-from experiments.numbers import Number, over_seeds
+from experiments.numbers import Number, over_seeds, percent
 from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
 from vae_pyro.evaluation import HIGH_PARETO_K
@@ -168,12 +168,6 @@ def run(lab: Lab) -> Findings:
 def key(inflation: float) -> str:
     """0.5 -> ``0_5``, for names."""
     return f"{inflation:g}".replace(".", "_")
-
-
-def percent(number: Number) -> str:
-    """0.954 +- 0.002 -> ``95.4 ± 0.2%``."""
-    error = "" if number.std_error is None else f" ± {100 * number.std_error:.1f}"
-    return f"{100 * number.value:.1f}{error}%"
 
 
 def exact(trained: Trained, x: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def is_discrete(vae: VAE) -> bool:
 def untrained(vae: VAE, seed: int) -> VAE:
     """The same networks with new random weights."""
     fresh = copy.deepcopy(vae)
-    with RandomStream("untrained", seed).active():
+    with RandomStream("untrained", seed, vae.model.origin.device).active():
         for module in fresh.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.reset_parameters()

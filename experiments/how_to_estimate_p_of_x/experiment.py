@@ -68,8 +68,11 @@ class EstimateOptions(Options):
         if not 1 <= self.small <= MAX_DIM:
             raise ValueError(f"small: quadrature takes 1 to {MAX_DIM}, got {self.small}")
         for name in ("draws", "temperatures"):
-            if min(getattr(self, name), default=0) < 1:
-                raise ValueError(f"{name}: needs numbers from 1 up, got {getattr(self, name)}")
+            chosen = getattr(self, name)
+            if min(chosen, default=0) < 1 or list(chosen) != sorted(set(chosen)):
+                raise ValueError(f"{name}: needs rising numbers from 1 up, got {list(chosen)}")
+        if self.large == self.small:
+            raise ValueError(f"large: must not be that of small, {self.small}")
         for name, least in (("images", 1), ("large", 1), ("shown_draws", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")

@@ -295,15 +295,14 @@ def follow(trained: Trained, judge: Judge, options: MovingOptions) -> Measured:
     generator = RandomStream("directions", trained.seed).generator
     others = random_directions(active_dimensions(z), z.shape[1], generator).to(z)
     elsewhere = [decode(trained, along(z, u, REACH, STEPS)) for u in others]
-    ones = trained.dataset.test.of_classes([options.one])
     chosen = trained.dataset.test.labels == options.one
-    start = codes(trained, trained.x("test")[chosen.to(z.device)])[: len(ones)]
+    start = codes(trained, trained.x("test")[chosen.to(z.device)])[: options.test_images]
     before, after = (
         judge(decode(trained, start + move))
         for move in (torch.zeros_like(start[0]), class_direction(trained, options))
     )
     wandering = torch.stack([w.flatten(2).mean(2) for w in elsewhere])
-    fell = (wandering[:, -1] - wandering[:, 0]).abs() / (2 * REACH)
+    fell = (wandering[:, -1] - wandering[:, 0]).mean(-1).abs() / (2 * REACH)  # per direction
     numbers |= {
         "random_slope": fell.mean().item(),
         "random_keeps_class": sum(kept(judge(w)) for w in elsewhere) / len(elsewhere),

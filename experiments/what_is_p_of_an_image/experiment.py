@@ -14,6 +14,7 @@ from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
 from vae_pyro.data import Dataset
 from vae_pyro.log_marginal import Quadrature, estimate_together
+from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
 
@@ -154,8 +155,7 @@ def images_by_kind(trained: Trained, lab: Lab) -> dict[str, Tensor]:
 
 def draw_x(vae: VAE, num_images: int, seed: int) -> Tensor:
     """x ~ p(x), the generative story told."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with torch.no_grad(), RandomStream("draws", seed, vae.model.origin.device).active():
         x: Tensor = vae.model(None, num_images)
     return x
 

@@ -70,7 +70,7 @@ class PosteriorOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (
-            ("large", 2), ("images", 1), ("grid", 3), ("local_steps", 1), ("draws", 100),
+            ("large", 3), ("images", 1), ("grid", 3), ("local_steps", 1), ("draws", 100),
             ("nuts_images", 1), ("nuts_samples", 10), ("nuts_warmup", 10),
         ):  # fmt: skip
             if getattr(self, name) < least:
