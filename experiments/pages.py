@@ -52,8 +52,10 @@ def fill_table(page: str, names: Sequence[str]) -> str:
         if not (HERE / name / "results.json").is_file():
             continue
         results = read_results(HERE / name)
-        picture = f'<a href="{name}/README.md"><img src="{name}/figure.png" width="320" alt=""></a>'
-        rows.append(
-            f"| [{results['question']}]({name}/README.md) | {results['answer']} | {picture} |"
+        picture = (
+            f'<a href="{name}/README.md"><img src="{name}/figure.png" width="320" alt="figure"></a>'
         )
+        # p(x | z) holds what parts the cells of a table.
+        question, answer = (results[key].replace("|", "\\|") for key in ("question", "answer"))
+        rows.append(f"| [{question}]({name}/README.md) | {answer} | {picture} |")
     return _TABLE.sub(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], page)

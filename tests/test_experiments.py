@@ -173,8 +173,11 @@ def test_means_are_over_seeds(name: str) -> None:
 def test_the_table_of_all() -> None:
     page = (HERE / "README.md").read_text()
     assert fill_table(page, NAMES) == page
-    for name in NAMES:
-        assert f"]({name}/README.md)" in page
+    rows = [line for line in page.splitlines() if line.startswith("| [")]
+    assert len(rows) == len(NAMES)
+    for name, row in zip(NAMES, rows, strict=True):
+        assert f"]({name}/README.md)" in row
+        assert len(re.split(r"(?<!\\)\|", row)) == 5  # three cells between four bars
 
 
 @given(st.lists(st.floats(-1e5, 1e5), min_size=2, max_size=6))
