@@ -36,7 +36,7 @@ bench: $(STAMP) ## compare the speed with that of others, and rewrite docs/perfo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m benchmarks
 
-experiments: $(STAMP) ## answer all questions of experiments/ anew, and rebuild their table (about 40 minutes)
+experiments: $(STAMP) ## answer all questions of experiments/ anew, and rebuild their table (over half an hour)
 	$(BIN)/python -m experiments
 
 ui: $(STAMP) ## browse in MLflow what was recorded; Ctrl-C ends it

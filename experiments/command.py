@@ -16,7 +16,7 @@ from vae_pyro.app import explain, fail, make_console, tell
 from vae_pyro.config import flatten
 from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import Interrupted, interruptible, uninterrupted
-from vae_pyro.passwords import without_passwords
+from vae_pyro.passwords import tree_without_passwords
 from vae_pyro.provenance import git_tags
 from vae_pyro.resume import claim
 from vae_pyro.tracking import Run, SilentRun, open_run
@@ -52,7 +52,7 @@ def _run(study: Study, typed: Sequence[str]) -> None:
         run = open_run(lab.tracker, record, study.name, tags, must_answer=True, tell=tell)
         try:
             run.log_params({
-                **flatten(_without_passwords(lab.chosen)),
+                **flatten(tree_without_passwords(lab.chosen)),
                 **{f"experiment.{k}": v for k, v in dataclasses.asdict(lab.options).items()},
                 "seed": ",".join(str(seed) for seed in lab.seeds),
             })  # fmt: skip
@@ -105,12 +105,6 @@ def _leave(folder: Path, findings: Findings, results: Mapping[str, Any]) -> None
     page = folder / "README.md"
     if page.is_file():
         write_atomically(page, fill(page.read_text(), results).encode())
-
-
-def _without_passwords(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _without_passwords(value) for key, value in tree.items()}
-    return without_passwords(tree) if isinstance(tree, str) else tree
 
 
 def _help(study: Study) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -34,6 +35,18 @@ def show_images(axes: Axes, images: Tensor, columns: int, title: str = "") -> No
     axes.imshow(tile(images, columns), interpolation="nearest")
     axes.set_title(title, fontsize="medium")
     axes.set_axis_off()
+
+
+def show_rows(axes: Axes, rows: Sequence[Tensor], names: Sequence[str], title: str) -> None:
+    """Rows of images, each ``(columns, C, H, W)``, with its name on the left."""
+    show_images(axes, torch.cat(list(rows)), len(rows[0]), title)
+    height = rows[0].shape[-2] + 1
+    axes.set_axis_on()
+    axes.set_xticks([])
+    axes.set_yticks(
+        [height * (row + 0.5) for row in range(len(rows))], list(names), fontsize="small"
+    )
+    axes.tick_params(length=0)
 
 
 def error_line(

@@ -2,6 +2,8 @@
 
 import logging
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _SECRETS = (
     # Also one with a slash in it; but what is a port is none, whatever follows.
@@ -25,6 +27,15 @@ def without_passwords(text: str) -> str:
     for secret, mark in _SECRETS:
         text = secret.sub(mark, text)
     return text
+
+
+def tree_without_passwords(tree: Any) -> Any:
+    """The same of every string in nested mappings and lists."""
+    if isinstance(tree, Mapping):
+        return {key: tree_without_passwords(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [tree_without_passwords(value) for value in tree]
+    return without_passwords(tree) if isinstance(tree, str) else tree
 
 
 class Formatter(logging.Formatter):

@@ -24,7 +24,7 @@ from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.log_marginal import AIS, Estimator
 from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
-from vae_pyro.passwords import without_passwords
+from vae_pyro.passwords import tree_without_passwords, without_passwords
 from vae_pyro.provenance import Fingerprint, describe_x, git_tags, identify_x
 from vae_pyro.randomness import RandomStream
 from vae_pyro.report import advice
@@ -137,7 +137,7 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
     parts = _build_parts(config, job)
-    recorded = _without_passwords({k: v for k, v in tree.items() if k != "resume"})
+    recorded = tree_without_passwords({k: v for k, v in tree.items() if k != "resume"})
     fingerprint = Fingerprint.of(recorded, parts.device.type, parts.dataset.checksum)
     finished = continue_or_begin(job.output, fingerprint, resume=config.resume, tell=tell)
     if finished is not None:
@@ -266,11 +266,3 @@ def _write_config(tree: Mapping[str, Any], output: Path) -> Path:
     path = output / "config.yaml"
     write_atomically(path, OmegaConf.to_yaml(dict(tree)).encode())
     return path
-
-
-def _without_passwords(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _without_passwords(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_without_passwords(value) for value in tree]
-    return without_passwords(tree) if isinstance(tree, str) else tree

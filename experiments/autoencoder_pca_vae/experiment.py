@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from experiments.autoencoder_pca_vae import autoencoder, linear_methods
 from experiments.autoencoder_pca_vae.linear_methods import PPCA, largest_angle, orthonormal
-from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
+from experiments.figures import COLOURS, MARKERS, label, new_figure, show_rows
 from experiments.numbers import Number, over_seeds
 from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
@@ -320,24 +320,14 @@ def draw(
     generated = [generate(m, trained, options, columns) for m in methods.values()]
     real = real_images(trained, 2 * columns)[-columns:].to(x)
     names = list(NAMES.values())
-    rows = [("test images", x), *zip(names, reconstructed, strict=True)]
-    show_rows(back, rows, columns, "test images, and what comes back")
-    rows = [("real", real), *zip(names, generated, strict=True)]
+    title = "test images, and what comes back"
+    show_rows(back, [x, *reconstructed], ["test images", *names], title)
     kinder = generate(methods["deep_autoencoder"], trained, options, columns, fitted=True)
-    rows.insert(-1, ("the same,\nfitted", kinder))
-    show_rows(new, rows, columns, "decoded from z ~ N(0, I)")
+    rows, names = [real, *generated], ["real", *names]
+    rows.insert(-1, kinder)
+    names.insert(-1, "the same,\nfitted")
+    show_rows(new, rows, names, "decoded from z ~ N(0, I)")
     return figure
-
-
-def show_rows(axes: Any, rows: list[tuple[str, Tensor]], columns: int, title: str) -> None:
-    """Rows of images, each with its name on the left."""
-    show_images(axes, torch.cat([images for _, images in rows]), columns, title)
-    height = rows[0][1].shape[-2] + 1
-    axes.set_axis_on()
-    axes.set_xticks([])
-    places = [height * (row + 0.5) for row in range(len(rows))]
-    axes.set_yticks(places, [name for name, _ in rows], fontsize="small")
-    axes.tick_params(length=0)
 
 
 study = Study(

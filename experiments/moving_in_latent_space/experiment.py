@@ -11,7 +11,7 @@ from pydantic import Field
 from sklearn.svm import SVC
 from torch import Tensor
 
-from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
+from experiments.figures import COLOURS, MARKERS, label, new_figure, show_rows
 from experiments.moving_in_latent_space.walks import (
     across,
     active_dimensions,
@@ -409,7 +409,7 @@ def draw_pictures(axes: Sequence[Axes], trained: Trained, options: MovingOptions
     latent = decode(trained, between(z[a], z[b], STEPS))
     pixel = between(images[a], images[b], STEPS)
     rows = [walk[:, i] for i in range(len(a)) for walk in (latent, pixel)]
-    picture_rows(from_to, [row[::2] for row in rows], ["z", "pixels"] * len(a), "interpolation")
+    show_rows(from_to, [row[::2] for row in rows], ["z", "pixels"] * len(a), "interpolation")
     active = active_dimensions(z)[:3]
     units = torch.eye(z.shape[1]).to(z)
     rows, names = [], []
@@ -417,32 +417,21 @@ def draw_pictures(axes: Sequence[Axes], trained: Trained, options: MovingOptions
         for image in (0, 1):
             rows.append(decode(trained, across(z[image, None], units[d], REACH, STEPS))[:, 0])
             names.append(f"z[{d}]")
-    picture_rows(one_by_one, [row[::2] for row in rows], names, "one dimension, two images each")
+    show_rows(one_by_one, [row[::2] for row in rows], names, "one dimension, two images each")
     direction, _ = ink_directions(trained, options)["ink"]
     rows = list(decode(trained, along(z[:3], direction, REACH, STEPS)).unbind(1))
     start = z[trained.dataset.test.labels.to(z.device) == options.one][:3]
     end = start + class_direction(trained, options)
     rows += list(decode(trained, between(start, end, STEPS)).unbind(1))
     names = ["ink"] * 3 + [f"{options.one} to {options.other}"] * len(start)
-    picture_rows(attribute, [row[::2] for row in rows], names, "attributes")
+    show_rows(attribute, [row[::2] for row in rows], names, "attributes")
     rows, names = [], []
     shares = [options.noise[0], options.noise[len(options.noise) // 2], options.noise[-1]]
     for share in shares:
         worse = corrupt(x, share, trained.seed)[: MIDDLE + 1]
         rows += [worse, decode(trained, codes(trained, worse))]
         names += [f"{100 * share:g}%", "decoded"]
-    picture_rows(cleaned, rows, names, "denoising")
-
-
-def picture_rows(axes: Any, rows: Sequence[Tensor], names: Sequence[str], title: str) -> None:
-    """Rows of images ``(columns, C, H, W)``, each with its name on the left."""
-    show_images(axes, torch.cat(list(rows)), len(rows[0]), title)
-    height = rows[0].shape[-2] + 1
-    axes.set_axis_on()
-    axes.set_xticks([])
-    places = [height * (row + 0.5) for row in range(len(rows))]
-    axes.set_yticks(places, names, fontsize="small")
-    axes.tick_params(length=0)
+    show_rows(cleaned, rows, names, "denoising")
 
 
 study = Study(
