@@ -1,13 +1,16 @@
 """Files that are whole or not there at all, and the files that this code is made of."""
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -46,6 +49,69 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+_LEFTOVER = re.compile(r"\..+\.(csv|json|jsonl|png|safetensors|yaml)\.\d+")
+
+
+def remove_leftovers(*folders: Path) -> None:
+    """Remove the unfinished files that killed processes left; nobody else may be at work there.
+
+    Args:
+        folders: each by itself, without the folders in it; one that is missing is passed over.
+    """
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if _LEFTOVER.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a small file that somebody else may have made.
+
+    Args:
+        path: of the file; links are followed.
+        limit: the most bytes it may have.
+
+    Raises:
+        OSError: where it cannot be read, is no regular file (a pipe would hang), or is larger.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is not a regular file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(f"{path} has more than {limit:,} bytes")
+    return content
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Of the processes that name this file, one at a time is inside; the others wait.
+
+    Raises:
+        OSError: where the file cannot be created.
+    """
+    with path.open("a") as file:
+        lock(file)
+        yield
+
+
+def lock(file: IO[str], *, wait: bool = True) -> None:
+    """Lock an open file until it is closed, on file systems that have locks.
+
+    Some file systems that clusters share have none (ENOLCK); there nothing is locked.
+
+    Raises:
+        BlockingIOError: where another process holds the lock and ``wait`` is False.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
 
 
 def flush_folder(folder: Path) -> None:

@@ -1,12 +1,11 @@
 """A job's folder from one process to the next: gone on with, read back, or set aside."""
 
-import fcntl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 from vae_pyro.errors import ResumeError
-from vae_pyro.files import cannot_write, make_folder
+from vae_pyro.files import cannot_write, lock, make_folder, remove_leftovers
 from vae_pyro.provenance import Fingerprint
 from vae_pyro.results import JobResult
 
@@ -23,6 +22,8 @@ _LEFT_BEHIND = (
 def claim(folder: Path) -> IO[str]:
     """Let no other process work in this folder until what is returned is closed.
 
+    What a process that was killed there had not finished writing is removed.
+
     A process that is killed loses its claim.
 
     Raises:
@@ -31,20 +32,19 @@ def claim(folder: Path) -> IO[str]:
     """
     make_folder(folder)
     try:
-        lock = (folder / _LOCK).open("a")
+        claimed = (folder / _LOCK).open("a")
     except OSError as error:
         raise cannot_write(folder, error) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(claimed, wait=False)
     except BlockingIOError as error:
-        lock.close()
+        claimed.close()
         raise ResumeError(
             f"another process is at work in {folder}: wait for it or end it, or choose another "
             "folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=...)"
         ) from error
-    except OSError:
-        pass  # a file system without locks, as some that clusters share
-    return lock
+    remove_leftovers(folder, *(folder / name for name in _LEFT_BEHIND))
+    return claimed
 
 
 def continue_or_begin(

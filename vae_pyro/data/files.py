@@ -1,6 +1,5 @@
 """What data sets in files share: where they lie, and what is said when a download fails."""
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -13,6 +12,7 @@ from typing import ClassVar
 
 from vae_pyro.data.dataset import Dataset, ImageSource
 from vae_pyro.errors import DataError
+from vae_pyro.files import locked
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class DownloadedSource(ImageSource, ABC):
         """Read and split; of the processes of one machine one at a time, and so one downloads."""
         digest = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
         name = f"vae-pyro-{os.getuid()}-{digest}.lock"
-        with (Path(tempfile.gettempdir()) / name).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(Path(tempfile.gettempdir()) / name):
             return super().load()
 
     @contextmanager

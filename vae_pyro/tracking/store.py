@@ -1,6 +1,5 @@
 """Records in MLflow: a database or a server. The only file that imports mlflow."""
 
-import fcntl
 import http.client
 import logging
 import os
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from vae_pyro.errors import TrackingError
+from vae_pyro.files import locked
 from vae_pyro.passwords import without_passwords
 from vae_pyro.tracking.base import Run, Status, Tracker
 
@@ -134,8 +134,7 @@ class MLflow(Tracker):
         import mlflow
 
         path = Path(self.uri.removeprefix("sqlite:///")).absolute()
-        with path.with_name(f".{path.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 aside = path.with_name(f".{path.name}.new")
                 for leftover in path.parent.glob(f"{aside.name}*"):
