@@ -147,6 +147,8 @@ def cannot_write(path: Path, error: OSError) -> StorageError:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors and a few words about them, with the SHA-256 of both, atomically.
 
+    ``read_tensors`` returns both in the order in which they are given here.
+
     Args:
         path: a safetensors file.
         tensors: by name.
@@ -155,9 +157,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     Raises:
         StorageError: as ``write_atomically``.
     """
-    words = json.dumps(about, sort_keys=True)
-    alone = {name: t.detach().cpu().contiguous().clone() for name, t in sorted(tensors.items())}
-    metadata = {"about": words, "sha256": _digest(alone, words)}
+    words = json.dumps(about)
+    alone = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    # A safetensors file holds its tensors in an order of its own, so theirs is kept beside them.
+    names = json.dumps(list(alone))
+    metadata = {"about": words, "names": names, "sha256": _digest(alone, words)}
     write_atomically(path, safetensors.torch.save(alone, metadata))
 
 
@@ -171,7 +175,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            tensors = {name: file.get_tensor(name) for name in json.loads(metadata["names"])}
         words = metadata["about"]
         if metadata["sha256"] != _digest(tensors, words):
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the saved one")
@@ -184,6 +188,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _digest(tensors: Mapping[str, Tensor], words: str) -> str:
+    """SHA-256 of the words, and of the tensors with their names, in this order."""
     digest = hashlib.sha256(words.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
