@@ -22,6 +22,7 @@ from vae_pyro.log_marginal import (
     Quadrature,
     ReverseAIS,
 )
+from vae_pyro.log_marginal.weights import multiply_adds
 from vae_pyro.networks import MLP
 from vae_pyro.vae import VAE, build_vae
 
@@ -140,11 +141,11 @@ def test_the_gap_splits_into_what_is_known() -> None:
         m["compared/kl_to_posterior"]
     )
     exact = spoilt.log_marginal(x[:120]).mean().item()
-    assert m["test/log_px_exact"] == pytest.approx(exact, abs=1e-5)
-    assert m["test/log_px_exact_std_error"] == 0
+    assert m["compared/log_px_exact"] == pytest.approx(exact, abs=1e-5)
+    assert m["compared/log_px_exact_std_error"] == 0
     for name in ("prior", "ais", "upper", "quadrature"):
-        error = m[f"test/log_px_{name}_std_error"]
-        assert m[f"test/log_px_{name}"] == pytest.approx(exact, abs=4.5 * error + 0.02)
+        error = m[f"compared/log_px_{name}_std_error"]
+        assert m[f"compared/log_px_{name}"] == pytest.approx(exact, abs=4.5 * error + 0.02)
     assert abs(m["simulated/gap"]) < 4.5 * m["simulated/gap_image_std_error"] + 0.02
     assert m["test/kl"] == pytest.approx(m["test/mutual_information"] + m["test/marginal_kl"])
 
@@ -171,7 +172,8 @@ def test_every_number_that_is_estimated_has_both_errors() -> None:
     for name in names:
         assert math.isfinite(m[f"{name}_std_error"])
         assert m[f"{name}_image_std_error"] > 0
-    assert {"test/log_px_ais", "test/log_px_upper", "test/elbo_local", "simulated/gap"} <= names
+    compared = {"compared/log_px_ais", "compared/log_px_upper", "compared/elbo_local"}
+    assert compared | {"test/log_px_exact", "simulated/gap"} <= names
 
 
 def test_the_two_errors_are_what_they_say() -> None:
@@ -211,6 +213,69 @@ def test_further_estimators_see_the_same_first_images_of_every_draw() -> None:
     whole = evaluation.answers["log_px"].estimate.value
     assert torch.equal(importance.value, torch.cat([whole[:5], whole[20:25]]))
     assert importance.bound is Bound.LOWER
+
+
+def further_test_metrics(evaluation: Evaluation) -> set[str]:
+    names = {name for name in evaluation.metrics if not name.endswith("std_error")}
+    return {name.removeprefix("test/") for name in names if name.startswith("test/")} & {
+        *EVERYTHING
+    }
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_a_test_metric_is_over_the_whole_test_set(draws: int) -> None:
+    """Half of the images are far from the mean: a mean over the first half would be seen."""
+    truth = LinearGaussian(shift=0.2)
+    x = truth.sample(60)
+    x = torch.cat([torch.cat([half, 3 * half]) for half in x.chunk(draws)])
+    evaluation = ask(
+        truth.vae, x, 200, [], draws=draws, estimators=EVERYTHING, num_images=60 // draws
+    )
+    m = evaluation.metrics
+    exact = truth.log_marginal(x).double()
+    assert further_test_metrics(evaluation) == {"log_px_exact", "log_px_quadrature"}
+    assert list(evaluation.compared) == ["elbo", "log_px", *EVERYTHING]
+    assert m["compared/num_images"] == 60 // draws
+    for name in ("log_px_exact", "log_px_quadrature"):
+        torch.testing.assert_close(
+            evaluation.answers[name].estimate.value, exact, atol=1e-3, rtol=0
+        )
+        assert m[f"test/{name}"] == pytest.approx(exact.mean().item(), abs=1e-3)
+        assert m[f"test/{name}"] < m[f"compared/{name}"] - 5
+        first = evaluation.compared[name].estimate
+        assert m[f"compared/{name}"] == first.mean()
+        near = exact.reshape(draws, -1)[:, : 60 // draws].flatten()
+        torch.testing.assert_close(first.value, near, atol=1e-3, rtol=0)
+    error = evaluation.answers["log_px"].estimate.mean_std_error()
+    assert m["test/log_px"] == pytest.approx(m["test/log_px_exact"], abs=4.5 * error)
+
+
+@pytest.mark.parametrize("num_images", [None, 20, 50])
+def test_an_estimator_that_was_run_on_all_images_is_under_test(num_images: int | None) -> None:
+    truth = LinearGaussian(shift=0.2)
+    evaluation = ask(
+        truth.vae, truth.sample(20), 50, [], estimators=EVERYTHING, num_images=num_images
+    )
+    assert further_test_metrics(evaluation) == {*EVERYTHING}
+    for name in EVERYTHING:
+        assert evaluation.metrics[f"test/{name}"] == evaluation.metrics[f"compared/{name}"]
+
+
+def test_quadrature_that_is_too_costly_stays_with_the_first_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    truth = LinearGaussian()
+    estimators = {name: EVERYTHING[name] for name in ("log_px_quadrature", "log_px_exact")}
+
+    def under_test(budget: float) -> set[str]:
+        monkeypatch.setattr(Quadrature, "budget_for_all", budget)
+        return further_test_metrics(ask(truth.vae, x, 50, [], estimators=estimators, num_images=10))
+
+    x = truth.sample(30)
+    evaluations = Quadrature()(truth.vae, x[:10]).evaluations
+    cost = evaluations * 30 * multiply_adds(truth.vae)
+    assert under_test(cost) == {"log_px_exact"}
+    assert under_test(1.01 * cost) == {"log_px_exact", "log_px_quadrature"}
 
 
 def test_without_a_reference_the_tightest_bound_is_the_gaps_end(

@@ -52,15 +52,19 @@ def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> Non
     m = run.data.metrics
     for name in ("ais", "upper", "quadrature", "prior", "defensive"):
         for suffix in ("", "_std_error", "_image_std_error"):
-            assert f"test/log_px_{name}{suffix}" in m
+            assert f"compared/log_px_{name}{suffix}" in m
+            assert (f"test/log_px_{name}{suffix}" in m) == (name == "quadrature")
     for name in ("approximation_gap", "amortisation_gap", "kl_to_posterior", "log_px"):
         assert f"compared/{name}_std_error" in m
     assert {"test/mutual_information", "test/marginal_kl_image_std_error"} <= m.keys()
     assert m["compared/num_images"] == 8
     assert "simulated/gap" in m
-    assert "test/log_px_exact" not in m
+    assert "compared/log_px_exact" not in m
     assert m["compared/log_px"] == pytest.approx(
-        m["test/log_px_quadrature"], abs=5 * m["compared/log_px_std_error"]
+        m["compared/log_px_quadrature"], abs=5 * m["compared/log_px_std_error"]
+    )
+    assert m["test/log_px"] == pytest.approx(
+        m["test/log_px_quadrature"], abs=5 * m["test/log_px_std_error"]
     )
     params = run.data.params
     assert params["evaluation.estimators.log_px_ais.num_temperatures"] == "20"
@@ -69,9 +73,11 @@ def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> Non
     folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
     with (folder / "estimators.csv").open() as file:
         table = {row["estimator"]: row for row in csv.DictReader(file)}
-    assert float(table["log_px_ais"]["nats_per_image"]) == m["test/log_px_ais"]
+    assert float(table["log_px_ais"]["nats_per_image"]) == m["compared/log_px_ais"]
     with (folder / "per_image.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 300
+        rows = list(csv.DictReader(file))
+    assert sum(row["log_px_quadrature"] != "" for row in rows) == len(rows) == 300
+    assert sum(row["log_px_ais"] != "" for row in rows) == 8
     with (folder / "latent.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
     (output,) = tmp_path.glob("outputs/*/*")
@@ -86,7 +92,7 @@ def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> Non
             digits.test.images, digits.held_out_stream("test").generator
         )
         assert Quadrature()(vae, x[:8]).mean() == pytest.approx(
-            m["test/log_px_quadrature"], abs=1e-6
+            m["compared/log_px_quadrature"], abs=1e-6
         )
 
 
@@ -120,11 +126,19 @@ def test_the_exact_answer_stands_beside_the_others(run_py: RunPy, tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
     assert "- exact" in done.stdout
     m = json.loads((tmp_path / "job" / "result.json").read_text())["metrics"]
+    exact = m["compared/log_px_exact"]
+    assert m["compared/log_px_quadrature"] == pytest.approx(exact, abs=0.01)
+    assert m["compared/log_px_ais"] < exact + 5 * m["compared/log_px_ais_std_error"]
+    assert m["compared/log_px_upper"] > exact - 5 * m["compared/log_px_upper_std_error"]
+    assert m["compared/log_px_exact_std_error"] == 0
+    # Those two have all 50 images, where the others have 8.
+    with (tmp_path / "job" / "per_image.csv").open() as file:
+        values = [float(row["log_px_exact"]) for row in csv.DictReader(file)]
+    assert len(values) == 50
     exact = m["test/log_px_exact"]
+    assert exact == pytest.approx(sum(values) / 50)
     assert m["test/log_px_quadrature"] == pytest.approx(exact, abs=0.01)
-    assert m["test/log_px_ais"] < exact + 5 * m["test/log_px_ais_std_error"]
-    assert m["test/log_px_upper"] > exact - 5 * m["test/log_px_upper_std_error"]
-    assert m["test/log_px_exact_std_error"] == 0
+    assert m["test/log_px"] < exact + 5 * m["test/log_px_std_error"]
 
 
 def test_densities_are_asked_of_every_draw(run_py: RunPy, tmp_path: Path) -> None:
@@ -137,7 +151,8 @@ def test_densities_are_asked_of_every_draw(run_py: RunPy, tmp_path: Path) -> Non
     with (tmp_path / "job" / "per_image.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 300
-    assert sum(row["log_px_quadrature"] != "" for row in rows) == 2 * 8
+    assert sum(row["log_px_quadrature"] != "" for row in rows) == 2 * 300
+    assert sum(row["log_px_ais"] != "" for row in rows) == 2 * 8
 
 
 @pytest.mark.parametrize(
@@ -205,6 +220,8 @@ def test_an_evaluation_that_was_killed_goes_on(run_py: RunPy, tmp_path: Path) ->
         )
     )
     assert continued == undisturbed
+    tables = [(tmp_path / name / "per_image.csv").read_bytes() for name in ("job", "other")]
+    assert tables[0] == tables[1]
     # What was kept is what was taken: a mark in it is seen in the result.
     assert marked["test/log_px"] == pytest.approx(continued["test/log_px"] + 1000)
     assert not list(folder.glob("evaluation/*"))

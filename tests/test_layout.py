@@ -70,6 +70,7 @@ INNER_LAYERS = {
         "hamiltonian",
         "annealed",
         "local",
+        "kept",
         "together",
     ],
     "tracking": ["base", "journal", "record", "store"],

@@ -68,8 +68,8 @@ class Evaluation:
             images; 2 or more, so that the spread between them is known.
         estimators: further estimators of log p(x), ``_target_`` and options, by the metric that
             their answer becomes.
-        num_images: the further estimators are asked about the first so many test images; None for
-            all of them.
+        num_images: the further estimators are run on the first so many test images, and on all of
+            them where that is cheap (``Estimator.budget_for_all``); None for all.
         simulated_images: how many images are simulated from the model, to try AIS on from below
             and above; 0 for none.
         latent: whether the information in the latent space is measured.

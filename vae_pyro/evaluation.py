@@ -25,7 +25,7 @@ from vae_pyro.log_marginal import (
     elbo_parts,
     estimate_together,
 )
-from vae_pyro.log_marginal.together import ShowProgress, silently
+from vae_pyro.log_marginal.together import ShowProgress, for_all_images, silently
 from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.precision import fast_matmul
 from vae_pyro.randomness import RandomStream
@@ -62,7 +62,8 @@ class Questions:
         num_samples: z's per image for the ELBO, the IWAE bounds and importance sampling.
         iwae_samples: each K for an IWAE-K bound.
         estimators: further ones, by the metric that their answer becomes (``log_px_ais``, ..).
-        num_images: the further estimators are asked about the first so many images; None for all.
+        num_images: the further estimators are run on the first so many images, and on all images
+            where that is cheap (``Estimator.budget_for_all``); None for all.
         simulated_images: how many images to simulate from the model, on which AIS is tried from
             below and above; 0 for none. Needs an AIS among the estimators.
         latent: whether to measure the information in the latent space.
@@ -82,9 +83,10 @@ class Evaluation:
 
     Attributes:
         metrics: by their contract names.
-        answers: for every image, by metric name without ``test/``: elbo, iwae_<K>, log_px.
-        compared: all estimators about the same, first images; the further ones included. Their
-            means are the metrics under ``compared/``.
+        answers: for every image, by metric name: elbo, iwae_<K>, log_px, and the further estimators
+            that were run on all images. Their means are metrics under ``test/``.
+        compared: of all estimators, for the same first images. Their means are the metrics under
+            ``compared/``.
         draws: blocks of x that stem from the same images.
     """
 
@@ -127,7 +129,10 @@ def evaluate(
     folder: Path | None = None,
     progress: ShowProgress = silently,
 ) -> Evaluation:
-    """Every ``test/`` metric: nats per image, higher is better.
+    """Every metric of the test images: nats per image, higher is better.
+
+    What stands under ``test/`` is over all images. The further estimators' answers for the first
+    images, and the others' for the same images, are under ``compared/``.
 
     A Monte Carlo number has two errors beside it: ``_std_error``, how far it may move when the same
     images are evaluated anew, and ``_image_std_error``, with other images of the same kind.
@@ -180,9 +185,12 @@ def evaluate(
     further = estimate_together(
         questions.estimators, vae, chosen, seed=seed, folder=folder, progress=progress
     )
-    for name, answer in further.items():
+    complete = for_all_images(
+        further, questions.estimators, vae, x, first, seed=seed, folder=folder, progress=progress
+    )
+    for name, answer in complete.items():
         _record(metrics, name, answer.estimate, draws)
-    evaluation = Evaluation(metrics, answers, compared | further, draws)
+    evaluation = Evaluation(metrics, answers | complete, compared | further, draws)
     if further:
         metrics["compared/num_images"] = float(len(first) // draws)
         for name, answer in evaluation.compared.items():
@@ -257,6 +265,8 @@ def _record_bits(
 
 def _gaps(evaluation: Evaluation) -> dict[str, float]:
     """KL(q || p(z | x)) where log p(x) is known; its two parts where the best q was sought.
+
+    All are means over the compared images.
 
     Source: Cremer et al. (2018), section 3.
     """

@@ -214,7 +214,10 @@ def estimators_csv(evaluation: Evaluation) -> str:
 
 
 def per_image_csv(evaluation: Evaluation) -> str:
-    """One row per test image (and draw of it): every estimator's value, error and diagnostics."""
+    """One row per test image (and draw of it): every estimator's value, error and diagnostics.
+
+    Where an estimator was run on the first images only, its other cells are empty.
+    """
     num_images = len(evaluation.answers["log_px"].estimate.value) // evaluation.draws
     columns: dict[str, Tensor] = {}
 
@@ -224,15 +227,12 @@ def per_image_csv(evaluation: Evaluation) -> str:
             columns[f"{name}_std_error"] = estimate.std_error
         for key, numbers in estimate.diagnostics.items():
             # The ELBO and the IWAE bounds were read off the same weights as log p(x).
-            new = name == "log_px" or (name not in evaluation.answers and "elbo_gap" not in key)
-            if new:
+            repeated = name == "elbo" or name.startswith("iwae_")
+            if name == "log_px" or not (repeated or "elbo_gap" in key):
                 columns[f"{name}_{key}"] = numbers
 
-    for name, answer in evaluation.answers.items():
-        add(name, answer.estimate)
     for name, answer in evaluation.compared.items():
-        if name not in evaluation.answers:
-            add(name, answer.estimate)
+        add(name, evaluation.answers.get(name, answer).estimate)
     asked = len(evaluation.compared["log_px"].estimate.value) // evaluation.draws
     rows = []
     for draw in range(evaluation.draws):

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.errors import EstimatorError
 from vae_pyro.guide import DiagNormal
-from vae_pyro.likelihoods import Beta
+from vae_pyro.likelihoods import Bernoulli, Beta
 from vae_pyro.log_marginal import (
     AIS,
     ELBO,
@@ -30,7 +30,9 @@ from vae_pyro.log_marginal import (
     estimate_together,
 )
 from vae_pyro.log_marginal.estimate import OnProgress
-from vae_pyro.networks import MLP
+from vae_pyro.log_marginal.together import for_all_images, is_cheap
+from vae_pyro.log_marginal.weights import multiply_adds
+from vae_pyro.networks import MLP, Conv, Network
 from vae_pyro.vae import VAE, build_vae
 
 FAMILY: dict[str, Estimator] = {
@@ -244,6 +246,71 @@ def test_simulated_images_lie_in_the_likelihoods_support() -> None:
     lower, upper = bidirectional(AIS(5, 4, 2), vae, 50, seed=0)
     assert lower.estimate.value.isfinite().all()
     assert upper.estimate.value.isfinite().all()
+
+
+@dataclass(frozen=True)
+class Dice(Estimator):
+    """Random numbers, of all images because they cost nothing."""
+
+    budget_for_all = 1.0
+
+    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+        value = torch.randn(len(x), dtype=torch.float64)
+        return Estimate(value, value.abs(), Bound.LOWER, {"image": x.flatten(1)[:, 0]})
+
+
+def test_the_later_images_have_answers_of_their_own(tmp_path: Path) -> None:
+    """Every second of 40 images first: what follows is neither repeated nor mixed up."""
+    truth = LinearGaussian()
+    x = truth.sample(40)
+    first = torch.arange(0, 40, 2)
+    dice: dict[str, Estimator] = {"log_px_dice": Dice()}
+    estimators = {**dice, "log_px_prior": PriorSampling(50)}
+    some = estimate_together(estimators, truth.vae, x[first], seed=0, folder=tmp_path)
+
+    def ask() -> dict[str, Answer]:
+        return for_all_images(some, estimators, truth.vae, x, first, seed=0, folder=tmp_path)
+
+    complete = ask()
+    assert list(complete) == ["log_px_dice"]  # nothing says that the other is cheap
+    estimate = complete["log_px_dice"].estimate
+    assert torch.equal(estimate.diagnostics["image"], x.flatten(1)[:, 0])
+    assert torch.equal(estimate.value[::2], some["log_px_dice"].estimate.value)
+    assert len(estimate.value.unique()) == 40
+    assert same(complete, ask())
+    every = torch.arange(40)
+    whole = estimate_together(estimators, truth.vae, x, seed=0)
+    assert same(for_all_images(whole, estimators, truth.vae, x, every, seed=0), whole)
+
+
+def small_and_large(network: Network) -> tuple[VAE, VAE]:
+    return (
+        build_vae(2, (1, 8, 8), network, Bernoulli(17), DiagNormal),
+        build_vae(2, (1, 28, 28), network, Bernoulli(256), DiagNormal),
+    )
+
+
+def test_quadrature_of_all_digits_is_cheap_and_of_all_of_mnist_is_not() -> None:
+    """With the default network and as many decoder evaluations as were counted on trained VAEs."""
+    zeros = torch.zeros(100, dtype=torch.float64)
+    digits, mnist = small_and_large(MLP((400, 400)))
+    counted = {"digits": (digits, 27_878, 300), "mnist": (mnist, 23_024, 10_000)}
+    for name, (vae, evaluations, num_images) in counted.items():
+        estimate = Estimate(zeros, zeros, Bound.NUMERIC, evaluations=evaluations)
+        assert is_cheap(Quadrature(), vae, estimate, num_images) == (name == "digits")
+        assert not is_cheap(AIS(), vae, estimate, 100)
+        assert not is_cheap(AIS(), vae, replace(estimate, evaluations=0), 100)
+        assert is_cheap(Exact(), vae, replace(estimate, evaluations=0), num_images)
+
+
+def test_what_a_decoder_costs() -> None:
+    """Of dense layers the weights; a convolution uses each weight at every pixel."""
+    dense, _ = small_and_large(MLP((10,)))
+    assert multiply_adds(dense) == 2 * 10 + 10 * 64 + 300 * 64
+    small, large = small_and_large(Conv())
+    weights = sum(p.numel() for p in small.model.decoder.parameters())
+    assert multiply_adds(small) > 10 * weights
+    assert multiply_adds(large) > 10 * multiply_adds(small)
 
 
 def test_budgets_are_frozen() -> None:

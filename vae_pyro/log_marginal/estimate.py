@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -136,7 +137,15 @@ def concatenate(parts: Sequence[Estimate]) -> Estimate:
 
 
 class Estimator(ABC):
-    """The one signature: a frozen dataclass that holds its budget, called as ``(vae, x)``."""
+    """The one signature: a frozen dataclass that holds its budget, called as ``(vae, x)``.
+
+    Attributes:
+        budget_for_all: an evaluation runs its further estimators on the first test images only. An
+            estimator whose answer for the whole test set costs fewer multiply-adds than this is
+            run on all of them; see ``is_cheap``.
+    """
+
+    budget_for_all: ClassVar[float] = 0.0
 
     @abstractmethod
     def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:

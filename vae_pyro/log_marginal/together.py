@@ -1,6 +1,5 @@
 """Many questions to one VAE: in chunks of images, with progress, and continued where it stopped."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -8,16 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
-from vae_pyro.errors import CheckpointError
-from vae_pyro.files import code_digest, make_folder, read_tensors, write_tensors
 from vae_pyro.log_marginal.annealed import AIS
 from vae_pyro.log_marginal.estimate import (
-    Bound,
     Estimate,
     Estimator,
     OnProgress,
@@ -25,7 +20,8 @@ from vae_pyro.log_marginal.estimate import (
     part_of,
 )
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
-from vae_pyro.log_marginal.weights import blank_images, rows_per_chunk
+from vae_pyro.log_marginal.kept import Kept, digest_of
+from vae_pyro.log_marginal.weights import blank_images, multiply_adds, rows_per_chunk
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
@@ -58,6 +54,7 @@ def estimate_together(
     x: Tensor,
     *,
     seed: int,
+    place: int = 0,
     folder: Path | str | None = None,
     progress: ShowProgress = silently,
 ) -> dict[str, Answer]:
@@ -72,6 +69,7 @@ def estimate_together(
         vae: the pair, in evaluation mode.
         x: images, ``(N, C, H, W)``.
         seed: of all random numbers.
+        place: of the first image, where the x are the later part of more images.
         folder: where the answers for each chunk are kept as soon as they are known, and taken from
             when the same is asked again (the same estimators, weights, images and seed). Nothing is
             kept where it is None.
@@ -97,8 +95,73 @@ def estimate_together(
 
         label = f"evaluating {' .. '.join(dict.fromkeys((names[0], names[-1])))}"
         question = tuple(sorted(family.items()))
-        answers |= _in_chunks(compute, label, vae, x, question, seed, folder, progress)
+        answers |= _in_chunks(compute, label, vae, x, question, seed, folder, progress, place)
     return {name: answers[name] for name in estimators}
+
+
+def for_all_images(
+    answers: Mapping[str, Answer],
+    estimators: Mapping[str, Estimator],
+    vae: VAE,
+    x: Tensor,
+    first: Tensor,
+    *,
+    seed: int,
+    folder: Path | str | None = None,
+    progress: ShowProgress = silently,
+) -> dict[str, Answer]:
+    """The answers for all images, of the estimators that are cheap enough; see ``is_cheap``.
+
+    Only the images without an answer are computed.
+
+    Args:
+        answers: by name, for the images ``first``, from ``estimate_together``.
+        estimators: by name.
+        vae: the pair, in evaluation mode.
+        x: all images, ``(N, C, H, W)``.
+        first: their places in x, ascending, ``(n,)``. Where they are all places, the answers are
+            returned as they are.
+        seed: as for ``estimate_together``.
+        folder: likewise.
+        progress: likewise.
+    """
+    if len(first) == len(x):
+        return dict(answers)
+    cheap = {
+        name: estimator
+        for name, estimator in estimators.items()
+        if is_cheap(estimator, vae, answers[name].estimate, len(x))
+    }
+    is_left = torch.ones(len(x), dtype=torch.bool)
+    is_left[first] = False
+    left = is_left.nonzero().flatten()
+    later = estimate_together(
+        cheap, vae, x[left.to(x.device)],
+        seed=seed, place=len(first), folder=folder, progress=progress,
+    )  # fmt: skip
+    in_order = torch.cat([first, left]).argsort()
+    return {
+        name: Answer(
+            concatenate([answers[name].estimate, answer.estimate]).select(in_order),
+            answers[name].seconds + answer.seconds,
+        )
+        for name, answer in later.items()
+    }
+
+
+def is_cheap(estimator: Estimator, vae: VAE, estimate: Estimate, num_images: int) -> bool:
+    """Whether an answer for so many images costs less than the estimator's ``budget_for_all``.
+
+    cost = decoder evaluations per image * images * multiply-adds per evaluation. It is counted, not
+    measured: with a clock, an evaluation that is continued could decide otherwise than before.
+
+    Args:
+        estimator: with its budget.
+        vae: the pair.
+        estimate: the estimator's answer for some images, which tells its decoder evaluations.
+        num_images: of the whole test set, each draw of x counted.
+    """
+    return estimate.evaluations * num_images * multiply_adds(vae) < estimator.budget_for_all
 
 
 def bidirectional(
@@ -169,6 +232,7 @@ def _in_chunks(
     seed: int,
     folder: Path | str | None,
     progress: ShowProgress,
+    place: int = 0,
 ) -> dict[str, Answer]:
     """Compute chunk by chunk, each with its own randomness, or take from the folder what is there.
 
@@ -181,17 +245,18 @@ def _in_chunks(
         seed: as for ``estimate_together``.
         folder: likewise.
         progress: likewise.
+        place: likewise.
     """
     chunks = []
-    vae_digest = "" if folder is None else _digest_of(vae)
+    vae_digest = "" if folder is None else digest_of(vae)
     repeats = math.ceil(len(x) / IMAGES_PER_CHUNK)
     with progress(label, len(x)) as report, accelerated(x.device, repeats=repeats):
         for start in range(0, len(x), IMAGES_PER_CHUNK):
             chunk = slice(start, min(start + IMAGES_PER_CHUNK, len(x)))
-            kept = _Kept(folder, (*question, seed, start), vae_digest, x[chunk])
+            kept = Kept(folder, (*question, seed, place + start), vae_digest, x[chunk])
             found = kept.read()
             if found is None:
-                noise = RandomStream(f"{label} {start}", seed, x.device)
+                noise = RandomStream(f"{label} {place + start}", seed, x.device)
                 begin = time.perf_counter()
                 with noise.active():
                     estimates = compute(chunk, _within(report, chunk))
@@ -211,65 +276,3 @@ def _in_chunks(
 def _within(report: Callable[[int, str], None], chunk: slice) -> OnProgress:
     size = chunk.stop - chunk.start
     return lambda share, state: report(chunk.start + int(share * size), state)
-
-
-_Chunk = tuple[dict[str, Estimate], float]  # the estimates by name, and the seconds they took
-
-
-class _Kept:
-    """The file of one chunk's answers, named by a hash of all that they depend on."""
-
-    def __init__(
-        self, folder: Path | str | None, question: tuple[object, ...], vae_digest: str, x: Tensor
-    ) -> None:
-        self._path: Path | None = None
-        if folder is not None:
-            digest = hashlib.sha256(repr((code_digest(), question, vae_digest)).encode())
-            digest.update(safetensors.torch.save({"x": x.contiguous()}))
-            self._path = Path(folder) / f"{digest.hexdigest()[:32]}.safetensors"
-
-    def read(self) -> _Chunk | None:
-        """The answers; None where there are none, or the file is damaged."""
-        if self._path is None or not self._path.is_file():
-            return None
-        try:
-            tensors, about = read_tensors(self._path)
-        except CheckpointError:
-            return None
-        estimates = {}
-        for name, (bound, evaluations) in about["estimates"].items():
-            own = {
-                key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}/")
-            }
-            value, std_error = own.pop("value"), own.pop("std_error")
-            estimates[name] = Estimate(value, std_error, Bound(bound), own, evaluations)
-        return estimates, about["seconds"]
-
-    def write(self, chunk: _Chunk) -> None:
-        """Keep the answers."""
-        if self._path is None:
-            return
-        estimates, seconds = chunk
-        tensors = {
-            f"{name}/{key}": tensor
-            for name, e in estimates.items()
-            for key, tensor in {"value": e.value, "std_error": e.std_error, **e.diagnostics}.items()
-        }
-        about = {
-            "seconds": seconds,
-            "estimates": {name: [e.bound.value, e.evaluations] for name, e in estimates.items()},
-        }
-        make_folder(self._path.parent)
-        write_tensors(self._path, tensors, about)
-
-
-def _digest_of(vae: VAE) -> str:
-    """SHA-256 of the weights, and of each module's class and plain attributes."""
-    plain = (bool, int, float, str, tuple)
-    state = {name: tensor.contiguous().clone() for name, tensor in vae.state_dict().items()}
-    digest = hashlib.sha256(safetensors.torch.save(state))
-    for module in vae.modules():
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        options = {name: value for name, value in vars(module).items() if type(value) in plain}
-        digest.update(repr((kind, options)).encode())
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from vae_pyro.compilation import Outputs, accelerated, compiled
 from vae_pyro.log_marginal.estimate import OnProgress, PerImage
@@ -20,6 +21,8 @@ from vae_pyro.vae import VAE
 # processor's last cache.
 CHUNK_SIZE = 2**22
 _BLOCK = 50_000  # log weights
+# Multiply-adds of a matrix product that take as long as log p of one parameter: about 10 ns.
+_PER_PARAMETER = 300
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,19 @@ def rows_per_chunk(vae: VAE, x: Tensor, chunk_size: int = CHUNK_SIZE) -> int:
     outputs = x[0].numel() * vae.model.likelihood.num_parameters
     # Below 256 outputs it is the hidden layers, not the image, that fill the cache.
     return max(1, chunk_size // max(outputs, 256))
+
+
+def multiply_adds(vae: VAE) -> int:
+    """What one evaluation of p(x | z) costs, in multiply-adds.
+
+    Those of the decoder's matrix products and convolutions, which are more than its weights where
+    weights are shared between pixels; and the likelihood's elementwise functions.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        parameters: Tensor = vae.model.decoder(vae.model.origin[None])
+    # The counter counts the multiplication and the addition.
+    products: int = counter.get_total_flops() // 2
+    return products + _PER_PARAMETER * parameters.numel()
 
 
 def num_alike(total: int, at_once: int, size: int) -> int:
