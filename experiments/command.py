@@ -16,7 +16,6 @@ from vae_pyro.app import explain, fail, make_console, tell
 from vae_pyro.config import flatten
 from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import Interrupted, interruptible, uninterrupted
-from vae_pyro.passwords import tree_without_passwords
 from vae_pyro.provenance import git_tags
 from vae_pyro.resume import claim
 from vae_pyro.tracking import Run, SilentRun, open_run
@@ -52,7 +51,7 @@ def _run(study: Study, typed: Sequence[str]) -> None:
         run = open_run(lab.tracker, record, study.name, tags, must_answer=True, tell=tell)
         try:
             run.log_params({
-                **flatten(tree_without_passwords(lab.chosen)),
+                **flatten(lab.chosen),
                 **{f"experiment.{k}": v for k, v in dataclasses.asdict(lab.options).items()},
                 "seed": ",".join(str(seed) for seed in lab.seeds),
             })  # fmt: skip
@@ -72,12 +71,13 @@ def _run(study: Study, typed: Sequence[str]) -> None:
                 write_atomically(table, fill_table(table.read_text(), NAMES).encode())
             for name in ("results.json", "figure.png"):
                 run.log_file(folder / name)
-            with uninterrupted():
-                run.end("FINISHED")
+            run.end("FINISHED")
         except BaseException as error:
             with uninterrupted(), suppress(Exception):
                 run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
+        finally:
+            run.close()
     for name, number in findings.numbers.items():
         console.print(f"  {name}: {number} {number.unit}".rstrip(), highlight=False, markup=False)
     for name, held in findings.predictions.items():

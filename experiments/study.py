@@ -24,10 +24,10 @@ from experiments.numbers import Number
 from experiments.pages import HERE
 from experiments.vaes import Recipe, Trained, run_jobs
 from vae_pyro.config import build, parse_config
+from vae_pyro.credentials import refuse_credentials
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError
 from vae_pyro.likelihoods import Support
-from vae_pyro.passwords import without_passwords
 from vae_pyro.pipeline import Job, choose_device
 from vae_pyro.tracking import Tracker
 
@@ -117,6 +117,7 @@ class Lab:
         self._typed: list[str] = []
         self.seeds = list(study.seeds)
         options: dict[str, Any] = {}
+        refuse_credentials(typed)
         try:
             parsed = OverridesParser.create().parse_overrides(list(typed))
         except HydraException as error:
@@ -157,7 +158,7 @@ class Lab:
         seeds = ",".join(str(seed) for seed in self.seeds)
         changed += [f"seed={seeds}"] if self.seeds != list(self._study.seeds) else []
         changed += [o for o in self._typed if not _key(o).startswith("tracking")]
-        return without_passwords(" ".join([f"python -m experiments.{self._study.name}", *changed]))
+        return " ".join([f"python -m experiments.{self._study.name}", *changed])
 
     @property
     def is_default(self) -> bool:
@@ -227,7 +228,7 @@ class Lab:
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         name = ", ".join([*self._typed, *recipe.overrides, f"seed={seed}"])
         folder = OUTPUTS / "vaes" / digest[:16]
-        return tree, Job(without_passwords(name), {}, choices, folder, parent=None)
+        return tree, Job(name, {}, choices, folder, parent=None)
 
     def _tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
         """The resolved configuration as plain nested dictionaries, and each group's choice."""

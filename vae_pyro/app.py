@@ -14,14 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from vae_pyro.errors import StorageError, UserError
-from vae_pyro.files import write_atomically
 from vae_pyro.interruption import Interrupted, interruptible
-from vae_pyro.passwords import without_passwords
 from vae_pyro.pipeline import Job, run_job
 from vae_pyro.results import print_summary
 from vae_pyro.resume import claim
 from vae_pyro.slurm import is_restart, requeue_if_preempted
-from vae_pyro.started import StartedJob, Sweep, task_overrides
+from vae_pyro.started import StartedJob, Sweep, relevant_overrides, task_overrides
 
 
 def main(cfg: DictConfig) -> float | None:
@@ -39,9 +37,10 @@ def main(cfg: DictConfig) -> float | None:
     sweep = Sweep.read(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None
     is_judged = hydra.runtime.choices.get("hydra/sweeper", "basic") != "basic"
     overrides = task_overrides(hydra.overrides.task)
+    chosen = relevant_overrides(overrides)
     job = Job(
-        name=", ".join(overrides) if overrides else "defaults",
-        settings=split_overrides(overrides),
+        name=", ".join(chosen) if chosen else "defaults",
+        settings=split_overrides(chosen),
         choices={k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")},
         output=output,
         parent=sweep.parent if sweep else None,
@@ -53,7 +52,6 @@ def main(cfg: DictConfig) -> float | None:
     try:
         with interruptible(), claim(output):
             try:
-                _scrub(output / (hydra.output_subdir or ""), Path(hydra.sweep.dir))
                 earlier = StartedJob.read(output)
                 # Within one sweep a folder is used again only by a job that is started again.
                 is_again = (
@@ -87,14 +85,14 @@ def main(cfg: DictConfig) -> float | None:
 def explain(error: Exception) -> str:
     """One clear message for whatever went wrong."""
     if isinstance(error, UserError):
-        return without_passwords(str(error))
-    return without_passwords(f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)")
+        return str(error)
+    return f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def fail(message: str) -> None:
     """Print an error, with the traceback of the one in hand where the user asked for it."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
-        print(without_passwords(traceback.format_exc()), file=sys.stderr)
+        print(traceback.format_exc(), file=sys.stderr)
     print(f"error: {message}", file=sys.stderr, flush=True)
 
 
@@ -113,12 +111,3 @@ def split_overrides(overrides: Sequence[str]) -> Mapping[str, str]:
     """``["a=1", "+b.c=x"]`` -> ``{"a": "1", "b.c": "x"}``."""
     pairs = (override.lstrip("+~").partition("=") for override in overrides)
     return {key: value for key, _, value in pairs}
-
-
-def _scrub(*folders: Path) -> None:
-    """Take passwords out of what Hydra itself wrote about the job."""
-    for folder in folders:
-        for path in folder.glob("*.yaml"):
-            text = path.read_text()
-            if without_passwords(text) != text:
-                write_atomically(path, without_passwords(text).encode())

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: an exception in the job, but not in the middle of what belongs together."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -25,6 +26,7 @@ class _Pending:
 
     held = 0
     signum: int | None = None
+    since: float | None = None
 
 
 @contextmanager
@@ -34,6 +36,7 @@ def interruptible() -> Iterator[None]:
     Where this is not the main thread, which alone may say what signals do, they do what they did.
     """
     before = {}
+    _Pending.since = None
     with suppress(ValueError):
         before = {signum: signal.signal(signum, _raise) for signum in _SIGNALS}
     try:
@@ -56,7 +59,23 @@ def uninterrupted() -> Iterator[None]:
             raise Interrupted(signum)
 
 
+def hasten() -> None:
+    """The process ends now: from here on its grace runs."""
+    _Pending.since = _Pending.since or time.monotonic()
+
+
+def grace(seconds: float) -> float | None:
+    """What is left of so many seconds since the process was told to end; None where it was not.
+
+    All that a process still does shares one grace, however many runs it has to close.
+    """
+    if _Pending.since is None:
+        return None
+    return max(0.1, _Pending.since + seconds - time.monotonic())
+
+
 def _raise(signum: int, _frame: FrameType | None) -> None:
+    hasten()
     if _Pending.held:
         _Pending.signum = signum
     else:

@@ -24,7 +24,6 @@ from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.log_marginal import AIS, Estimator
 from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
-from vae_pyro.passwords import tree_without_passwords, without_passwords
 from vae_pyro.provenance import Fingerprint, describe_x, git_tags, identify_x
 from vae_pyro.randomness import RandomStream
 from vae_pyro.report import advice
@@ -137,7 +136,7 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
     parts = _build_parts(config, job)
-    recorded = tree_without_passwords({k: v for k, v in tree.items() if k != "resume"})
+    recorded = {k: v for k, v in tree.items() if k != "resume"}
     fingerprint = Fingerprint.of(recorded, parts.device.type, parts.dataset.checksum)
     finished = continue_or_begin(job.output, fingerprint, resume=config.resume, tell=tell)
     if finished is not None:
@@ -164,9 +163,10 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
         run.log_params({**job.choices, **flatten(recorded)})
         run.log_file(_write_config(recorded, job.output))
         trained, last_epoch = experiment.train(checkpoints)
-        run.log_file(checkpoints.folder, "checkpoint")
-        save_model(job.output / "model", parts.vae, parts.blueprint)
-        run.log_file(job.output / "model", "model")
+        for path in checkpoints.paths():
+            run.log_file(path, "checkpoint")
+        for path in save_model(job.output / "model", parts.vae, parts.blueprint):
+            run.log_file(path, "model")
         evaluation = experiment.evaluate(last_epoch)
         judged = experiment.judge(last_epoch) if job.is_judged else {}
         run.log_metrics(trained, last_epoch)
@@ -188,9 +188,10 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
     except Exception as error:
         with uninterrupted():
             with suppress(Exception):
-                run.describe(f"Failed: {without_passwords(str(error))}")
+                run.describe(f"Failed: {error}")
             with suppress(Exception):
                 run.end("FAILED")
+        run.close()
         raise
     except BaseException:  # Ctrl-C, SIGTERM
         with uninterrupted():
@@ -200,7 +201,9 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
                 tell(str(error))
             with suppress(Exception):
                 run.end("KILLED")
+            run.close()
         raise
+    run.close()
     shutil.rmtree(job.output / "evaluation", ignore_errors=True)  # all of it is in the tables
     return result
 

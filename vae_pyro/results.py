@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from vae_pyro.config import parse_file
 from vae_pyro.files import write_atomically
 
 RESULT_FILE = "result.json"
@@ -19,6 +20,11 @@ _SPARED_FIRST = (
     "ESS", "k-hat > 0.7", "seconds", "active units", "gap", "bits/dim", "rank", "± images",
     "decoder evaluations",
 )  # fmt: skip
+_SHOWN = {
+    "test/elbo", "test/log_px", "test/log_px_std_error", "test/log_px_image_std_error", "test/gap",
+    "test/effective_sample_size", "test/pareto_k_high", "test/active_units", "time/train_seconds",
+    "time/evaluate_seconds",
+}  # fmt: skip
 CAPTION = (
     "nats per test image, higher is better; ± is one Monte Carlo standard error: the same images "
     "evaluated anew; ± images is one standard error for other images of the same kind"
@@ -74,11 +80,9 @@ class JobResult:
 
     @classmethod
     def read(cls, folder: Path) -> "JobResult | None":
-        """None where there is none, or it is damaged."""
-        try:
-            return cls(**json.loads((folder / RESULT_FILE).read_bytes()))
-        except (OSError, ValueError, TypeError):
-            return None
+        """None where there is none, or it lacks what a table shows."""
+        result = parse_file(cls, folder / RESULT_FILE)
+        return None if result is None or not _SHOWN <= result.metrics.keys() else result
 
 
 def varying_settings(results: Sequence[JobResult]) -> list[str]:

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from vae_pyro.passwords import without_passwords
-
 T = TypeVar("T", "Sweep", "StartedJob")
 # Recorded like the rest of the configuration, but no part of what a result depends on.
 NOT_IN_FINGERPRINT = ("tracking", "data.root", "resume", "training.checkpoint_seconds")
@@ -63,17 +61,18 @@ class StartedJob:
 
 
 def task_overrides(typed: Sequence[str]) -> list[str]:
-    """What was typed, but for what says nothing about the result: passwords, and ``resume``."""
-    return [without_passwords(str(o)) for o in typed if _key(str(o)) != "resume"]
+    """What was typed, but for ``resume``."""
+    return [str(o) for o in typed if _key(str(o)) != "resume"]
+
+
+def relevant_overrides(overrides: Sequence[str]) -> list[str]:
+    """Those of them that a result depends on, and so what a run is named after."""
+    return [o for o in overrides if not _key(o).startswith(NOT_IN_FINGERPRINT)]
 
 
 def is_same_command(overrides: Sequence[str], others: Sequence[str]) -> bool:
     """Whether two commands ask for the same results, whatever the order of their overrides."""
-
-    def relevant(typed: Sequence[str]) -> list[str]:
-        return sorted(o for o in typed if not _key(o).startswith(NOT_IN_FINGERPRINT))
-
-    return relevant(overrides) == relevant(others)
+    return sorted(relevant_overrides(overrides)) == sorted(relevant_overrides(others))
 
 
 def _key(override: str) -> str:
@@ -107,9 +106,7 @@ def _write(path: Path, started: Sweep | StartedJob) -> None:
 
 
 def _read(kind: type[T], path: Path) -> T | None:
-    """None where there is none, or it is damaged."""
-    try:
-        started = kind(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return started if isinstance(started.overrides, list) else None
+    """None where there is none, or it is not what ``_write`` writes."""
+    from vae_pyro.config import parse_file
+
+    return parse_file(kind, path)

@@ -20,6 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from vae_pyro.credentials import refuse_credentials
+from vae_pyro.interruption import hasten
 from vae_pyro.slurm import is_restart
 from vae_pyro.started import (
     JOB_FILE,
@@ -27,12 +29,13 @@ from vae_pyro.started import (
     Sweep,
     is_same_command,
     last_started,
+    relevant_overrides,
     task_overrides,
 )
 
 if TYPE_CHECKING:
     from vae_pyro.results import JobResult
-    from vae_pyro.tracking import Run
+    from vae_pyro.tracking import Run, Status
     from vae_pyro.visualization import Panel
 
 _GRACE = 10.0  # seconds for jobs to leave a checkpoint
@@ -73,9 +76,7 @@ class SweepCallback(Callback):
             try:
                 self._report(results)
             except Exception:
-                if self._run is not None:
-                    self._run.end("FAILED")
-                    self._run = None
+                self._end("FAILED")
                 raise
             self._close(results)
 
@@ -99,14 +100,15 @@ class SweepCallback(Callback):
         options = OmegaConf.to_container(config.tracking, resolve=True)
         assert isinstance(options, dict)
         tracker = build({str(k): v for k, v in options.items()}, Tracker, "tracking")
-        name = f"sweep {' '.join(overrides)}"
+        relevant = relevant_overrides(overrides)
+        name = f"sweep {' '.join(relevant)}"
         self._run = open_run(
             tracker, record, name, {"sweep": "parent"}, must_answer=True, tell=tell
         )  # fmt: skip
         # Hydra has no hook for a sweep that it refuses or that is interrupted.
         atexit.register(self._abandon)
         signal.signal(signal.SIGTERM, _end_with_children)
-        self._run.log_params({"sweep": " ".join(overrides)})
+        self._run.log_params({"sweep": " ".join(relevant)})
         Sweep(overrides, self._token, self._run.run_id).write(self._folder)
 
     def _report(self, results: list[JobResult]) -> None:
@@ -130,9 +132,7 @@ class SweepCallback(Callback):
         from vae_pyro.app import fail
 
         failed = [result for result in results if result.error is not None]
-        if self._run is not None:
-            self._run.end("FINISHED" if results and not failed else "FAILED")
-            self._run = None
+        self._end("FINISHED" if results and not failed else "FAILED")
         if not results:
             fail(f"no job left a result in {self._folder}")
             sys.exit(1)
@@ -140,6 +140,12 @@ class SweepCallback(Callback):
             lines = [f"  {result.name}: {result.error}" for result in failed]
             fail(f"{len(failed)} of {len(results)} jobs failed\n" + "\n".join(lines))
             sys.exit(1)
+
+    def _end(self, status: Status) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.end(status)
+            run.close()
 
     def _results(self) -> list[JobResult]:
         from vae_pyro.app import split_overrides
@@ -149,10 +155,11 @@ class SweepCallback(Callback):
         for job, started in self._jobs().items():
             result = JobResult.read(job)
             if started.error is not None or result is None or result.sweep != self._token:
-                settings = dict(split_overrides(started.overrides))
+                chosen = relevant_overrides(started.overrides)
+                settings = dict(split_overrides(chosen))
                 # Killed, it could not even say that it failed.
                 error = started.error or "ended without a result; resume=true goes on with it"
-                result = JobResult(", ".join(started.overrides), settings, error=error)
+                result = JobResult(", ".join(chosen), settings, error=error)
             results.append(result)
         return results
 
@@ -179,8 +186,9 @@ class SweepCallback(Callback):
     def _abandon(self) -> None:
         if self._run is None:
             return
+        hasten()
         if self._jobs():
-            self._run.end("KILLED")
+            self._end("KILLED")
         else:
             self._run.discard()
 
@@ -231,6 +239,8 @@ def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str
     from vae_pyro.app import tell
     from vae_pyro.files import make_folder
 
+    uri = OmegaConf.select(config, "tracking.uri", default="")
+    refuse_credentials([*config.hydra.overrides.task, f"tracking.uri={uri}"])
     key = f"hydra.{mode}.dir"
     chosen = Path(OmegaConf.select(config, key))
     folder = chosen
@@ -262,6 +272,7 @@ def _is_resumed(config: DictConfig) -> bool:
 
 def _end_with_children(signum: int, _frame: Any) -> None:
     """SIGTERM ends a sweep as Ctrl-C does, jobs in other processes included."""
+    hasten()
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()

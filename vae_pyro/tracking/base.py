@@ -40,7 +40,7 @@ class Run(ABC):
 
     @abstractmethod
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file, or of a whole folder, under ``folder``."""
+        """Keep a copy of a file of the job's folder, under ``folder``."""
 
     @abstractmethod
     def describe(self, markdown: str) -> None:
@@ -50,6 +50,18 @@ class Run(ABC):
     def end(self, status: Status) -> None:
         """Close the run; ``RUNNING`` opens it again."""
 
+    def close(self) -> None:
+        """Wait, for some seconds, until the store has everything; what waits then is told."""
+        return
+
+    def discard(self) -> None:
+        """Take back a run under which nothing happened."""
+        return
+
+
+class StoredRun(Run):
+    """A run as a tracker keeps it."""
+
     @abstractmethod
     def has_image(self, key: str, step: int) -> bool:
         """Whether the series has a picture of this step."""
@@ -58,16 +70,12 @@ class Run(ABC):
     def set_parent(self, parent: str) -> None:
         """Make it a child of the run ``parent``."""
 
-    @abstractmethod
-    def discard(self) -> None:
-        """Take back a run under which nothing happened."""
-
 
 class Tracker(ABC):
     """A choice for ``tracking=``."""
 
     @abstractmethod
-    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
+    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> StoredRun:
         """Open a run, as a child of the run ``parent`` where one is given.
 
         The store is created where there is none: in a sweep by the parent, before any job starts.
@@ -77,16 +85,17 @@ class Tracker(ABC):
         """
 
     @abstractmethod
-    def find_run(self, tag: str, value: str) -> Run | None:
+    def find_run(self, tag: str, value: str) -> StoredRun | None:
         """The run that has this tag; None where the store has none.
 
         Raises:
             TrackingError: as ``start_run``.
         """
 
-    def options(self) -> dict[str, Any]:
-        """What another process needs to reach the same store, without passwords."""
+    def options(self) -> dict[str, str]:
+        """What tells this store from others: the class, and each of its options as text."""
         fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
+        fields = {name: str(value) for name, value in fields.items()}
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
 
 
@@ -94,14 +103,14 @@ class Tracker(ABC):
 class NoTracking(Tracker):
     """Record nothing; a job still leaves its files in its own output folder."""
 
-    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
+    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> StoredRun:
         return SilentRun()
 
-    def find_run(self, tag: str, value: str) -> Run | None:
+    def find_run(self, tag: str, value: str) -> StoredRun | None:
         return SilentRun()
 
 
-class SilentRun(Run):
+class SilentRun(StoredRun):
     """Keeps nothing."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -126,7 +135,4 @@ class SilentRun(Run):
         return False
 
     def set_parent(self, parent: str) -> None:
-        pass
-
-    def discard(self) -> None:
         pass

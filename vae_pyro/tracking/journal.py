@@ -1,24 +1,48 @@
-"""The file of a run's record: one line an entry, appended, flushed, and read back whole."""
+"""The file of a run's record: one line an entry, appended, flushed, and read back whole.
+
+A journal may come from somebody else's folder, so every entry is checked before it is used.
+"""
 
 import json
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, create_model
 
 from vae_pyro.errors import TrackingError
-from vae_pyro.files import cannot_write, write_atomically
+from vae_pyro.files import cannot_write, read_regular, write_atomically
+from vae_pyro.tracking.base import Status
 
 JOURNAL = "journal.jsonl"
 _DELIVERED = "delivered"
+_LARGEST = 1 << 30  # bytes
 Entry = dict[str, Any]
-_FIELDS = {
-    "start": {"op", "name", "tags", "parent", "tracker"},
-    "params": {"op", "params"},
-    "metrics": {"op", "metrics", "step", "at"},
-    "image": {"op", "key", "step", "file"},
-    "file": {"op", "path", "folder"},
-    "describe": {"op", "markdown"},
-    "end": {"op", "status"},
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
+_Step = Annotated[int, Field(ge=0)]
+
+_FIELDS: dict[str, dict[str, Any]] = {
+    "start": {
+        "name": str, "tags": Mapping[str, str], "parent": _Name | None,
+        "tracker": Mapping[str, str],
+    },
+    "params": {"params": Mapping[str, str]},
+    "metrics": {"metrics": Mapping[str, float], "step": _Step, "at": float},
+    "image": {"key": _Name, "step": _Step, "file": _Name},
+    "file": {"path": str, "folder": _Name | None},
+    "describe": {"markdown": str},
+    "end": {"status": Status},
+}  # fmt: skip
+_SCHEMAS = {
+    op: create_model(
+        op,
+        __config__=ConfigDict(strict=True, extra="forbid"),
+        op=(Literal[op], ...),
+        **{name: (kind, ...) for name, kind in fields.items()},
+    )
+    for op, fields in _FIELDS.items()
 }
 
 
@@ -51,23 +75,26 @@ def append_entry(folder: Path, entry: Entry) -> None:
 
 
 def write_delivered(folder: Path, count: int, run_id: str | None) -> None:
-    """Not flushed: where a loss of power loses it, entries are delivered again."""
+    """Neither flushed nor insisted on: where it is lost, entries are delivered again."""
     aside = folder / f".{_DELIVERED}"
-    aside.write_text(f"{count} {run_id}")
-    aside.replace(folder / _DELIVERED)
+    with suppress(OSError):
+        aside.write_text(f"{count} {run_id}")
+        aside.replace(folder / _DELIVERED)
 
 
 def read_journal(folder: Path) -> list[Entry]:
     """The whole entries; what a crash left of a last one is cut off.
 
     Raises:
-        TrackingError: where an earlier entry is damaged.
+        TrackingError: where an entry is damaged, or the file is no journal.
     """
     path = folder / JOURNAL
     try:
-        content = path.read_bytes()
+        content = read_regular(path, _LARGEST)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise TrackingError(f"{path} cannot be read: {error.strerror or error}") from error
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         os.truncate(path, len(whole))
@@ -75,10 +102,9 @@ def read_journal(folder: Path) -> list[Entry]:
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             entry = json.loads(line)
-            is_whole = set(entry) == _FIELDS[entry["op"]] and (entry["op"] == "start") == (
-                number == 1
-            )
-        except (ValueError, TypeError, KeyError):
+            _SCHEMAS[entry["op"]].model_validate(entry)
+            is_whole = (entry["op"] == "start") == (number == 1)
+        except (ValueError, TypeError, KeyError, RecursionError):
             is_whole = False
         if not is_whole:
             raise TrackingError(
@@ -92,14 +118,14 @@ def read_journal(folder: Path) -> list[Entry]:
 def read_delivered(folder: Path) -> tuple[int, str | None]:
     """How many entries were delivered at least, and to which run."""
     try:
-        count, run_id = (folder / _DELIVERED).read_text().split()
-        return int(count), run_id
+        count, run_id = read_regular(folder / _DELIVERED, 1000).decode().split()
+        return max(0, int(count)), run_id
     except (OSError, ValueError):
         return 0, None
 
 
 def identities(entry: Entry) -> set[tuple[Any, ...]]:
-    """What a resumed job would say again."""
+    """What a resumed job would record again."""
     if entry["op"] == "metrics":
         return {("metric", name, entry["step"]) for name in entry["metrics"]}
     if entry["op"] == "image":

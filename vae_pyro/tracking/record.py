@@ -1,8 +1,7 @@
-"""A run's own record on disk: written first, delivered to the tracker when it answers."""
+"""A run's own record on disk: written first, delivered to the tracker when it responds."""
 
 import io
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,34 +14,30 @@ from PIL import Image
 
 from vae_pyro.errors import StorageError, TrackingError
 from vae_pyro.files import make_folder, write_atomically
-from vae_pyro.interruption import uninterrupted
-from vae_pyro.passwords import without_passwords
+from vae_pyro.interruption import grace, uninterrupted
 from vae_pyro.tracking.base import NoTracking, Run, Status, Tracker
+from vae_pyro.tracking.delivery import TAG, Delivery
 from vae_pyro.tracking.journal import (
     JOURNAL,
     Entry,
     append_entry,
     identities,
-    read_delivered,
     read_journal,
-    write_delivered,
     write_journal,
 )
 
-TAG = "record"  # of the run in the tracker, so that it is found again and never opened twice
-_FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the tracker is away
-_ONE_TRY = 3.0
-_LAST_TRIES = 5.0  # seconds spent on delivering when the run ends
+_PATIENCE = 10.0  # seconds without progress, after which a finished run stops waiting for the store
+_LAST_WORDS = 2.0  # seconds that a process which was told to end waits for the store
 
 Tell = Callable[[str], None]
 
 
 class Record(Run):
-    """Everything is appended to ``journal.jsonl`` first, and handed to the tracker in that order.
+    """Everything is appended to ``journal.jsonl`` first, and then delivered in that order.
 
-    Where the tracker does not answer, the run goes on and the tracker is tried again with later
-    entries, ever less often. Nothing is recorded twice: not what a resumed job says again, and not
-    what is delivered again because it is unknown whether it had arrived.
+    Delivering happens in another thread. Where the tracker does not respond, the run goes on and
+    the tracker is tried again, ever less often. Nothing is recorded twice: not what a resumed job
+    records again, and not what is delivered again because it is unknown whether it had arrived.
 
     Args:
         folder: of the record; pictures are kept there too.
@@ -57,15 +52,16 @@ class Record(Run):
         self._folder = folder
         self._tracker = tracker
         self._tell = tell
-        self._run: Run | None = None
         self._entries = read_journal(folder)
-        self._delivered, self.run_id = read_delivered(folder)
+        self._delivery = Delivery(folder, tracker, self._entries)
         self._known: set[tuple[Any, ...]] = set()
         for entry in self._entries:
             self._known |= identities(entry)
-        self._unsure = len(self._entries)  # what of these has arrived is not known for certain
-        self._wait = self._retry_at = 0.0
-        self._why = ""
+
+    @property
+    def run_id(self) -> str | None:
+        """The tracker's; None before the run was opened."""
+        return self._delivery.run_id
 
     @property
     def parent(self) -> str | None:
@@ -76,7 +72,7 @@ class Record(Run):
     @property
     def undelivered(self) -> int:
         """How many entries wait for the tracker."""
-        return len(self._entries) - self._delivered
+        return self._delivery.undelivered
 
     def start(
         self, name: str, tags: Mapping[str, str], parent: str | None = None, *, must_answer: bool
@@ -96,25 +92,29 @@ class Record(Run):
         if is_new:
             make_folder(self._folder)
             tags = {**tags, TAG: uuid.uuid4().hex}
-            self._entries = [{"op": "start", "name": name, "tags": tags}]
+            self._entries.append({"op": "start", "name": name, "tags": tags})
         # Before the run is opened: a process that is killed in between finds the run by its tag.
         self.address(parent)
         if must_answer:
             try:
-                self.open()
+                self._delivery.open()
             except TrackingError:
                 if is_new:
                     (self._folder / JOURNAL).unlink()
                 raise
         if not is_new:
             self._add({"op": "end", "status": "RUNNING"})
-        self.deliver()
+        self._delivery.wake()
 
     def address(self, parent: str | None) -> None:
-        """Deliver to this tracker and under this parent from now on, whatever was so before."""
+        """Deliver to this tracker and under this parent from now on; before anything is delivered.
+
+        Args:
+            parent: run id of the sweep.
+        """
         first, tracker = self._entries[0], self._tracker.options()
         if first.get("tracker", tracker) != tracker:  # all of it goes to another store
-            self._delivered, self.run_id = 0, None
+            self._delivery.start_over()
         self._entries[0] = {**first, "tracker": tracker, "parent": parent}
         if self._entries[0] != first:
             write_journal(self._folder, self._entries)
@@ -149,124 +149,44 @@ class Record(Run):
         try:
             self._add({"op": "end", "status": status})
         except StorageError:  # then at least the tracker shall know
-            with suppress(Exception):
-                (self._run or self.open()).end(status)
+            self._delivery.end_unrecorded(status)
             raise
-        # A store that does not answer must not keep a process that was told to end.
-        last = threading.Thread(target=self._deliver_patiently, daemon=True)
-        last.start()
-        last.join(_LAST_TRIES + _ONE_TRY if status == "KILLED" else None)
+
+    def close(self) -> None:
+        with suppress(StorageError):  # a full disk: what waits stays where it is
+            left = grace(_LAST_WORDS)
+            self._delivery.finish(_PATIENCE if left is None else left, left)
+        self._pass_on_news()
         if self.undelivered:
+            uri = self._tracker.options().get("uri")
             self._tell(
                 f"{self.undelivered} of {len(self._entries)} records wait in {self._folder}, "
-                f"because {self._why or 'the tracking store takes too long'}; python -m "
-                f"vae_pyro.deliver {self._folder.parent} hands them over when it answers again"
+                f"because {self._delivery.why}; python -m vae_pyro.deliver {self._folder.parent} "
+                f"--uri {uri} delivers them when the store responds again"
             )
 
-    def _deliver_patiently(self) -> None:
-        deadline = time.monotonic() + _LAST_TRIES
-        while self.undelivered and time.monotonic() < deadline:
-            time.sleep(0.5)
-            self._retry_at = 0.0
-            self.deliver()
-
-    def has_image(self, key: str, step: int) -> bool:
-        return ("image", key, step) in self._known
-
-    def set_parent(self, parent: str) -> None:
-        self.address(parent)
-        if self._run is not None:
-            self._run.set_parent(parent)
-
     def discard(self) -> None:
-        if self._run is not None:
-            self._run.discard()
+        """Take back a run under which nothing happened."""
+        self._delivery.discard()
+        self._delivery.finish(_LAST_WORDS, _LAST_WORDS)
         (self._folder / JOURNAL).unlink(missing_ok=True)
 
     def deliver(self) -> None:
-        """Hand over what waits, in order, unless the tracker was away just now."""
-        if not self.undelivered or time.monotonic() < self._retry_at:
-            return
-        try:
-            self._hand_over_all()
-        except Exception as error:  # of any of the libraries between here and the store
-            self._run = None
-            if not self._wait:
-                self._why = _first_line(error)
-                self._tell(
-                    f"the tracking store cannot take records for now ({self._why}); they are kept "
-                    f"in {self._folder} and delivered when it answers"
-                )
-            self._wait = min(max(2 * self._wait, _FIRST_WAIT), _LONGEST_WAIT)
-            self._retry_at = time.monotonic() + self._wait
-            return
-        if self._wait:
-            self._tell("the tracking store answers again, and has every record")
-            self._wait = 0.0
-
-    def _hand_over_all(self) -> None:
-        run = self._run or self.open()
-        while self.undelivered:
-            # A call that is cut short would leave its transaction, and the store locked.
-            with uninterrupted():
-                try:
-                    self._hand_over(run, self._entries[self._delivered])
-                except Exception as error:
-                    self._unsure = max(self._unsure, self._delivered + 1)
-                    if not _is_hopeless(error):
-                        raise
-                    number, why = self._delivered + 1, _first_line(error)
-                    self._tell(f"line {number} of {self._folder / JOURNAL} is left out: {why}")
-                self._delivered += 1
-                write_delivered(self._folder, self._delivered, self.run_id)
-
-    def open(self) -> Run:
-        """The tracker's run; made anew where the tracker has none.
-
-        Raises:
-            TrackingError: where the tracker does not answer.
-        """
-        with uninterrupted():
-            start = self._entries[0]
-            run = self._tracker.find_run(TAG, start["tags"][TAG])
-            if run is not None and start["parent"] is not None:
-                run.set_parent(start["parent"])
-            if run is None:  # or gone: then the record makes it anew
-                self._delivered = 0
-                run = self._tracker.start_run(start["name"], start["tags"], start["parent"])
-            self._delivered = max(self._delivered, 1)
-            self._run, self.run_id = run, run.run_id
-            write_delivered(self._folder, self._delivered, self.run_id)
-            return run
-
-    def _hand_over(self, run: Run, entry: Entry) -> None:
-        if entry["op"] == "params":
-            run.log_params(entry["params"])
-        elif entry["op"] == "metrics":
-            run.log_metrics(entry["metrics"], entry["step"], entry["at"])
-        elif entry["op"] == "image":
-            is_unsure = self._delivered < self._unsure
-            if not (is_unsure and run.has_image(entry["key"], entry["step"])):
-                try:
-                    image = np.asarray(Image.open(self._folder / entry["file"]))
-                except OSError as error:
-                    raise _UnreadableError(error) from error
-                run.log_image(entry["key"], image, entry["step"])
-        elif entry["op"] == "file":
-            path = (self._folder / entry["path"]).resolve()
-            if path.exists():
-                run.log_file(path, entry["folder"])
-        elif entry["op"] == "describe":
-            run.describe(entry["markdown"])
-        elif entry["op"] == "end":
-            run.end(entry["status"])
+        """Deliver what waits, and where the run stands; nothing is added."""
+        self._delivery.wake(open_run=True)
+        self.close()
 
     def _add(self, entry: Entry) -> None:
         with uninterrupted():
             append_entry(self._folder, entry)
             self._entries.append(entry)
             self._known |= identities(entry)
-        self.deliver()
+            self._delivery.wake()
+        self._pass_on_news()
+
+    def _pass_on_news(self) -> None:
+        for line in self._delivery.news():
+            self._tell(line)
 
 
 def open_run(
@@ -298,22 +218,5 @@ def deliver_rest(tracker: Tracker, folder: Path, parent: str | None, tell: Tell)
         record = Record(folder, tracker, tell)
         is_elsewhere = record.parent != parent
         record.address(parent)
-        if is_elsewhere and not record.undelivered:
-            with suppress(TrackingError):
-                record.open()
-        record.deliver()
-
-
-def _is_hopeless(error: Exception) -> bool:
-    """Whether an entry will never be taken: its picture is damaged, or the store finds it wrong."""
-    is_wrong = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
-    return is_wrong or isinstance(error, _UnreadableError)
-
-
-class _UnreadableError(Exception):
-    """A picture of the record that is gone or damaged."""
-
-
-def _first_line(error: Exception) -> str:
-    first_line, *_ = str(error).splitlines() or [type(error).__name__]
-    return without_passwords(first_line)
+        if is_elsewhere or record.undelivered:
+            record.deliver()

@@ -5,12 +5,13 @@ import logging
 import os
 import re
 import socket
+import sqlite3
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,18 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import TrackingError
 from vae_pyro.files import locked
-from vae_pyro.passwords import without_passwords
-from vae_pyro.tracking.base import Run, Status, Tracker
+from vae_pyro.tracking.base import Status, StoredRun, Tracker
+from vae_pyro.tracking.reasons import reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _PARENT = "mlflow.parentRunId"
 _ANSWER_WITHIN = 5.0  # seconds
+_IN_FILE = re.compile(r"sqlite:///(?!:memory:|file:)[^?]+")
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -38,12 +41,24 @@ class MLflow(Tracker):
     Args:
         uri: a database (``sqlite:///mlflow.db``, ``postgresql://...``) or a server (``http://...``).
         experiment: its name; created where it is missing.
+
+    Raises:
+        ConfigError: where the address holds credentials.
+        TrackingError: where it is that of a database in memory, which would be lost with the job.
     """
 
     uri: str = "sqlite:///mlflow.db"
     experiment: str = "vae-pyro"
 
-    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> Run:
+    def __post_init__(self) -> None:
+        refuse_credentials([f"tracking.uri={self.uri}"])
+        if self.uri.startswith("sqlite:") and _IN_FILE.fullmatch(self.uri) is None:
+            raise self._unusable(
+                "a database in memory is lost when the job ends, and options after ? are not "
+                "understood; name a file (sqlite:///mlflow.db)"
+            )
+
+    def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> StoredRun:
         client, experiment_id = self._open()
         tags = dict(tags)
         if parent is not None:
@@ -54,7 +69,9 @@ class MLflow(Tracker):
             raise self._refused(error) from error
         return _MLflowRun(client, run.info.run_id)
 
-    def find_run(self, tag: str, value: str) -> Run | None:
+    def find_run(self, tag: str, value: str) -> StoredRun | None:
+        if re.fullmatch(r"[\w-]+", value) is None:  # it becomes part of a query
+            raise self._unusable(f"{value!r} is not an id of a record")
         client, experiment_id = self._open()
         try:
             found = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
@@ -62,11 +79,11 @@ class MLflow(Tracker):
             raise self._refused(error) from error
         return _MLflowRun(client, found[0].info.run_id) if found else None
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, str]:
         uri = self.uri
         if uri.startswith("sqlite:///"):  # as seen from any folder
             uri = f"sqlite:///{self._sqlite_folder() / Path(uri).name}"
-        return {**super().options(), "uri": without_passwords(uri)}
+        return {**super().options(), "uri": uri}
 
     def client(self) -> "MlflowClient":
         """MLflow's own client of a store that answers.
@@ -81,12 +98,11 @@ class MLflow(Tracker):
         # minutes a call, would be the training's.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        if without_passwords(self.uri) != self.uri:  # MLflow prints it whole when a run ends
-            os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         import mlflow
 
-        for name in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        # Its tracebacks of what is raised again, and told by whoever called.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         try:
             with self._whole_database():
                 return mlflow.MlflowClient(self.uri)
@@ -147,15 +163,18 @@ class MLflow(Tracker):
         """Find out within seconds what MLflow's own retries take minutes to tell."""
         if not self.uri:
             raise self._unusable("it is empty")
-        parts = urlsplit(self.uri)
+        try:
+            parts = urlsplit(self.uri)
+        except ValueError as error:
+            raise self._unusable(f"it is not an address ({error})") from error
         if parts.scheme == "sqlite":
             folder = self._sqlite_folder()
             if not os.access(folder, os.W_OK):
                 raise self._unusable(f"{folder} is not a folder that can be written")
+            self._wait_for_lock()
         elif parts.scheme in ("http", "https"):
             try:
-                address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-                health = f"{address.rstrip('/')}/health"
+                health = f"{self.uri.rstrip('/')}/health"
                 urllib.request.urlopen(health, timeout=_ANSWER_WITHIN).close()  # noqa: S310
             except urllib.error.HTTPError:
                 pass  # somebody answers; what they say to MLflow's own calls will be seen
@@ -169,6 +188,19 @@ class MLflow(Tracker):
                 why = error if isinstance(error, OSError) else "its port is no number"
                 raise self._unusable(f"nobody answers there ({why})") from error
             self._log_in()
+
+    def _wait_for_lock(self) -> None:
+        """MLflow waits 20 seconds with every call, and then tells something else."""
+        path = Path(self.uri.removeprefix("sqlite:///"))
+        if not path.is_file():
+            return
+        try:
+            with closing(sqlite3.connect(path, timeout=_ANSWER_WITHIN)) as database:
+                database.execute("BEGIN IMMEDIATE")
+                database.rollback()
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):  # anything else MLflow tells at once
+                raise self._refused(error) from error
 
     def _log_in(self) -> None:
         """MLflow tries ten times, and waits without limit for a server that says nothing."""
@@ -194,19 +226,14 @@ class MLflow(Tracker):
         return None
 
     def _refused(self, error: Exception) -> TrackingError:
-        return self._unusable(_first_line(error))
+        return self._unusable(reason(error))
 
     def _unusable(self, why: str) -> TrackingError:
         return TrackingError(
-            f"tracking.uri={without_passwords(self.uri)} cannot be used: {why}. Start the server, "
+            f"tracking.uri={self.uri} cannot be used: {why}. Start the server, "
             "mend the address, use the embedded database (tracking.uri=sqlite:///mlflow.db), or "
             "record nothing (tracking=none)."
         )
-
-
-def _first_line(error: Exception) -> str:
-    first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
-    return without_passwords(first_line.rstrip("."))
 
 
 @contextmanager
@@ -235,14 +262,14 @@ def downloaded(run_id: str, artifact: str, uri: str | None = None) -> Iterator[P
             path = client.download_artifacts(run_id, artifact, folder)
         except Exception as error:  # the stores raise their own kinds, from many libraries
             raise TrackingError(
-                f"runs:/{run_id} in {without_passwords(store.uri)} has no {artifact!r}: "
-                f"{_first_line(error)}. Name a run that has finished, and the tracking "
-                "store it is in (tracking_uri=..., or $MLFLOW_TRACKING_URI)"
+                f"runs:/{run_id} in {store.uri} has no {artifact!r}: {reason(error)}. Name a run "
+                "that has finished, and the tracking store it is in (tracking_uri=..., or "
+                "$MLFLOW_TRACKING_URI)"
             ) from error
         yield Path(path)
 
 
-class _MLflowRun(Run):
+class _MLflowRun(StoredRun):
     def __init__(self, client: "MlflowClient", run_id: str) -> None:
         self.run_id: str = run_id
         self._client = client
@@ -266,10 +293,7 @@ class _MLflowRun(Run):
         self._client.log_image(self.run_id, image, key=key, step=step)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        if path.is_dir():
-            self._client.log_artifacts(self.run_id, str(path), folder)
-        else:
-            self._client.log_artifact(self.run_id, str(path), folder)
+        self._client.log_artifact(self.run_id, str(path), folder)
 
     def describe(self, markdown: str) -> None:
         self._client.set_tag(self.run_id, "mlflow.note.content", markdown)

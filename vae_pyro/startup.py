@@ -1,0 +1,78 @@
+"""What each program does first, before torch is imported: threads that sleep, output that lasts."""
+
+import codecs
+import io
+import os
+import sys
+from typing import TextIO
+
+from vae_pyro.credentials import refuse_credentials
+from vae_pyro.errors import ConfigError
+
+_PLAIN = str.maketrans({
+    "±": "+-", "−": "-", "–": "-", "≥": ">=", "≤": "<=", "→": "->", "‖": "|", "…": "...",
+    "━": "-", "─": "-", "•": "*", "×": "x", "β": "beta", "σ": "sigma",
+})  # fmt: skip
+
+
+def prepare() -> None:
+    """Set up this process, and those that it starts.
+
+    - Threads of OpenMP that wait for others sleep instead of spinning (``OMP_WAIT_POLICY``, unless
+      the user has set it): on a machine that other programs use too, two threads that spin at a
+      barrier while a third holds the core take hundreds of times as long.
+    - Characters that the output cannot show (``PYTHONIOENCODING=ascii``, ``LC_ALL=C``) are replaced
+      by plain ones.
+    - Where the reader of the output goes away (``| head``), the program goes on in silence.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    codecs.register_error("plain", _plain)
+    sys.stdout = _lasting(sys.stdout)
+    sys.stderr = _lasting(sys.stderr)
+
+
+def arrange_arguments() -> None:
+    """Put the command line into the order that Hydra wants, and refuse credentials in it.
+
+    Hydra takes overrides in one piece: ``a=1 -m b=2`` would be an error.
+    """
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in flags] + flags
+    try:
+        refuse_credentials(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    plain = error.object[error.start : error.end].translate(_PLAIN)
+    return plain.encode("ascii", "replace").decode(), error.end
+
+
+class _LastingFile(io.FileIO):
+    """A file that takes what is written when nobody reads it any more."""
+
+    def write(self, content: bytes) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(content)
+
+
+def _lasting(stream: TextIO) -> TextIO:
+    """The same stream; one that is not the process's own (a notebook's, a test's) is left alone."""
+    if stream not in (sys.__stdout__, sys.__stderr__) or not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()
+    file = _LastingFile(stream.fileno(), "wb", closefd=False)
+    errors = stream.errors if stream.encoding.lower().startswith("utf") else "plain"
+    return io.TextIOWrapper(
+        io.BufferedWriter(file),
+        encoding=stream.encoding,
+        errors=errors,
+        line_buffering=True,
+        write_through=stream.write_through,
+    )

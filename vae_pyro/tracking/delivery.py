@@ -1,0 +1,272 @@
+"""Hands a record's entries to the tracker in a thread of its own, so that training never waits."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vae_pyro.errors import TrackingError
+from vae_pyro.tracking.base import Status, StoredRun, Tracker
+from vae_pyro.tracking.journal import JOURNAL, Entry, read_delivered, write_delivered
+from vae_pyro.tracking.reasons import reason
+
+TAG = "record"  # of the run in the tracker, so that it is found again and never opened twice
+_FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the tracker is away
+_LAST_WAIT = 0.5  # likewise, when the run ends
+_RESPOND_WITHIN = 10.0  # seconds, where a run must be opened before the job starts
+
+
+class Delivery:
+    """The entries of one record on their way to the tracker, in order.
+
+    Every call of the tracker is made by the thread. The thread that records only waits where it
+    asks to, and a signal ends such a wait at once, however long the store takes.
+
+    Args:
+        folder: of the record.
+        tracker: where the entries go.
+        entries: of the journal; further ones are appended to this list, then ``wake`` is called.
+
+    Attributes:
+        delivered: how many entries the tracker has.
+        run_id: the tracker's; None before the run was opened.
+    """
+
+    def __init__(self, folder: Path, tracker: Tracker, entries: Sequence[Entry]) -> None:
+        self._folder = folder
+        self._tracker = tracker
+        self._entries = entries
+        self.delivered, self.run_id = read_delivered(folder)
+        self.delivered = min(self.delivered, len(entries))
+        self._unsure = len(entries)  # whether these have arrived is not known for certain
+        self._run: StoredRun | None = None
+        self._must_open = False
+        self._status: Status | None = None
+        self._is_discarded = self._is_over = False
+        self._failure: Exception | None = None
+        self._wait = 0.0
+        self._hurry = threading.Event()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._news: list[str] = []
+
+    @property
+    def undelivered(self) -> int:
+        """How many entries wait for the tracker."""
+        return len(self._entries) - self.delivered
+
+    @property
+    def why(self) -> str:
+        """Why entries wait, in words."""
+        if self._failure is None:
+            return "the tracking store takes too long"
+        return reason(self._failure)
+
+    def start_over(self) -> None:
+        """All entries go to another store; before the first ``wake``."""
+        self.delivered, self.run_id = 0, None
+
+    def wake(self, *, open_run: bool = False) -> None:
+        """Deliver what waits.
+
+        Args:
+            open_run: whether the run is opened although nothing waits.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
+            self._thread.start()
+        with self._changed:
+            self._must_open |= open_run
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        """Open the run and wait for it.
+
+        Raises:
+            TrackingError: where the tracker cannot do so, or not within 10 seconds.
+        """
+        self.wake(open_run=True)
+        self._wait_until(lambda: self._run is not None or self._failure is not None, _RESPOND_WITHIN)
+        if self._run is not None:
+            return
+        self._stop()
+        if isinstance(self._failure, TrackingError):
+            raise self._failure
+        raise TrackingError(
+            f"the tracking store cannot be used: {self.why} (asked for {_RESPOND_WITHIN:.0f} s). "
+            "Mend it, choose another (tracking.uri=...), or record nothing (tracking=none)"
+        )
+
+    def finish(self, patience: float, longest: float | None = None) -> None:
+        """Wait until the tracker has everything, then stop.
+
+        Args:
+            patience: seconds for which nothing may arrive.
+            longest: seconds to wait at most; None for as long as entries arrive.
+        """
+        if self._thread is None:
+            return
+        self._hurry.set()
+        end = None if longest is None else time.monotonic() + longest
+        before = -1
+        while self._is_busy() and self.delivered > before:
+            before = self.delivered
+            seconds = patience if end is None else min(patience, end - time.monotonic())
+            self._wait_until(lambda: not self._is_busy() or self.delivered > before, seconds)  # noqa: B023
+        self._stop()
+
+    def end_unrecorded(self, status: Status) -> None:
+        """Close the run although the journal has no room for saying so."""
+        self._status = status
+        self.wake()
+
+    def discard(self) -> None:
+        """Take the run back."""
+        self._is_discarded = True
+        self.wake()
+
+    def news(self) -> list[str]:
+        """What the user should be told of, since this was last asked."""
+        told, self._news = self._news, []
+        return told
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def _is_busy(self) -> bool:
+        return bool(
+            self.undelivered
+            or (self._must_open and self._run is None)
+            or self._status is not None
+            or self._is_discarded
+        )
+
+    def _wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(condition, max(0.0, seconds))
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_busy() or self._is_over)
+                if self._is_over:
+                    return
+            try:
+                self._hand_over_all()
+            except Exception as error:  # of any of the libraries between here and the store
+                self._fail(error)
+            else:
+                self._succeed()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._wait:
+            self._news.append(
+                f"the tracking store cannot take records for now ({reason(error)}); they are kept "
+                f"in {self._folder} and delivered when it responds again"
+            )
+        self._wait = min(max(2 * self._wait, _FIRST_WAIT), _LONGEST_WAIT)
+        with self._changed:
+            self._run, self._failure = None, error
+            self._changed.notify_all()
+        if self._hurry.wait(self._wait):
+            time.sleep(_LAST_WAIT)
+
+    def _succeed(self) -> None:
+        if self._wait:
+            self._news.append("the tracking store responds again, and has every record")
+        self._wait = 0.0
+        with self._changed:
+            self._failure = None
+            self._changed.notify_all()
+
+    def _hand_over_all(self) -> None:
+        run = self._run or self._open()
+        while self.undelivered and not self._is_over:
+            try:
+                self._hand_over(run, self._entries[self.delivered])
+            except Exception as error:
+                self._unsure = max(self._unsure, self.delivered + 1)
+                if not _is_hopeless(error):
+                    raise
+                number = self.delivered + 1
+                self._news.append(
+                    f"line {number} of {self._folder / JOURNAL} is left out: {reason(error)}"
+                )
+            self._count(self.delivered + 1)
+        if self._status is not None:
+            run.end(self._status)
+            self._status = None
+        if self._is_discarded:
+            run.discard()
+            self._is_discarded = False
+
+    def _count(self, delivered: int) -> None:
+        with self._changed:
+            self.delivered = delivered
+            self._changed.notify_all()
+        write_delivered(self._folder, delivered, self.run_id)
+
+    def _open(self) -> StoredRun:
+        """The tracker's run; made anew where the tracker has none."""
+        start = self._entries[0]
+        run = self._tracker.find_run(TAG, start["tags"][TAG])
+        if run is not None and start["parent"] is not None:
+            run.set_parent(start["parent"])
+        delivered = max(self.delivered, 1)
+        if run is None:  # or gone: then the record makes it anew
+            run = self._tracker.start_run(start["name"], start["tags"], start["parent"])
+            delivered = 1
+        self.run_id = run.run_id
+        self._count(delivered)
+        with self._changed:
+            self._run, self._must_open = run, False
+            self._changed.notify_all()
+        return run
+
+    def _hand_over(self, run: StoredRun, entry: Entry) -> None:
+        if entry["op"] == "params":
+            run.log_params(entry["params"])
+        elif entry["op"] == "metrics":
+            run.log_metrics(entry["metrics"], entry["step"], entry["at"])
+        elif entry["op"] == "image":
+            is_unsure = self.delivered < self._unsure
+            if not (is_unsure and run.has_image(entry["key"], entry["step"])):
+                path = _inside(self._folder, self._folder / entry["file"])
+                try:
+                    image = np.asarray(Image.open(path))
+                except OSError as error:
+                    raise _UnusableError(str(error)) from error
+                run.log_image(entry["key"], image, entry["step"])
+        elif entry["op"] == "file":
+            path = _inside(self._folder.parent, self._folder / entry["path"])
+            if path.exists():
+                run.log_file(path, entry["folder"])
+        elif entry["op"] == "describe":
+            run.describe(entry["markdown"])
+        elif entry["op"] == "end":
+            run.end(entry["status"])
+
+
+def _inside(folder: Path, path: Path) -> Path:
+    """The file that is meant, links resolved; a journal must not name a file elsewhere."""
+    folder, found = folder.resolve(), path.resolve()
+    if not found.is_relative_to(folder):
+        raise _UnusableError(f"{path} is not a file in {folder}")
+    if found.exists() and not found.is_file():
+        raise _UnusableError(f"{path} is not a regular file")
+    return found
+
+
+def _is_hopeless(error: Exception) -> bool:
+    """Whether an entry will never be taken: its file is unusable, or the store finds it wrong."""
+    is_wrong = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+    return is_wrong or isinstance(error, _UnusableError)
+
+
+class _UnusableError(Exception):
+    """A file of the record that is damaged, or outside its folder."""
