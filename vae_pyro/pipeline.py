@@ -112,6 +112,7 @@ def _build_parts(config: Config, job: Job) -> _Parts:
         config.guide,
     )
     likelihood = blueprint.build_likelihood()
+    blueprint.require_memory(device)
     if source.binarisation == "static" and likelihood.support is Support.BINARY:
         dataset = dataset.binarised_once()
     train_x = None
