@@ -21,6 +21,7 @@ LAYERS = [
     "config",
     "randomness",
     "precision",
+    "memory",
     "compilation",
     "data",
     "networks",

@@ -507,6 +507,10 @@ def test_more_samples_leave_the_training_alone(run_py: Command, tmp_path: Path) 
         (["likelihood=normal", "+likelihood.num_levels=3"], "likelihood.num_levels: no such key"),
         (["guide=flow", "guide.hidden=0"], "guide.hidden: must be at least 1, got 0"),
         (["network=conv", "network.channels=[]"], "network.channels: needs one or more"),
+        (["guide=flow", "guide.hidden=1180591620717411303424"], "guide.hidden: must be at most 1,"),
+        (["latent_dim=1000000000"], "of memory are available. Reduce latent_dim"),
+        (["network.hidden=[1000000000]"], "the VAE would have 160,000,000,084 weights"),
+        (["guide=full_rank_normal", "latent_dim=1000000000"], "choose smaller numbers"),
         (["objective=elbo_analytic_kl", "guide=flow"], "no closed form; use objective=elbo"),
         (
             ["objective=beta_elbo", "objective.free_bits=1.0", "guide=flow"],

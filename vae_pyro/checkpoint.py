@@ -16,14 +16,27 @@ from torch import Tensor
 
 from vae_pyro.config import build, resolve
 from vae_pyro.errors import CheckpointError, ConfigError
-from vae_pyro.files import make_folder, read_tensors, write_atomically, write_tensors
+from vae_pyro.files import (
+    make_folder,
+    parse_json,
+    read_regular,
+    read_tensors,
+    tensor_shapes,
+    write_atomically,
+    write_tensors,
+)
 from vae_pyro.guide import Guide
 from vae_pyro.likelihoods import Likelihood
+from vae_pyro.memory import available_memory
 from vae_pyro.networks import Network
 from vae_pyro.vae import VAE, build_vae
 
 _WEIGHTS = "weights.safetensors"
 _BLUEPRINT = "model.json"
+_MOST_WORDS = 1_000_000  # bytes of a blueprint, and of the header that safetensors have
+_COPIES = (
+    5  # of every weight in training: itself, its gradient, Adam's two moments, the best so far
+)
 _KEPT = 2  # checkpoints: the last one, and the one before should it be damaged
 _SHARE = 0.05  # of the time, at most, is spent on writing checkpoints
 
@@ -79,6 +92,50 @@ class Blueprint:
                 raise ConfigError(f"guide.{error}") from error
             raise
 
+    def sketch(self) -> VAE:
+        """The VAE with the names and shapes of all its weights, but without the numbers.
+
+        Built on PyTorch's meta device, it takes milliseconds and no memory, whatever its size. A
+        part of the user's own that needs numbers to be built gets them: then so does the whole.
+
+        Raises:
+            ConfigError: as ``build``, and where a tensor would be too large for any machine.
+            DataError: as ``build``.
+        """
+        try:
+            with torch.device("meta"):
+                return self.build()
+        except (RuntimeError, TypeError, OverflowError) as error:
+            if "meta" in str(error):  # so PyTorch refuses to read a number that is not there
+                return self.build()
+            cause = str(error).partition("\n")[0]  # PyTorch's own stack comes after it
+            raise ConfigError(
+                f"no VAE can be built of latent_dim={self.latent_dim} and these options of "
+                f"network, likelihood and guide ({cause}): choose smaller numbers"
+            ) from error
+
+    def require_memory(self, device: torch.device) -> None:
+        """Refuse a VAE that is too large to be trained, before its weights are allocated.
+
+        Args:
+            device: where it is to be trained.
+
+        Raises:
+            ConfigError: with the number of weights, the memory they need and what there is.
+        """
+        weights = list(self.sketch().parameters())
+        count = sum(weight.numel() for weight in weights)
+        needed = _COPIES * sum(weight.nbytes for weight in weights)
+        available = available_memory(device)
+        if needed > available:
+            raise ConfigError(
+                f"the VAE would have {count:,} weights. Training it takes {needed / 1e9:,.1f} GB "
+                f"(weights, gradients, two moments of Adam and a copy of the best weights), but "
+                f"{available / 1e9:,.1f} GB of memory are available. Reduce latent_dim "
+                f"(now {self.latent_dim:,}), the widths of the network (network.hidden, "
+                "network.channels) or the options of guide and likelihood"
+            )
+
 
 def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> None:
     """Write ``weights.safetensors`` and then ``model.json``, which holds the blueprint and the
@@ -103,33 +160,53 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
     """Rebuild a trained VAE from the folder that ``save_model`` wrote.
 
     Nothing in the folder is executed: the weights are safetensors, and the blueprint can name
-    only parts of a VAE, in this package or in modules that the caller has imported.
+    only parts of a VAE, in this package or in modules that the caller has imported. Nothing is
+    allocated before the shapes in both files are the same.
 
     Raises:
         CheckpointError: where a file is missing, damaged, or does not fit the other.
-        ConfigError: where the blueprint names something that is no part of a VAE.
+        ConfigError: where the blueprint names something that is no part of a VAE, or a size that
+            no VAE can have.
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / _BLUEPRINT).read_bytes())
-        weights = (folder / _WEIGHTS).read_bytes()
-        if hashlib.sha256(weights).hexdigest() != description.pop("weights_sha256"):
-            raise CheckpointError(
-                f"{folder / _WEIGHTS} is damaged: its SHA-256 is not the saved one"
-            )
+        description = parse_json(read_regular(folder / _BLUEPRINT, _MOST_WORDS))
+        sha256 = description.pop("weights_sha256")
         for group in ("network", "likelihood", "guide"):
             _refuse_unknown_module(description[group]["_target_"])
         description["image_shape"] = tuple(description["image_shape"])
-        vae = Blueprint(**description).build()
+        blueprint = Blueprint(**description)
+        expected = blueprint.sketch().state_dict()
+        _require_shapes(folder / _WEIGHTS, {k: tuple(v.shape) for k, v in expected.items()})
+        limit = sum(tensor.nbytes for tensor in expected.values()) + _MOST_WORDS
+        weights = read_regular(folder / _WEIGHTS, limit)
+        if hashlib.sha256(weights).hexdigest() != sha256:
+            raise CheckpointError(
+                f"{folder / _WEIGHTS} is damaged: its SHA-256 is not the saved one"
+            )
+        vae = blueprint.build()
         vae.load_state_dict(safetensors.torch.load(weights))
     except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError
+        OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError,
+        SafetensorError,
     ) as error:  # fmt: skip
         raise CheckpointError(
             f"no trained model can be read from {folder}: {error}; expected the model/ folder of a "
             f"run, with {_BLUEPRINT} and {_WEIGHTS}"
         ) from error
     return vae.to(device).eval()
+
+
+def _require_shapes(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    found = tensor_shapes(path)
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{path} does not fit {_BLUEPRINT} beside it: {name} is "
+                f"{found.get(name, 'missing')} in the weights and "
+                f"{expected.get(name, 'missing')} by {_BLUEPRINT}. Copy both files from the same "
+                "run"
+            )
 
 
 def _refuse_unknown_module(target: str) -> None:

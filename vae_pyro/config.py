@@ -16,7 +16,8 @@ from vae_pyro.errors import ConfigError
 from vae_pyro.files import read_regular
 
 T = TypeVar("T")
-Positive = Annotated[int, Field(ge=1)]
+# The upper limits lie above what anybody needs and below what breaks a loop, an index or a disk.
+Positive = Annotated[int, Field(ge=1, le=10**9)]
 Options = Mapping[str, Any]
 
 TAKEN_METRICS = (
@@ -51,10 +52,10 @@ class Training:
     epochs: Positive
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    valid_samples: Annotated[int, Field(ge=2)]
+    valid_samples: Annotated[int, Field(ge=2, le=1_000_000)]
     keep: Literal["best", "last"]
     patience: Positive
-    snapshots: Positive
+    snapshots: Annotated[int, Field(ge=1, le=10_000)]
     checkpoint_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     compile: Literal["auto", True, False]
 
@@ -79,12 +80,12 @@ class Evaluation:
         compile: likewise whether evaluating is, validation on the way included.
     """
 
-    num_samples: Annotated[int, Field(ge=25)]
+    num_samples: Annotated[int, Field(ge=25, le=10**9)]
     iwae_samples: tuple[Positive, ...]
-    dequantisations: Annotated[int, Field(ge=2)]
+    dequantisations: Annotated[int, Field(ge=2, le=1_000)]
     estimators: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Options]
-    num_images: Annotated[int, Field(ge=2)] | None
-    simulated_images: Annotated[int, Field(ge=0)]
+    num_images: Annotated[int, Field(ge=2, le=10**9)] | None
+    simulated_images: Annotated[int, Field(ge=0, le=1_000_000)]
     latent: bool
     inapplicable: Literal["refuse", "skip"]
     compile: Literal["auto", True, False]

@@ -78,12 +78,51 @@ def read_regular(path: Path, limit: int) -> bytes:
     """
     # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(f"{path} is not a regular file")
+        _require_regular(path, os.fstat(file.fileno()))
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(f"{path} has more than {limit:,} bytes")
     return content
+
+
+def regular_size(path: Path) -> int:
+    """The bytes of a file that is about to be opened by its name.
+
+    Raises:
+        OSError: where there is none, or it is no regular file.
+    """
+    status = path.stat()
+    _require_regular(path, status)
+    return status.st_size
+
+
+def _require_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path} is not a regular file")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON from a file that somebody else may have made.
+
+    Raises:
+        ValueError: where it is no JSON, or is nested more deeply than Python can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes that a safetensors file announces, by name; no tensor is read.
+
+    Raises:
+        OSError: where there is no such file, or it is no regular file.
+        SafetensorError: where it is damaged.
+    """
+    regular_size(path)
+    with safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
 
 
 @contextmanager
@@ -169,17 +208,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What ``write_tensors`` wrote, to the bit. Nothing in the file is executed.
 
     Raises:
-        CheckpointError: where the file is missing or damaged.
+        CheckpointError: where the file is missing or damaged, or is no regular file.
         StorageError: where the disk does not let it be read.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would hang
+            raise CheckpointError(f"{path} cannot be read: it is not a regular file")
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in json.loads(metadata["names"])}
         words = metadata["about"]
         if metadata["sha256"] != _digest(tensors, words):
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the saved one")
-        about: dict[str, Any] = json.loads(words)
+        about: dict[str, Any] = parse_json(words)
     except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     except OSError as error:

@@ -1,18 +1,21 @@
 """The guide q_phi(z | x): which z may have led to this image, as the encoder sees it."""
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pyro
 import torch
 from pyro import distributions as dist
 from pyro.distributions import TorchDistribution, transforms
-from pyro.nn import ConditionalAutoRegressiveNN, PyroModule
+from pyro.nn import ConditionalAutoRegressiveNN, MaskedLinear, PyroModule
+from pyro.nn.auto_reg_nn import create_mask
 from torch import Tensor, nn
 from torch.distributions import register_kl
 from torch.nn.functional import softplus
+
+from vae_pyro.networks import MAX_WIDTH
 
 MIN_SCALE = 1e-4
 """Keeps log q finite in float32 whatever the encoder says."""
@@ -105,6 +108,29 @@ class FullRankNormal(Guide):
         return CholeskyNormal(loc, scale_tril=scale_tril, validate_args=False)
 
 
+class _MaskedNetwork(ConditionalAutoRegressiveNN):  # type: ignore[misc]
+    """Pyro's network with one hidden layer, two outputs per z, and the z's in their order.
+
+    Only its construction is its own: Pyro's reads numbers out of tensors, which the meta device
+    does not have.
+    """
+
+    def __init__(self, latent_dim: int, context: int, width: int) -> None:
+        nn.Module.__init__(self)
+        self.input_dim, self.context_dim, self.hidden_dims = latent_dim, context, [width]
+        self.param_dims, self.count_params, self.output_multiplier = [1, 1], 2, 2
+        self.all_ones = True
+        self.register_buffer("permutation", torch.arange(latent_dim))
+        masks, _ = create_mask(latent_dim, context, [width], self.permutation, 2)
+        sizes = [latent_dim + context, width, 2 * latent_dim]
+        self.layers = nn.ModuleList(
+            MaskedLinear(before, after, mask)
+            for (before, after), mask in zip(pairwise(sizes), masks, strict=True)
+        )
+        self.skip_layer = None
+        self.f = nn.ReLU()
+
+
 class Flow(Guide):
     """z = T_n(.. T_1(mu(x) + sigma(x) e)), e ~ N(0, I): inverse autoregressive flow.
 
@@ -119,7 +145,7 @@ class Flow(Guide):
         context: the size of h(x).
 
     Raises:
-        ValueError: where a number is not positive.
+        ValueError: where a number is not positive, or too large.
 
     Source: Kingma et al. (2016), equation 10; the masks, Germain et al. (2015).
     """
@@ -132,25 +158,22 @@ class Flow(Guide):
         hidden: int = 64,
         context: int = 32,
     ) -> None:
-        for name, value in (
-            ("num_transforms", num_transforms), ("hidden", hidden), ("context", context)
-        ):  # fmt: skip
+        for name, value, most in (
+            ("num_transforms", num_transforms, 1_000),
+            ("hidden", hidden, MAX_WIDTH),
+            ("context", context, MAX_WIDTH),
+        ):
             if value < 1:
                 raise ValueError(f"{name}: must be at least 1, got {value}")
+            if value > most:
+                raise ValueError(f"{name}: must be at most {most:,}, got {value}")
         self._context = context
         super().__init__(latent_dim, build_encoder)
         # A masked unit must see some z's and not others: with fewer units than z's none is left.
         width = max(hidden, latent_dim)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "ConditionalAutoRegressiveNN input_dim = 1")
-            networks = [
-                ConditionalAutoRegressiveNN(
-                    latent_dim, context, [width], permutation=torch.arange(latent_dim)
-                )
-                for _ in range(num_transforms)
-            ]
         self.steps: Any = nn.ModuleList(
-            transforms.ConditionalAffineAutoregressive(network) for network in networks
+            transforms.ConditionalAffineAutoregressive(_MaskedNetwork(latent_dim, context, width))
+            for _ in range(num_transforms)
         )
 
     def num_outputs(self) -> int:

@@ -19,6 +19,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
 }
+MAX_WIDTH = 10**9
+"""Of a layer: more is refused at once, less where the memory does not suffice."""
+_MAX_DEPTH = 1_000
 OutputBias = Literal["zero", "data"]
 Activation = Literal["elu", "gelu", "relu", "silu", "softplus", "tanh"]
 
@@ -71,7 +74,7 @@ class MLP(Network):
         output_bias: see ``Network``.
 
     Raises:
-        ValueError: where a width is not positive, or there is none.
+        ValueError: where a width is not positive or too large, or there are none or too many.
     """
 
     hidden: tuple[int, ...] = (400, 400)
@@ -110,7 +113,8 @@ class Conv(Network):
         output_bias: see ``Network``.
 
     Raises:
-        ValueError: where a number of channels is not positive, or there is none.
+        ValueError: where a number of channels is not positive or too large, or there are none or
+            too many.
 
     Source: He et al. (2016), identity mappings; the start, Zhang et al. (2019), Fixup.
     """
@@ -243,8 +247,9 @@ def _output_layer(num_inputs: int, initial: Tensor) -> tuple[nn.Linear, Reshape]
 
 
 def _require_widths(name: str, widths: Sequence[int]) -> None:
-    if not widths or any(width < 1 for width in widths):
+    if not 1 <= len(widths) <= _MAX_DEPTH or not all(1 <= w <= MAX_WIDTH for w in widths):
+        shown = ", ".join(map(str, widths[:10])) + (", ..." if len(widths) > 10 else "")
         raise ValueError(
-            f"{name}: needs one or more numbers, each at least 1, got {list(widths)} "
-            "(network=linear has no hidden layer)"
+            f"{name}: needs one or more numbers (at most {_MAX_DEPTH:,}), each from 1 to "
+            f"{MAX_WIDTH:,}, got [{shown}] (network=linear has no hidden layer)"
         )

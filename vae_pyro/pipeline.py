@@ -1,5 +1,6 @@
 """One job, start to finish: data -> train -> evaluate -> record."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from vae_pyro.checkpoint import Blueprint, Checkpoints, save_model
 from vae_pyro.config import Config, build, flatten, parse_config
 from vae_pyro.config import Evaluation as EvaluationOptions
 from vae_pyro.data import Dataset, ImageSource
-from vae_pyro.errors import ConfigError, EstimatorError, StorageError
+from vae_pyro.errors import ConfigError, DataError, EstimatorError, StorageError
 from vae_pyro.evaluation import Questions, log_cell_volume
 from vae_pyro.experiment import Experiment
 from vae_pyro.files import write_atomically
@@ -111,6 +112,7 @@ def _build_parts(config: Config, job: Job) -> _Parts:
         config.guide,
     )
     likelihood = blueprint.build_likelihood()
+    blueprint.require_memory(device)
     if source.binarisation == "static" and likelihood.support is Support.BINARY:
         dataset = dataset.binarised_once()
     train_x = None
@@ -120,6 +122,7 @@ def _build_parts(config: Config, job: Job) -> _Parts:
     with RandomStream("initial weights", config.seed).active():
         vae = blueprint.build(train_x).to(device).eval()
     dataset = dataset.to(device)
+    _check_support(dataset, likelihood, config.seed)
     first = RandomStream("first try", config.seed, device)
     few = likelihood.prepare(dataset.valid.images[:2], first.generator)
     with first.active():
@@ -129,6 +132,27 @@ def _build_parts(config: Config, job: Job) -> _Parts:
     return _Parts(
         device, tracker, objective, dataset, blueprint, likelihood, vae, questions, notes, x
     )
+
+
+def _check_support(dataset: Dataset, likelihood: Likelihood, seed: int) -> None:
+    """Refuse, before anything is trained, data that the likelihood could not score after it.
+
+    Raises:
+        DataError: naming the split.
+    """
+    # A stream of its own: how the data are checked changes no other random number.
+    stream = RandomStream("data check", seed, dataset.train.images.device)
+    at_once = max(1, 2**20 // math.prod(dataset.image_shape))  # images, so that x fits a cache
+    for name in ("train", "valid", "test"):
+        chunks = getattr(dataset, name).images.split(at_once)
+        for number, images in enumerate(chunks):
+            try:
+                likelihood.check(likelihood.prepare(images, stream.generator))
+            except DataError as error:
+                first = number * at_once
+                raise DataError(
+                    f"images {first:,} to {first + len(images) - 1:,} of the {name} split: {error}"
+                ) from error
 
 
 def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) -> JobResult:

@@ -13,11 +13,12 @@ from typing import Any
 from vae_pyro.config import flatten
 from vae_pyro.data import Dataset
 from vae_pyro.data.dataset import Binarisation
-from vae_pyro.files import code_digest, write_atomically
+from vae_pyro.files import code_digest, parse_json, read_regular, write_atomically
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.started import NOT_IN_FINGERPRINT
 
 _LIBRARIES = ("torch", "pyro-ppl")
+_MOST_BYTES = 10_000_000  # of a fingerprint
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Fingerprint:
     def read(cls, path: Path) -> "Fingerprint | None":
         """None where there is none, or it cannot be read."""
         try:
-            return cls(**json.loads(path.read_bytes()))
+            return cls(**parse_json(read_regular(path, _MOST_BYTES)))
         except (OSError, ValueError, TypeError):
             return None
 

@@ -1,6 +1,9 @@
 """Splits, binarisation, dequantisation, batches."""
 
 import math
+import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from vae_pyro.data import Dataset, Digits, batches, binarise, dequantise
-from vae_pyro.data.dataset import _below
+from vae_pyro.data import Dataset, Digits, ImageSource, batches, binarise, dequantise
+from vae_pyro.data.dataset import Split, _below
 from vae_pyro.errors import DataError
 
 
@@ -111,3 +114,84 @@ def test_only_the_classes_asked_for_are_kept(classes: set[int]) -> None:
 def test_a_class_that_is_not_there() -> None:
     with pytest.raises(DataError, match=r"no image has a label of \[12\].*choose among these"):
         Digits(classes=(12,)).load()
+
+
+def levels(count: int = 4, top: int = 16, dtype: torch.dtype = torch.uint8) -> Split:
+    images = torch.full((count, 1, 2, 3), top, dtype=dtype)
+    return Split(images, torch.zeros(count, dtype=torch.int64))
+
+
+def real(value: float = 0.5) -> Split:
+    images = torch.full((4, 1, 2, 3), 0.5)
+    images[3, 0, 1, 1:] = value
+    return Split(images, torch.zeros(4, dtype=torch.int64))
+
+
+class Given(ImageSource):
+    """A user's source, which gives what it was given."""
+
+    dataset: Dataset
+
+    def _read(self) -> Dataset:
+        return self.dataset
+
+
+def load(dataset: Dataset) -> Dataset:
+    source = Given()
+    object.__setattr__(source, "dataset", dataset)
+    return source.load()
+
+
+LEVELS = Dataset(levels(), levels(), levels(), 17)
+REAL = Dataset(real(), real(), real(), None)
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize(
+    ("dataset", "bad", "message"),
+    [
+        (LEVELS, levels(top=17), r"24 of 24 .* {} split are not levels from 0 to 16: rescale"),
+        (LEVELS, levels(count=0), r"images of the {} split must have the shape .*\(0, 1, 2, 3\)"),
+        (LEVELS, levels(dtype=torch.int64), r"{} split are torch.int64, but must be torch.uint8"),
+        (LEVELS, Split(levels().images, torch.zeros(3)), r"{} split has 4 images but labels"),
+        (LEVELS, Split(levels().images[:, 0], torch.zeros(4)), r"the {} split must have the shape"),
+        (REAL, real(math.nan), r"2 of 24 pixel values of the {} split are not finite .* replace"),
+        (REAL, real(-math.inf), r"2 of 24 pixel values of the {} split are not finite"),
+        (REAL, Split(real().images.double(), torch.zeros(4)), r"{} split are torch.float64, but"),
+    ],
+)
+def test_what_is_wrong_in_any_split_is_refused(
+    dataset: Dataset, bad: Split, message: str, split: str
+) -> None:
+    load(dataset)
+    with pytest.raises(DataError, match=message.format(split)):
+        load(replace(dataset, **{split: bad}))
+
+
+@pytest.mark.parametrize("num_levels", [0, 1, 257])
+def test_a_number_of_levels_that_a_byte_has_not(num_levels: int) -> None:
+    with pytest.raises(DataError, match="num_levels must be from 2 to 256"):
+        load(replace(LEVELS, num_levels=num_levels))
+
+
+def test_splits_of_several_shapes() -> None:
+    other: dict[str, Any] = {"images": torch.zeros(4, 1, 3, 2, dtype=torch.uint8)}
+    with pytest.raises(
+        DataError, match=r"test split has the shape \(1, 3, 2\), of the train split"
+    ):
+        load(replace(LEVELS, test=replace(LEVELS.test, **other)))
+
+
+def test_large_finite_numbers_are_not_refused() -> None:
+    """Their sum is not finite in float32."""
+    assert len(load(replace(REAL, test=real(3e38))).test) == 4
+
+
+def test_checking_as_many_images_as_mnist_has_takes_no_time() -> None:
+    def blank(count: int) -> Split:
+        return Split(torch.zeros(count, 1, 28, 28), torch.zeros(count, dtype=torch.int64))
+
+    dataset = Dataset(blank(50_000), blank(10_000), blank(10_000), None)
+    start = time.perf_counter()
+    dataset.check()
+    assert time.perf_counter() - start < 1

@@ -1,5 +1,6 @@
 """Data sets in files: read whole and unchanged, or one message on what is missing or damaged."""
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -49,6 +50,51 @@ def test_a_damaged_file_is_named(mnist_copy: Path, damage: str) -> None:
     path.write_bytes({"truncate": content[:-7], "flip": content, "empty": b""}[damage])
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte is truncated or damaged.*delete"):
         MNIST(root=str(mnist_copy)).load()
+
+
+def idx(shape: tuple[int, ...], announced: tuple[int, ...]) -> bytes:
+    header = bytes([0, 0, 8, len(announced)]) + np.array(announced, ">u4").tobytes()
+    return header + bytes(int(np.prod(shape)))
+
+
+@pytest.fixture
+def blank_fashion(tmp_path: Path) -> Path:
+    """The four files of a member of the family, all pixels and labels 0."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 60_000), ("t10k", 10_000)):
+        images, labels = (count, 28, 28), (count,)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(images, images))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels, labels))
+    return raw
+
+
+def test_a_header_is_compared_before_its_sizes_are_believed(
+    blank_fashion: Path, tmp_path: Path
+) -> None:
+    source = FashionMNIST(root=str(tmp_path))
+    assert len(source.load().test) == 10_000
+    path = blank_fashion / "t10k-images-idx3-ubyte"
+    whole = path.read_bytes()
+    for announced in ((2**31, 28, 28), (10_000, 2**31, 2**31), (28, 10_000, 28), (0, 28, 28)):
+        path.write_bytes(idx((10_000, 28, 28), announced))
+        with pytest.raises(DataError, match=r"t10k-images.* damaged \(its header is .*delete it"):
+            source.load()
+    path.write_bytes(b"\0\0\x0d\x03" + whole[4:])  # numbers of four bytes each
+    with pytest.raises(DataError, match="its header is 00000d03"):
+        source.load()
+
+
+@pytest.mark.timeout(60)
+def test_a_file_of_absurd_size_or_a_pipe_is_not_read(blank_fashion: Path, tmp_path: Path) -> None:
+    path = blank_fashion / "train-images-idx3-ubyte"
+    os.truncate(path, 2**36)  # of zeros, which take no room on the disk
+    with pytest.raises(DataError, match="68,719,476,736 bytes of 47,040,016"):
+        FashionMNIST(root=str(tmp_path)).load()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"train-images.* is not a regular file.*data=digits"):
+        FashionMNIST(root=str(tmp_path)).load()
 
 
 @needs_mnist

@@ -110,6 +110,58 @@ class Dataset:
         """
         return RandomStream(f"prepare {split}", self.preparation_seed)
 
+    def check(self) -> None:
+        """Refuse images that no likelihood can score, whichever split they are in.
+
+        Raises:
+            DataError: where a split is empty, images or labels have a wrong shape or type, or a
+                pixel is no level or no finite number.
+        """
+        levels = self.num_levels
+        if levels is not None and not 2 <= levels <= 256:
+            raise DataError(f"num_levels must be from 2 to 256, or None, but is {levels}")
+        shape = tuple(self.train.images.shape[1:])
+        for name in ("train", "valid", "test"):
+            images, labels = getattr(self, name).images, getattr(self, name).labels
+            if images.ndim != 4 or images.numel() == 0:
+                raise DataError(
+                    f"the images of the {name} split must have the shape (N, C, H, W), each at "
+                    f"least 1, but it is {tuple(images.shape)}: reshape them, or give the split "
+                    "some images"
+                )
+            if images.shape[1:] != shape:
+                raise DataError(
+                    f"an image of the {name} split has the shape {tuple(images.shape[1:])}, of the "
+                    f"train split {shape}: all splits need images of one shape"
+                )
+            if labels.shape != (len(images),):
+                raise DataError(
+                    f"the {name} split has {len(images):,} images but labels of the shape "
+                    f"{tuple(labels.shape)}: give one label per image (zeros where there are none)"
+                )
+            self._check_pixels(name, images)
+
+    def _check_pixels(self, name: str, images: Tensor) -> None:
+        kind = torch.float32 if self.num_levels is None else torch.uint8
+        if images.dtype != kind:
+            raise DataError(
+                f"the images of the {name} split are {images.dtype}, but must be {kind}, because "
+                f"num_levels is {self.num_levels}: convert them (images.to({kind})), or change "
+                "num_levels"
+            )
+        if self.num_levels is None:
+            # One pass: a sum is finite where all are, but for an overflow, which is looked into.
+            bad = 0 if images.sum().isfinite() else int((~images.isfinite()).sum())
+            wanted = "finite numbers: remove or replace what is NaN or infinite"
+        else:
+            top = self.num_levels - 1
+            bad = 0 if int(images.max()) <= top else int((images > top).sum())
+            wanted = f"levels from 0 to {top}: rescale them, or raise num_levels"
+        if bad:
+            raise DataError(
+                f"{bad:,} of {images.numel():,} pixel values of the {name} split are not {wanted}"
+            )
+
     def map(self, change: Callable[[Split], Split]) -> "Dataset":
         """The same data set with every split changed: train, valid, test, in this order."""
         return replace(
@@ -228,9 +280,11 @@ class ImageSource(ABC):
         """Read, split, and keep the classes that were asked for.
 
         Raises:
-            DataError: where the files are missing or damaged, or a split has no image of them.
+            DataError: where the files are missing or damaged, a split has no image of the classes,
+                or ``Dataset.check`` refuses what was read.
         """
         dataset = replace(self._read(), preparation_seed=self.preparation_seed)
+        dataset.check()
         classes = self.classes
         return dataset if classes is None else dataset.map(lambda split: split.of_classes(classes))
 

@@ -1,6 +1,7 @@
 """MNIST and the data sets made in its likeness: 28x28 grey images in IDX files, ten classes."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -8,13 +9,14 @@ from typing import ClassVar
 from vae_pyro.data.dataset import Dataset, Split
 from vae_pyro.data.files import DownloadedSource
 from vae_pyro.errors import DataError
+from vae_pyro.files import read_regular, regular_size
 
-# Every member of the family has these four files, of these sizes in bytes.
-_SIZES = {
-    "train-images-idx3-ubyte": 47_040_016,
-    "train-labels-idx1-ubyte": 60_008,
-    "t10k-images-idx3-ubyte": 7_840_016,
-    "t10k-labels-idx1-ubyte": 10_008,
+# Every member of the family has these four files, of arrays of bytes with these shapes.
+_SHAPES = {
+    "train-images-idx3-ubyte": (60_000, 28, 28),
+    "train-labels-idx1-ubyte": (60_000,),
+    "t10k-images-idx3-ubyte": (10_000, 28, 28),
+    "t10k-labels-idx1-ubyte": (10_000,),
 }
 
 
@@ -38,8 +40,8 @@ class MNIST(DownloadedSource):
         from torchvision import datasets
         from torchvision.datasets.mnist import read_image_file, read_label_file
 
-        missing = [name for name in _SIZES if not (self.folder / name).is_file()]
-        for name in _SIZES.keys() - missing:
+        missing = [name for name in _SHAPES if not (self.folder / name).exists()]
+        for name in _SHAPES.keys() - missing:
             self._verify(self.folder / name)
         if missing:
             with self.downloading(f"{', '.join(missing)} (or .gz of it)"):
@@ -62,27 +64,43 @@ class MNIST(DownloadedSource):
         )
 
     def _verify(self, path: Path) -> None:
+        # torchvision allocates whatever the header announces.
+        header = _idx_header(_SHAPES[path.name])
+        size = len(header) + math.prod(_SHAPES[path.name])
         try:
-            content = path.read_bytes()
+            found = regular_size(path)
+            content = read_regular(path, size) if found == size else b""
         except OSError as error:
             raise DataError(
-                f"{path.resolve()} cannot be read ({error.strerror}): check its permissions, or "
-                "use data=digits."
+                f"{path.resolve()} cannot be read ({error.strerror or error}): check its "
+                "permissions, or use data=digits."
             ) from error
-        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if len(content) != _SIZES[path.name] or md5 != self.md5.get(path.name, md5):
+        damage = ""
+        if found != size:
+            damage = f"{found:,} bytes of {size:,}"
+        elif not content.startswith(header):
+            damage = f"its header is {content[: len(header)].hex()}, not {header.hex()}"
+        elif path.name in self.md5:
+            md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            damage = f"MD5 {md5}" if md5 != self.md5[path.name] else ""
+        if damage:
             raise DataError(
-                f"{path.resolve()} is truncated or damaged ({len(content):,} bytes of "
-                f"{_SIZES[path.name]:,}, MD5 {md5}): delete it and run again to download it, or "
-                "use data=digits."
+                f"{path.resolve()} is truncated or damaged ({damage}): delete it and run again to "
+                "download it, or use data=digits."
             )
+
+
+def _idx_header(shape: tuple[int, ...]) -> bytes:
+    """The first bytes of an IDX file of an array of bytes: 0, 0, 8, its rank, and its shape."""
+    return bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
 
 
 @dataclass(frozen=True)
 class FashionMNIST(MNIST):
     """Zalando's articles of clothing, split as MNIST is.
 
-    A download is checked against torchvision's MD5 sums; files found unpacked, by their size.
+    A download is checked against torchvision's MD5 sums; files found unpacked, by
+    their size and header.
 
     Source: Xiao et al. (2017).
     """
@@ -96,7 +114,8 @@ class FashionMNIST(MNIST):
 class KMNIST(MNIST):
     """Kuzushiji-MNIST: ten hiragana in cursive script, split as MNIST is.
 
-    A download is checked against torchvision's MD5 sums; files found unpacked, by their size.
+    A download is checked against torchvision's MD5 sums; files found unpacked, by
+    their size and header.
 
     Source: Clanuwat et al. (2018).
     """
