@@ -20,7 +20,6 @@ from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import Estimator
 from vae_pyro.networks import MLP, Network
 from vae_pyro.objectives import Objective
-from vae_pyro.passwords import without_passwords
 from vae_pyro.tracking import Tracker
 
 GROUPS = {
@@ -265,20 +264,6 @@ def test_flattening_keeps_every_leaf(tree: dict[str, Any]) -> None:
     flat = flatten(tree)
     assert len(flat) == leaves(tree)
     assert all(lookup(path) == value for path, value in flat.items())
-
-
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("postgresql://me:s3cret@host:5432/db", "postgresql://me:***@host:5432/db"),
-        ("https://token:abc@host/path", "https://token:***@host/path"),
-        ("postgresql://:p@ss:w0rd@host/db", "postgresql://:***@host/db"),
-        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-    ],
-)
-def test_passwords_are_hidden(uri: str, shown: str) -> None:
-    assert without_passwords(uri) == shown
 
 
 ESTIMATORS = {

@@ -15,10 +15,11 @@ LAYERS = [
     "errors",
     "search",
     "interruption",
-    "passwords",
+    "credentials",
+    "startup",
     "files",
-    "started",
     "config",
+    "started",
     "randomness",
     "precision",
     "memory",
@@ -74,7 +75,7 @@ INNER_LAYERS = {
         "kept",
         "together",
     ],
-    "tracking": ["base", "journal", "record", "store"],
+    "tracking": ["base", "reasons", "reach", "journal", "delivery", "record", "store"],
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
@@ -116,7 +117,7 @@ def test_imports_go_downward(path: Path) -> None:
         ("hydra", {"app.py", "sweep.py"}),
         ("omegaconf", {"app.py", "sweep.py", "pipeline.py"}),
         ("matplotlib", {"visualization.py"}),
-        ("pydantic", {"config.py"}),
+        ("pydantic", {"config.py", "tracking/journal.py"}),
         ("optuna", {"search.py"}),
         ("sklearn", {"data/digits.py"}),
         ("torchvision", {"data/cifar10.py", "data/mnist.py", "data/omniglot.py"}),

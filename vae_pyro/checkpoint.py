@@ -137,9 +137,12 @@ class Blueprint:
             )
 
 
-def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> None:
+def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> list[Path]:
     """Write ``weights.safetensors`` and then ``model.json``, which holds the blueprint and the
     SHA-256 of the weights, into ``folder``, created where it is missing.
+
+    Returns:
+        the two files.
     """
     make_folder(folder)
     weights = safetensors.torch.save({k: v.contiguous() for k, v in vae.state_dict().items()})
@@ -154,6 +157,7 @@ def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> None:
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     write_atomically(folder / _BLUEPRINT, json.dumps(description, indent=2).encode())
+    return [folder / _WEIGHTS, folder / _BLUEPRINT]
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
@@ -273,7 +277,7 @@ class Checkpoints:
         path = self.folder / f"epoch-{self._latest.epoch:06d}.safetensors"
         write_tensors(path, self._latest.tensors, self._latest.about)
         self._written_epoch = self._latest.epoch
-        for old in self._paths()[:-_KEPT]:
+        for old in self.paths()[:-_KEPT]:
             old.unlink(missing_ok=True)
         end = time.monotonic()
         self._due = end + max(self._seconds, (end - start) / _SHARE)
@@ -284,7 +288,7 @@ class Checkpoints:
         Args:
             tell: called with one line about each that is damaged.
         """
-        for path in reversed(self._paths()):
+        for path in reversed(self.paths()):
             try:
                 tensors, about = read_tensors(path)
             except CheckpointError as error:
@@ -295,7 +299,8 @@ class Checkpoints:
             return Checkpoint(self._written_epoch, tensors, about)
         return None
 
-    def _paths(self) -> list[Path]:
+    def paths(self) -> list[Path]:
+        """The files that are there, the oldest first."""
         found = (p for p in self.folder.glob("epoch-*.safetensors") if p.stem[6:].isdigit())
         return sorted(found, key=_epoch)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 from vae_pyro.errors import ConfigError
 
@@ -37,7 +38,7 @@ def refuse_credentials(texts: Iterable[str]) -> None:
     """
     for text in texts:
         starts = [found.start() for found in _SCHEME.finditer(text)]
-        for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        for start, end in pairwise([*starts, len(text)]):
             if _may_hold_credentials(text[start:end].rstrip(" ,'\"]})")):
                 key = text[: starts[0]].partition("=")[0].strip(" +~'\"[{(") or "an address"
                 raise ConfigError(

@@ -1,4 +1,4 @@
-"""Hand over what was recorded while the tracking store was away: ``python -m vae_pyro.deliver``."""
+"""Deliver what was recorded while the tracking store was away: ``python -m vae_pyro.deliver``."""
 
 import argparse
 import os
@@ -6,16 +6,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vae_pyro import startup
 from vae_pyro.app import fail, tell
-from vae_pyro.config import build
 from vae_pyro.errors import ResumeError, TrackingError, UserError
+from vae_pyro.interruption import Interrupted, interruptible
 from vae_pyro.resume import claim
-from vae_pyro.tracking import Record, Tracker
+from vae_pyro.tracking import MLflow, Record
 from vae_pyro.tracking.journal import JOURNAL, read_journal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Deliver every record below some folders; parents before their children.
+
+    A record names the store that it was made for, but it may be somebody else's: it is delivered
+    only to a store that the user names, by ``--uri`` or as the configured one.
 
     Returns:
         0 where nothing is left to be delivered, 1 otherwise.
@@ -26,9 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of jobs or sweeps; outputs/ and multirun/ unless named",
     )  # fmt: skip
     parser.add_argument(
-        "--uri", default=os.environ.get("MLFLOW_TRACKING_URI"),
-        help="of the tracking store, where it is not the recorded one or has a password; by "
-        "default $MLFLOW_TRACKING_URI",
+        "--uri", help="of the tracking store; by default $MLFLOW_TRACKING_URI, else "
+        f"{MLflow.uri}, if the records were made for that one",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     journals = {path for folder in options.folders for path in folder.glob(f"**/record/{JOURNAL}")}
@@ -37,28 +40,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     is_complete = True
     for journal in sorted(journals, key=lambda path: (len(path.parts), path)):
+        job = journal.parent.parent
         try:
-            tell(f"{journal.parent.parent}: {_deliver(journal.parent, options.uri)}")
+            with interruptible():
+                tell(f"{job}: {_deliver(job, options.uri)}")
         except UserError as error:
             is_complete = False
-            fail(f"{journal.parent.parent}: {error}")
+            fail(f"{job}: {error}")
+        except Interrupted as interruption:
+            fail(f"{interruption}; the same command goes on with what waits")
+            return interruption.status
     return 0 if is_complete else 1
 
 
-def _deliver(folder: Path, uri: str | None) -> str:
+def _deliver(job: Path, uri: str | None) -> str:
+    folder = job / "record"
+    if (folder / JOURNAL).resolve() != job.resolve() / "record" / JOURNAL:
+        raise TrackingError(f"{folder / JOURNAL} is a link to a record elsewhere; name that folder")
     try:
-        lock = claim(folder.parent)
+        claimed = claim(job)
     except ResumeError:
         return "still at work, and delivering by itself"
-    with lock:
-        recorded = read_journal(folder)[0]["tracker"]
-        chosen = {**recorded, "uri": uri} if uri and "uri" in recorded else recorded
-        if "***" in str(chosen.get("uri", "")):
+    with claimed:
+        entries = read_journal(folder)
+        if not entries:
+            return "has nothing recorded"
+        recorded = entries[0]["tracker"]
+        tracker = MLflow(
+            uri or os.environ.get("MLFLOW_TRACKING_URI") or MLflow.uri,
+            recorded.get("experiment", MLflow.experiment),
+        )
+        if uri is None and recorded != tracker.options():
             raise TrackingError(
-                f"{chosen['uri']} needs its password: name the store with --uri, or in the "
-                "environment as MLFLOW_TRACKING_URI"
+                f"its records were made for {recorded.get('uri', 'another kind of store')!r}, and "
+                f"the configured store is {tracker.uri!r}; name the one to use with --uri"
             )
-        record = Record(folder, build(chosen, Tracker, "tracking"), tell)
+        record = Record(folder, tracker, tell)
         record.address(record.parent)
         waiting = record.undelivered
         record.deliver()
@@ -68,4 +85,5 @@ def _deliver(folder: Path, uri: str | None) -> str:
 
 
 if __name__ == "__main__":
+    startup.prepare()
     sys.exit(main())

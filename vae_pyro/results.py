@@ -82,7 +82,7 @@ class JobResult:
     def read(cls, folder: Path) -> "JobResult | None":
         """None where there is none, or it lacks what a table shows."""
         result = parse_file(cls, folder / RESULT_FILE)
-        return None if result is None or not _SHOWN <= result.metrics.keys() else result
+        return None if result is None or not result.metrics.keys() >= _SHOWN else result
 
 
 def varying_settings(results: Sequence[JobResult]) -> list[str]:

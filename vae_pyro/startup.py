@@ -4,7 +4,7 @@ import codecs
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import ConfigError
@@ -54,7 +54,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 class _LastingFile(io.FileIO):
     """A file that takes what is written when nobody reads it any more."""
 
-    def write(self, content: bytes) -> int | None:  # type: ignore[override]
+    def write(self, content: Any, /) -> int:
         try:
             return super().write(content)
         except BrokenPipeError:

@@ -12,13 +12,12 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
 class Run(ABC):
-    """One run that is being recorded.
+    """One run that is being recorded."""
 
-    Attributes:
-        run_id: under which the tracker keeps it; None where nothing is kept.
-    """
-
-    run_id: str | None = None
+    @property
+    def run_id(self) -> str | None:
+        """Under which the tracker keeps it; None where nothing is kept."""
+        return None
 
     @abstractmethod
     def log_params(self, params: Mapping[str, Any]) -> None:

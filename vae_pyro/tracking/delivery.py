@@ -1,5 +1,6 @@
 """Hands a record's entries to the tracker in a thread of its own, so that training never waits."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ TAG = "record"  # of the run in the tracker, so that it is found again and never
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the tracker is away
 _LAST_WAIT = 0.5  # likewise, when the run ends
 _RESPOND_WITHIN = 10.0  # seconds, where a run must be opened before the job starts
+_PATIENCE = 20.0  # seconds without progress, after which a run that has ended stops waiting
+_PATIENCE_WHEN_AWAY = 5.0  # likewise, where the last try failed
 
 
 class Delivery:
@@ -89,7 +92,9 @@ class Delivery:
             TrackingError: where the tracker cannot do so, or not within 10 seconds.
         """
         self.wake(open_run=True)
-        self._wait_until(lambda: self._run is not None or self._failure is not None, _RESPOND_WITHIN)
+        self._wait_until(
+            lambda: self._run is not None or self._failure is not None, _RESPOND_WITHIN
+        )
         if self._run is not None:
             return
         self._stop()
@@ -100,23 +105,31 @@ class Delivery:
             "Mend it, choose another (tracking.uri=...), or record nothing (tracking=none)"
         )
 
-    def finish(self, patience: float, longest: float | None = None) -> None:
+    def finish(self, longest: float | None = None) -> None:
         """Wait until the tracker has everything, then stop.
 
         Args:
-            patience: seconds for which nothing may arrive.
             longest: seconds to wait at most; None for as long as entries arrive.
         """
         if self._thread is None:
             return
         self._hurry.set()
-        end = None if longest is None else time.monotonic() + longest
-        before = -1
-        while self._is_busy() and self.delivered > before:
-            before = self.delivered
-            seconds = patience if end is None else min(patience, end - time.monotonic())
-            self._wait_until(lambda: not self._is_busy() or self.delivered > before, seconds)  # noqa: B023
+        end = math.inf if longest is None else time.monotonic() + longest
+        before: tuple[int, bool] | None = None
+        while self._is_behind() and (state := self._state()) != before:
+            before = state
+            patience = _PATIENCE if self._failure is None else _PATIENCE_WHEN_AWAY
+            self._wait_until(
+                lambda state=state: not self._is_behind() or self._state() != state,  # type: ignore[misc]
+                min(patience, end - time.monotonic()),
+            )
         self._stop()
+
+    def _is_behind(self) -> bool:
+        return self._is_busy() or self._failure is not None
+
+    def _state(self) -> tuple[int, bool]:
+        return self.delivered, self._failure is None
 
     def end_unrecorded(self, status: Status) -> None:
         """Close the run although the journal has no room for saying so."""
@@ -167,7 +180,7 @@ class Delivery:
         if not self._wait:
             self._news.append(
                 f"the tracking store cannot take records for now ({reason(error)}); they are kept "
-                f"in {self._folder} and delivered when it responds again"
+                f"in {self._folder} and delivered when it answers again"
             )
         self._wait = min(max(2 * self._wait, _FIRST_WAIT), _LONGEST_WAIT)
         with self._changed:
@@ -178,7 +191,7 @@ class Delivery:
 
     def _succeed(self) -> None:
         if self._wait:
-            self._news.append("the tracking store responds again, and has every record")
+            self._news.append("the tracking store answers again, and has every record")
         self._wait = 0.0
         with self._changed:
             self._failure = None

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, create_model
 
@@ -35,11 +35,12 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "describe": {"markdown": str},
     "end": {"status": Status},
 }  # fmt: skip
+_Entries: Any = create_model  # its types do not allow for fields from a table
 _SCHEMAS = {
-    op: create_model(
+    op: _Entries(
         op,
         __config__=ConfigDict(strict=True, extra="forbid"),
-        op=(Literal[op], ...),
+        op=(str, ...),
         **{name: (kind, ...) for name, kind in fields.items()},
     )
     for op, fields in _FIELDS.items()

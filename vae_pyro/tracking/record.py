@@ -5,7 +5,6 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from vae_pyro.tracking.journal import (
     write_journal,
 )
 
-_PATIENCE = 10.0  # seconds without progress, after which a finished run stops waiting for the store
 _LAST_WORDS = 2.0  # seconds that a process which was told to end waits for the store
 
 Tell = Callable[[str], None]
@@ -153,22 +151,20 @@ class Record(Run):
             raise
 
     def close(self) -> None:
-        with suppress(StorageError):  # a full disk: what waits stays where it is
-            left = grace(_LAST_WORDS)
-            self._delivery.finish(_PATIENCE if left is None else left, left)
+        self._delivery.finish(grace(_LAST_WORDS))
         self._pass_on_news()
         if self.undelivered:
             uri = self._tracker.options().get("uri")
             self._tell(
                 f"{self.undelivered} of {len(self._entries)} records wait in {self._folder}, "
                 f"because {self._delivery.why}; python -m vae_pyro.deliver {self._folder.parent} "
-                f"--uri {uri} delivers them when the store responds again"
+                f"--uri {uri} delivers them when it answers again"
             )
 
     def discard(self) -> None:
         """Take back a run under which nothing happened."""
         self._delivery.discard()
-        self._delivery.finish(_LAST_WORDS, _LAST_WORDS)
+        self._delivery.finish(_LAST_WORDS)
         (self._folder / JOURNAL).unlink(missing_ok=True)
 
     def deliver(self) -> None:

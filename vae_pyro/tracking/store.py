@@ -1,21 +1,15 @@
 """Records in MLflow: a database or a server. The only file that imports mlflow."""
 
-import http.client
 import logging
 import os
 import re
-import socket
-import sqlite3
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -23,15 +17,14 @@ from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import TrackingError
 from vae_pyro.files import locked
 from vae_pyro.tracking.base import Status, StoredRun, Tracker
+from vae_pyro.tracking.reach import require_response
 from vae_pyro.tracking.reasons import reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _PARENT = "mlflow.parentRunId"
-_ANSWER_WITHIN = 5.0  # seconds
 _IN_FILE = re.compile(r"sqlite:///(?!:memory:|file:)[^?]+")
-_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,10 @@ class MLflow(Tracker):
         Raises:
             TrackingError: where it does not.
         """
-        self._reach()
+        try:
+            require_response(self.uri)
+        except OSError as error:
+            raise self._unusable(str(error)) from error
         # A suite that people run on their own data has no business reporting on its use.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # A server that is away is tried again with every record; MLflow's own patience, several
@@ -159,63 +155,6 @@ class MLflow(Tracker):
                 aside.replace(path)
             yield
 
-    def _reach(self) -> None:
-        """Find out within seconds what MLflow's own retries take minutes to tell."""
-        if not self.uri:
-            raise self._unusable("it is empty")
-        try:
-            parts = urlsplit(self.uri)
-        except ValueError as error:
-            raise self._unusable(f"it is not an address ({error})") from error
-        if parts.scheme == "sqlite":
-            folder = self._sqlite_folder()
-            if not os.access(folder, os.W_OK):
-                raise self._unusable(f"{folder} is not a folder that can be written")
-            self._wait_for_lock()
-        elif parts.scheme in ("http", "https"):
-            try:
-                health = f"{self.uri.rstrip('/')}/health"
-                urllib.request.urlopen(health, timeout=_ANSWER_WITHIN).close()  # noqa: S310
-            except urllib.error.HTTPError:
-                pass  # somebody answers; what they say to MLflow's own calls will be seen
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                raise self._unusable(f"nobody answers there ({error})") from error
-        elif (database := parts.scheme.partition("+")[0]) in _DATABASE_PORTS:
-            try:
-                port = parts.port or _DATABASE_PORTS[database]
-                socket.create_connection((parts.hostname, port), timeout=_ANSWER_WITHIN).close()
-            except (OSError, ValueError) as error:
-                why = error if isinstance(error, OSError) else "its port is no number"
-                raise self._unusable(f"nobody answers there ({why})") from error
-            self._log_in()
-
-    def _wait_for_lock(self) -> None:
-        """MLflow waits 20 seconds with every call, and then tells something else."""
-        path = Path(self.uri.removeprefix("sqlite:///"))
-        if not path.is_file():
-            return
-        try:
-            with closing(sqlite3.connect(path, timeout=_ANSWER_WITHIN)) as database:
-                database.execute("BEGIN IMMEDIATE")
-                database.rollback()
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):  # anything else MLflow tells at once
-                raise self._refused(error) from error
-
-    def _log_in(self) -> None:
-        """MLflow tries ten times, and waits without limit for a server that says nothing."""
-        import sqlalchemy
-
-        engine = sqlalchemy.create_engine(
-            self.uri, connect_args={"connect_timeout": int(_ANSWER_WITHIN)}
-        )
-        try:
-            engine.connect().close()
-        except Exception as error:  # of any of the drivers
-            raise self._refused(error) from error
-        finally:
-            engine.dispose()
-
     def _sqlite_folder(self) -> Path:
         return Path(self.uri.removeprefix("sqlite:///")).absolute().parent
 
@@ -271,8 +210,12 @@ def downloaded(run_id: str, artifact: str, uri: str | None = None) -> Iterator[P
 
 class _MLflowRun(StoredRun):
     def __init__(self, client: "MlflowClient", run_id: str) -> None:
-        self.run_id: str = run_id
+        self._run_id = run_id
         self._client = client
+
+    @property
+    def run_id(self) -> str:
+        return self._run_id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param

@@ -1,0 +1,81 @@
+"""Whether a tracking store responds, within seconds: MLflow's own retries take minutes."""
+
+import http.client
+import os
+import socket
+import sqlite3
+import urllib.error
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from vae_pyro.tracking.reasons import reason
+
+_RESPOND_WITHIN = 5.0  # seconds
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def require_response(uri: str) -> None:
+    """Return where the store responds, or is of a kind that only MLflow knows.
+
+    Args:
+        uri: of the tracking store, without credentials.
+
+    Raises:
+        OSError: with the reason, in words, where it does not.
+    """
+    if not uri:
+        raise OSError("it is empty")
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise OSError(f"it is not an address ({error})") from error
+    database = parts.scheme.partition("+")[0]
+    if database == "sqlite":
+        _require_file(Path(uri.removeprefix("sqlite:///")))
+    elif parts.scheme in ("http", "https"):
+        try:
+            health = f"{uri.rstrip('/')}/health"
+            urllib.request.urlopen(health, timeout=_RESPOND_WITHIN).close()  # noqa: S310
+        except urllib.error.HTTPError:
+            pass  # a server responds; what it tells MLflow's own calls will be seen
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise OSError(f"nobody answers there ({error})") from error
+    elif database in _DATABASE_PORTS:
+        try:
+            address = parts.hostname, parts.port or _DATABASE_PORTS[database]
+            socket.create_connection(address, timeout=_RESPOND_WITHIN).close()
+        except (OSError, ValueError) as error:
+            why = error if isinstance(error, OSError) else "its port is no number"
+            raise OSError(f"nobody answers there ({why})") from error
+        _log_in(uri)
+
+
+def _require_file(path: Path) -> None:
+    folder = path.absolute().parent
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"{folder} is not a folder that can be written")
+    if not path.is_file():
+        return
+    try:  # MLflow waits 20 seconds for a lock, with every call
+        with closing(sqlite3.connect(path, timeout=_RESPOND_WITHIN)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):  # anything else is told by MLflow at once
+            raise OSError(reason(error)) from error
+
+
+def _log_in(uri: str) -> None:
+    """MLflow tries ten times, and waits without limit for a server that is silent."""
+    import sqlalchemy
+
+    options = {"connect_timeout": int(_RESPOND_WITHIN)}
+    engine = sqlalchemy.create_engine(uri, connect_args=options)
+    try:
+        engine.connect().close()
+    except Exception as error:  # of any of the drivers
+        raise OSError(reason(error)) from error
+    finally:
+        engine.dispose()
