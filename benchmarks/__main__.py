@@ -3,12 +3,14 @@
 import importlib
 import sys
 
+from vae_pyro import startup
 from vae_pyro.errors import UserError
 
 NAMES = ("training", "importance", "scaling", "startup")
 
 
 def main() -> None:
+    startup.prepare()  # all contestants have it
     names = sys.argv[1:] or NAMES
     unknown = [name for name in names if name not in NAMES]
     if unknown:

@@ -17,6 +17,7 @@ LAYERS = [
     "interruption",
     "credentials",
     "startup",
+    "cores",
     "files",
     "config",
     "started",

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.console import Console
 from vae_pyro.checkpoint import Blueprint, Checkpoints, save_model
 from vae_pyro.config import Config, build, flatten, parse_config
 from vae_pyro.config import Evaluation as EvaluationOptions
+from vae_pyro.cores import CoreMeter, crowding
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError, DataError, EstimatorError, StorageError
 from vae_pyro.evaluation import Questions, log_cell_volume
@@ -95,10 +96,11 @@ class _Parts:
     questions: Questions
     notes: list[str]
     x: str
+    crowding: str | None
 
 
 def _build_parts(config: Config, job: Job) -> _Parts:
-    device = choose_device(config.device)
+    meter, device = CoreMeter(), choose_device(config.device)
     tracker = build(config.tracking, Tracker, "tracking")
     source = build(config.data, ImageSource, "data")
     objective = build(config.objective, Objective, "objective")
@@ -129,9 +131,11 @@ def _build_parts(config: Config, job: Job) -> _Parts:
         try_out(vae, objective, few)
     questions, notes = _questions(config.evaluation, vae)
     x = describe_x(job.choices.get("data", ""), source.binarisation, likelihood)
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
     return _Parts(
-        device, tracker, objective, dataset, blueprint, likelihood, vae, questions, notes, x
-    )
+        device, tracker, objective, dataset, blueprint, likelihood, vae, questions, notes, x,
+        crowding(threads, meter.others()),
+    )  # fmt: skip
 
 
 def _check_support(dataset: Dataset, likelihood: Likelihood, seed: int) -> None:
@@ -173,6 +177,8 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
         "log_px": "density" if parts.likelihood.support.is_continuous else "probability",
         **git_tags(),
     }
+    if parts.crowding is not None:
+        tell(parts.crowding)
     run: Run = SilentRun()
     checkpoints = Checkpoints(job.output / "checkpoint", config.training.checkpoint_seconds)
     try:
@@ -187,10 +193,8 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
         run.log_params({**job.choices, **flatten(recorded)})
         run.log_file(_write_config(recorded, job.output))
         trained, last_epoch = experiment.train(checkpoints)
-        for path in checkpoints.paths():
-            run.log_file(path, "checkpoint")
-        for path in save_model(job.output / "model", parts.vae, parts.blueprint):
-            run.log_file(path, "model")
+        _log_files(run, checkpoints.paths(), "checkpoint")
+        _log_files(run, save_model(job.output / "model", parts.vae, parts.blueprint), "model")
         evaluation = experiment.evaluate(last_epoch)
         judged = experiment.judge(last_epoch) if job.is_judged else {}
         run.log_metrics(trained, last_epoch)
@@ -208,14 +212,8 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
         with uninterrupted():
             run.end("FINISHED")
             result.write(job.output)
-    # The disk or the store may be what failed; the first error is the one to tell.
     except Exception as error:
-        with uninterrupted():
-            with suppress(Exception):
-                run.describe(f"Failed: {error}")
-            with suppress(Exception):
-                run.end("FAILED")
-        run.close()
+        _end_failed(run, error)
         raise
     except BaseException:  # Ctrl-C, SIGTERM
         with uninterrupted():
@@ -287,6 +285,21 @@ def choose_device(name: str) -> torch.device:
             "device=cuda: no CUDA GPU is available here; use device=auto or device=cpu"
         )
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _end_failed(run: Run, error: Exception) -> None:
+    """The disk or the store may be what failed; the first error is the one to tell."""
+    with uninterrupted():
+        with suppress(Exception):
+            run.describe(f"Failed: {error}")
+        with suppress(Exception):
+            run.end("FAILED")
+    run.close()
+
+
+def _log_files(run: Run, paths: Sequence[Path], folder: str) -> None:
+    for path in paths:
+        run.log_file(path, folder)
 
 
 def _write_config(tree: Mapping[str, Any], output: Path) -> Path:
