@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from vae_pyro.errors import StorageError, UserError
-from vae_pyro.interruption import Interrupted, interruptible
+from vae_pyro.interruption import Interrupted, interruptible, leave_if_told
 from vae_pyro.pipeline import Job, run_job
 from vae_pyro.results import print_summary
 from vae_pyro.resume import claim
@@ -70,6 +70,8 @@ def main(cfg: DictConfig) -> float | None:
     except Interrupted as interruption:
         goes_on = "SLURM starts it again" if requeue_if_preempted() else "resume=true goes on"
         fail(f"{interruption}; {goes_on} from the last checkpoint")
+        if sweep is None:
+            leave_if_told()
         sys.exit(interruption.status)
     except Exception as error:
         fail(explain(error))

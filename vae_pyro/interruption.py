@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM: an exception in the job, but not in the middle of what belongs together."""
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +29,7 @@ class _Pending:
     held = 0
     signum: int | None = None
     since: float | None = None
+    status: int | None = None
 
 
 @contextmanager
@@ -36,7 +39,7 @@ def interruptible() -> Iterator[None]:
     Where this is not the main thread, which alone may say what signals do, they do what they did.
     """
     before = {}
-    _Pending.since = None
+    _Pending.since = _Pending.status = None
     with suppress(ValueError):
         before = {signum: signal.signal(signum, _raise) for signum in _SIGNALS}
     try:
@@ -59,9 +62,26 @@ def uninterrupted() -> Iterator[None]:
             raise Interrupted(signum)
 
 
-def hasten() -> None:
-    """The process ends now: from here on its grace runs."""
+def hasten(signum: int | None = None) -> None:
+    """The process ends now: from here on its grace runs.
+
+    Args:
+        signum: of the signal that told it to, if one did.
+    """
     _Pending.since = _Pending.since or time.monotonic()
+    if signum is not None:
+        _Pending.status = 128 + signum
+
+
+def leave_if_told() -> None:
+    """End a process that a signal told to end, when all that it had to write is written.
+
+    Python's own farewell takes seconds, and waits for threads that hang in a call of the store.
+    """
+    if _Pending.status is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_Pending.status)
 
 
 def grace(seconds: float) -> float | None:
@@ -75,7 +95,7 @@ def grace(seconds: float) -> float | None:
 
 
 def _raise(signum: int, _frame: FrameType | None) -> None:
-    hasten()
+    hasten(signum)
     if _Pending.held:
         _Pending.signum = signum
     else:

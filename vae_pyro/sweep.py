@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from vae_pyro.credentials import refuse_credentials
-from vae_pyro.interruption import hasten
+from vae_pyro.interruption import hasten, leave_if_told
 from vae_pyro.slurm import is_restart
 from vae_pyro.started import (
     JOB_FILE,
@@ -191,6 +191,7 @@ class SweepCallback(Callback):
             self._end("KILLED")
         else:
             self._run.discard()
+        leave_if_told()
 
 
 def _panel(group: list[JobResult], results: list[JobResult]) -> Panel:
@@ -272,7 +273,7 @@ def _is_resumed(config: DictConfig) -> bool:
 
 def _end_with_children(signum: int, _frame: Any) -> None:
     """SIGTERM ends a sweep as Ctrl-C does, jobs in other processes included."""
-    hasten()
+    hasten(signum)
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()
