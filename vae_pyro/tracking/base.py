@@ -91,6 +91,10 @@ class Tracker(ABC):
             TrackingError: as ``start_run``.
         """
 
+    def trouble(self) -> Exception | None:
+        """Why the store does not respond, found out in a moment; None where that is not known."""
+        return None
+
     def options(self) -> dict[str, str]:
         """What tells this store from others: the class, and each of its options as text."""
         fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}

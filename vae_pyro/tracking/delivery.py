@@ -64,9 +64,8 @@ class Delivery:
     @property
     def why(self) -> str:
         """Why entries wait, in words."""
-        if self._failure is None:
-            return "the tracking store takes too long"
-        return reason(self._failure)
+        error = self._failure or self._tracker.trouble()
+        return "the tracking store takes too long" if error is None else reason(error)
 
     def start_over(self) -> None:
         """All entries go to another store; before the first ``wake``."""

@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 
 from vae_pyro.tracking.reasons import reason
 
-_RESPOND_WITHIN = 5.0  # seconds
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
-def require_response(uri: str) -> None:
+def require_response(uri: str, within: float = 5.0) -> None:
     """Return where the store responds, or is of a kind that only MLflow knows.
 
     Args:
         uri: of the tracking store, without credentials.
+        within: so many seconds.
 
     Raises:
         OSError: with the reason, in words, where it does not.
@@ -33,11 +33,11 @@ def require_response(uri: str) -> None:
         raise OSError(f"it is not an address ({error})") from error
     database = parts.scheme.partition("+")[0]
     if database == "sqlite":
-        _require_file(Path(uri.removeprefix("sqlite:///")))
+        _require_file(Path(uri.removeprefix("sqlite:///")), within)
     elif parts.scheme in ("http", "https"):
         try:
             health = f"{uri.rstrip('/')}/health"
-            urllib.request.urlopen(health, timeout=_RESPOND_WITHIN).close()  # noqa: S310
+            urllib.request.urlopen(health, timeout=within).close()  # noqa: S310
         except urllib.error.HTTPError:
             pass  # a server responds; what it tells MLflow's own calls will be seen
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -45,21 +45,21 @@ def require_response(uri: str) -> None:
     elif database in _DATABASE_PORTS:
         try:
             address = parts.hostname, parts.port or _DATABASE_PORTS[database]
-            socket.create_connection(address, timeout=_RESPOND_WITHIN).close()
+            socket.create_connection(address, timeout=within).close()
         except (OSError, ValueError) as error:
             why = error if isinstance(error, OSError) else "its port is no number"
             raise OSError(f"nobody answers there ({why})") from error
-        _log_in(uri)
+        _log_in(uri, within)
 
 
-def _require_file(path: Path) -> None:
+def _require_file(path: Path, within: float) -> None:
     folder = path.absolute().parent
     if not os.access(folder, os.W_OK):
         raise OSError(f"{folder} is not a folder that can be written")
     if not path.is_file():
         return
     try:  # MLflow waits 20 seconds for a lock, with every call
-        with closing(sqlite3.connect(path, timeout=_RESPOND_WITHIN)) as connection:
+        with closing(sqlite3.connect(path, timeout=within)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
     except sqlite3.OperationalError as error:
@@ -67,11 +67,11 @@ def _require_file(path: Path) -> None:
             raise OSError(reason(error)) from error
 
 
-def _log_in(uri: str) -> None:
+def _log_in(uri: str, within: float) -> None:
     """MLflow tries ten times, and waits without limit for a server that is silent."""
     import sqlalchemy
 
-    options = {"connect_timeout": int(_RESPOND_WITHIN)}
+    options = {"connect_timeout": max(1, int(within))}
     engine = sqlalchemy.create_engine(uri, connect_args=options)
     try:
         engine.connect().close()

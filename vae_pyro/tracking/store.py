@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _PARENT = "mlflow.parentRunId"
+_A_MOMENT = 0.2  # seconds
 _IN_FILE = re.compile(r"sqlite:///(?!:memory:|file:)[^?]+")
 
 
@@ -71,6 +72,13 @@ class MLflow(Tracker):
         except Exception as error:
             raise self._refused(error) from error
         return _MLflowRun(client, found[0].info.run_id) if found else None
+
+    def trouble(self) -> Exception | None:
+        try:
+            require_response(self.uri, _A_MOMENT)
+        except OSError as error:
+            return error
+        return None
 
     def options(self) -> dict[str, str]:
         uri = self.uri
