@@ -295,3 +295,84 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert "is damaged" in done.stdout.replace("\n", " ")
     assert f"training goes on after epoch {int(before.stem.split('-')[1])}" in done.stdout
     assert outcome(tmp_path / "job") == outcome(undisturbed / "sweep/0")
+
+
+LEFTOVERS = (
+    ".job.json.41", "checkpoint/.epoch-000003.safetensors.41", "record/.samples-000001.png.41",
+    "model/.model.json.41", "evaluation/.ab.safetensors.41",
+)  # fmt: skip
+
+
+def test_what_a_killed_process_had_not_finished_writing_is_removed(
+    run_py: RunPy, tmp_path: Path, undisturbed: Path
+) -> None:
+    """And not uploaded; what is not the job's own stays."""
+    shutil.copytree(undisturbed / "sweep/0", tmp_path / "job")
+    os.remove(tmp_path / "job/result.json")
+    for name in LEFTOVERS:
+        (tmp_path / "job" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "job" / name).write_text("torn")
+    for name in (".notes.41", "checkpoint/.mine.41", "checkpoint/notes.txt"):
+        (tmp_path / "job" / name).write_text("mine")
+    done = run_py(*SHORT, "seed=0", "resume=true", "hydra.run.dir=job", **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert not [name for name in LEFTOVERS if (tmp_path / "job" / name).exists()]
+    assert (tmp_path / "job/.notes.41").read_text() == "mine"
+    assert (tmp_path / "job/checkpoint/notes.txt").read_text() == "mine"
+    (run,) = runs_in(tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    kept = [file.path for file in client.list_artifacts(run.info.run_id, "checkpoint")]
+    assert sorted(kept) == sorted(
+        f"checkpoint/{path.name}" for path in (tmp_path / "job/checkpoint").glob("epoch-*")
+    )
+    assert len(kept) == 2
+    model = {file.path for file in client.list_artifacts(run.info.run_id, "model")}
+    assert model == {"model/model.json", "model/weights.safetensors"}
+
+
+ODD = {
+    "overrides": '{"overrides": [1], "sweep": null}',
+    "sweep": '{"overrides": [], "sweep": 5}',
+    "deep": "[" * 100_000,
+    "number": "5",
+    "more": '{"overrides": [], "sweep": null, "more": 1}',
+    "bytes": "\udcff",
+}
+
+
+@pytest.mark.parametrize("kind", [*ODD, "pipe"])
+def test_an_odd_file_beside_does_not_stop_a_resume(
+    kind: str, run_py: RunPy, tmp_path: Path
+) -> None:
+    for name in ("sweep.json", "job.json"):
+        path = tmp_path / "multirun/2026-01-01" / name.replace(".", "-") / name
+        path.parent.mkdir(parents=True)
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.write_bytes(ODD[kind].encode(errors="surrogateescape"))
+    shutil.copytree(tmp_path / "multirun", tmp_path / "outputs")
+    short = [*SHORT[:1], "training.epochs=1", "training.snapshots=1", "evaluation.num_samples=50"]
+    for mode in ((), ("-m",)):
+        done = run_py(*short, "resume=true", "tracking=none", *mode, **ONE_THREAD)
+        assert done.returncode == 0, done.stderr
+        assert "nothing to resume" in done.stdout
+        assert "Traceback" not in done.stderr
+
+
+def test_an_odd_result_does_not_stop_a_sweep(
+    run_py: RunPy, tmp_path: Path, undisturbed: Path
+) -> None:
+    """It is no result, and its job is done again."""
+    shutil.copytree(undisturbed / "sweep", tmp_path / "sweep")
+    result = json.loads((tmp_path / "sweep/0/result.json").read_text())
+    for job, metrics in (("0", {"test/elbo": "a"}), ("1", {})):
+        odd = json.dumps(result | {"metrics": metrics})
+        (tmp_path / "sweep" / job / "result.json").write_text(odd)
+    done = run_py(
+        *SHORT, "seed=0,1", "hydra.sweep.dir=sweep", "resume=true", "tracking=none", "-m",
+        **ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "sweep/0") == outcome(undisturbed / "sweep/0")
+    assert outcome(tmp_path / "sweep/1") == outcome(undisturbed / "sweep/1")

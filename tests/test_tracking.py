@@ -1,5 +1,8 @@
 """MLflow, the real thing: an embedded database and a server on loopback."""
 
+import errno
+import fcntl
+import os
 import socket
 import subprocess
 import sys
@@ -186,3 +189,31 @@ def test_no_tracking_keeps_nothing() -> None:
     run.log_metrics({"valid/elbo": 1.0}, 1)
     run.end("FINISHED")
     assert run.run_id is None
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some that clusters share: flock fails with ENOLCK."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run = MLflow(f"sqlite:///{tmp_path}/mlflow.db").start_run("job", {})
+    run.end("FINISHED")
+    assert (
+        MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run.run_id).info.run_name == "job"
+    )
+
+
+@pytest.mark.parametrize("name", ["it's", 'a"b', """it's "both" ones""", "back\\slash", "a:b"])
+def test_a_folder_with_an_odd_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow writes the current folder's path into SQL as it is."""
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    run = MLflow().start_run("job", {})
+    run.log_image("samples", np.zeros((4, 5, 3), np.uint8), 0)
+    run.end("FINISHED")
+    assert list((folder / "mlartifacts").rglob("*.png"))

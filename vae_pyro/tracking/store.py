@@ -151,7 +151,7 @@ class MLflow(Tracker):
         if not self.uri.startswith("sqlite:///"):
             yield
             return
-        import mlflow
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         path = Path(self.uri.removeprefix("sqlite:///")).absolute()
         with locked(path.with_name(f".{path.name}.lock")):
@@ -159,7 +159,9 @@ class MLflow(Tracker):
                 aside = path.with_name(f".{path.name}.new")
                 for leftover in path.parent.glob(f"{aside.name}*"):
                     leftover.unlink()
-                mlflow.MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+                # As a URI, because MLflow writes this path into SQL without escaping its quotes.
+                artifacts = (Path.cwd() / "mlruns").as_uri()
+                SqlAlchemyStore(f"sqlite:///{os.path.relpath(aside)}", artifacts)
                 aside.replace(path)
             yield
 

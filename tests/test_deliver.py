@@ -1,0 +1,148 @@
+"""``python -m vae_pyro.deliver``: what a journal says is data, and it may be somebody else's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import ROOT
+
+MLFLOW = "vae_pyro.tracking.store.MLflow"
+
+
+def deliver(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+    return subprocess.run(
+        [sys.executable, "-m", "vae_pyro.deliver", *arguments], cwd=folder, timeout=200,
+        env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def start(tracker: Any) -> dict[str, Any]:
+    return {"op": "start", "name": "n", "tags": {"record": "a"}, "parent": None, "tracker": tracker}
+
+
+def write(job: Path, *entries: Any) -> None:
+    (job / "record").mkdir(parents=True)
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (job / "record" / "journal.jsonl").write_text(text)
+
+
+def mine(folder: Path) -> dict[str, str]:
+    """The store that is configured where nobody says otherwise."""
+    return {"_target_": MLFLOW, "uri": f"sqlite:///{folder}/mlflow.db", "experiment": "vae-pyro"}
+
+
+def test_a_class_that_a_journal_names_is_not_imported(tmp_path: Path) -> None:
+    job = tmp_path / "outputs/foreign"
+    write(job, start({"_target_": "outputs.foreign.evil.E"}))
+    (job / "evil.py").write_text(
+        "import pathlib\npathlib.Path('ran').touch()\n"
+        "from vae_pyro.tracking import NoTracking\nclass E(NoTracking): pass\n"
+    )
+    done = deliver(tmp_path)
+    assert done.returncode == 1
+    assert not (tmp_path / "ran").exists()
+    assert "name the one to use with --uri" in done.stderr
+    done = deliver(tmp_path, "--uri", f"sqlite:///{tmp_path}/mine.db")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_store_that_a_journal_names_is_used_only_where_the_user_names_it(tmp_path: Path) -> None:
+    theirs = f"sqlite:///{tmp_path}/theirs.db"
+    write(tmp_path / "outputs/job", start({**mine(tmp_path), "uri": theirs}))
+    done = deliver(tmp_path)
+    assert done.returncode == 1
+    assert f"its records were made for {theirs!r}" in done.stderr
+    assert not list(tmp_path.glob("*.db"))
+    assert deliver(tmp_path, "--uri", theirs).returncode == 0
+    assert (tmp_path / "theirs.db").exists()
+
+
+@pytest.mark.parametrize("how", ["above", "absolute", "link", "linked folder", "picture", "folder"])
+def test_no_file_from_outside_the_job_is_copied(how: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("private")
+    job = tmp_path / "outputs/job"
+    entry: dict[str, Any] = {"op": "file", "folder": None}
+    entry["path"] = {
+        "above": "../../../victim.txt", "absolute": str(victim), "link": "../link.txt",
+        "linked folder": "../away/victim.txt", "picture": "", "folder": "../../job",
+    }[how]  # fmt: skip
+    if how == "picture":
+        entry = {"op": "image", "key": "samples", "step": 1, "file": "link.png"}
+    whole = {"op": "file", "path": "../mine.txt", "folder": "model"}
+    write(job, start(mine(tmp_path)), entry, whole)
+    (job / "link.txt").symlink_to(victim)
+    (job / "record/link.png").symlink_to(victim)
+    (job / "away").symlink_to(tmp_path)
+    (job / "mine.txt").write_text("mine")
+    done = deliver(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "line 2 of outputs/job/record/journal.jsonl is left out" in done.stdout.replace(
+        "\n", " "
+    )
+    kept = [path for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()]
+    assert [path.read_text() for path in kept] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"op": "file", "path": "../a", "folder": "../.."},
+        {"op": "image", "key": "../k", "step": 0, "file": "a.png"},
+        {"op": "image", "key": "k", "step": 0, "file": "../a.png"},
+        {"op": "metrics", "metrics": {"a": "1"}, "step": 1, "at": 0.0},
+        {"op": "metrics", "metrics": [1], "step": 1, "at": 0.0},
+        {"op": "end", "status": "GONE"}, {"op": [1]}, {"op": "run", "command": "x"}, [1], 5, None,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_entry_that_is_none_is_an_error_in_words(entry: Any, tmp_path: Path) -> None:
+    write(tmp_path / "outputs/job", start(mine(tmp_path)), entry)
+    done = deliver(tmp_path)
+    assert done.returncode == 1
+    assert "journal.jsonl is damaged in line 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.db"))
+
+
+@pytest.mark.parametrize("tracker", [5, None, [], {"uri": 5}])
+def test_a_store_of_another_kind_is_an_error_in_words(tracker: Any, tmp_path: Path) -> None:
+    write(tmp_path / "outputs/job", start(tracker))
+    done = deliver(tmp_path)
+    assert done.returncode == 1
+    assert "journal.jsonl is damaged in line 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_other_things_that_lie_there(tmp_path: Path) -> None:
+    """An empty journal, one that never ends, a pipe, a link; and a whole one beside them."""
+    for name in ("empty", "deep", "pipe", "link"):
+        (tmp_path / "outputs" / name / "record").mkdir(parents=True)
+    (tmp_path / "outputs/empty/record/journal.jsonl").touch()
+    (tmp_path / "outputs/deep/record/journal.jsonl").write_text("[" * 100_000 + "\n")
+    os.mkfifo(tmp_path / "outputs/pipe/record/journal.jsonl")
+    (tmp_path / "elsewhere").write_text("not a line")
+    (tmp_path / "outputs/link/record/journal.jsonl").symlink_to(tmp_path / "elsewhere")
+    write(tmp_path / "outputs/whole", start(mine(tmp_path)), {"op": "end", "status": "FINISHED"})
+    done = deliver(tmp_path)
+    assert done.returncode == 1
+    output = done.stdout.replace("\n", " ")
+    assert "outputs/empty: has nothing recorded" in output
+    assert "outputs/whole: 2 records delivered" in output
+    assert "outputs/deep: " in done.stderr
+    assert "is not a regular file" in done.stderr
+    assert "is a link to a record elsewhere" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "elsewhere").read_text() == "not a line"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("vae-pyro")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"

@@ -1,0 +1,71 @@
+"""What each program sets up first: the output's characters and reader, arguments, threads."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import QUICK, ROOT
+
+RunPy = Callable[..., subprocess.CompletedProcess[str]]
+LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, LOCALE], ids=str)
+@pytest.mark.parametrize("mode", [(), ("latent_dim=2,3", "-m")], ids=["job", "sweep"])
+def test_an_output_without_our_characters_gets_others(
+    environment: dict[str, str], mode: tuple[str, ...], run_py: RunPy
+) -> None:
+    done = run_py(*QUICK, *mode, **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert "+- is one Monte Carlo standard error" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_does_not_end_a_sweep(closed: str, tmp_path: Path) -> None:
+    """As ``python run.py ... -m | head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
+    sweep = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "latent_dim=2,3", *QUICK, "-m"],
+        cwd=tmp_path, timeout=200, text=True, **streams,
+    )  # fmt: skip
+    os.close(writer)
+    assert sweep.returncode == 0, sweep.stderr
+    (summary,) = tmp_path.glob("multirun/*/*/summary.csv")
+    assert len(summary.read_text().splitlines()) == 3
+
+
+PROBE = """
+from vae_pyro import startup
+startup.prepare()
+startup.prepare()  # as in a job of a sweep, once more
+import os, sys, torch
+print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}], ids=str)
+def test_threads_sleep_unless_the_user_wants_them_to_spin(own: dict[str, str]) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "true", **own}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=100
+    )
+    expected = own.get("OMP_WAIT_POLICY", "passive")
+    assert done.stdout == f"{expected} True\n"
+    assert f"OMP_WAIT_POLICY = '{expected.upper()}'" in done.stderr  # as OpenMP itself read it
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["run.py", "experiments/__init__.py", "benchmarks/__main__.py", "vae_pyro/deliver.py"],
+)
+def test_every_program_prepares(program: str) -> None:
+    assert "startup.prepare()" in (ROOT / program).read_text()
