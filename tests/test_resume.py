@@ -344,14 +344,13 @@ ODD = {
 def test_an_odd_file_beside_does_not_stop_a_resume(
     kind: str, run_py: RunPy, tmp_path: Path
 ) -> None:
-    for name in ("sweep.json", "job.json"):
-        path = tmp_path / "multirun/2026-01-01" / name.replace(".", "-") / name
+    for folder, name in (("multirun", "sweep.json"), ("outputs", "job.json")):
+        path = tmp_path / folder / "2026-01-01/00-00-00" / name
         path.parent.mkdir(parents=True)
         if kind == "pipe":
             os.mkfifo(path)
         else:
             path.write_bytes(ODD[kind].encode(errors="surrogateescape"))
-    shutil.copytree(tmp_path / "multirun", tmp_path / "outputs")
     short = [*SHORT[:1], "training.epochs=1", "training.snapshots=1", "evaluation.num_samples=50"]
     for mode in ((), ("-m",)):
         done = run_py(*short, "resume=true", "tracking=none", *mode, **ONE_THREAD)

@@ -213,7 +213,7 @@ def test_a_folder_with_an_odd_name(
     folder = tmp_path / name
     folder.mkdir()
     monkeypatch.chdir(folder)
-    run = MLflow().start_run("job", {})
+    run = MLflow(f"sqlite:///{folder}/mlflow.db").start_run("job", {})
     run.log_image("samples", np.zeros((4, 5, 3), np.uint8), 0)
     run.end("FINISHED")
     assert list((folder / "mlartifacts").rglob("*.png"))

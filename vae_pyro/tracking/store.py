@@ -161,7 +161,7 @@ class MLflow(Tracker):
                     leftover.unlink()
                 # As a URI, because MLflow writes this path into SQL without escaping its quotes.
                 artifacts = (Path.cwd() / "mlruns").as_uri()
-                SqlAlchemyStore(f"sqlite:///{os.path.relpath(aside)}", artifacts)
+                SqlAlchemyStore(f"sqlite:///{aside}", artifacts)
                 aside.replace(path)
             yield
 
