@@ -47,20 +47,24 @@ from vae_pyro import startup
 startup.prepare()
 startup.prepare()  # as in a job of a sweep, once more
 import os, sys, torch
-print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}], ids=str)
+@pytest.mark.parametrize(
+    "own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}], ids=str
+)
 def test_threads_sleep_unless_the_user_wants_them_to_spin(own: dict[str, str]) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    waiting = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in waiting}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "true", **own}
     done = subprocess.run(
         [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=100
     )
-    expected = own.get("OMP_WAIT_POLICY", "passive")
-    assert done.stdout == f"{expected} True\n"
-    assert f"OMP_WAIT_POLICY = '{expected.upper()}'" in done.stderr  # as OpenMP itself read it
+    expected = own or {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+    assert done.stdout == f"{' '.join(str(expected.get(name)) for name in waiting)} True\n"
+    policy = expected.get("OMP_WAIT_POLICY", "passive").upper()
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr  # as OpenMP itself read it
 
 
 @pytest.mark.parametrize(

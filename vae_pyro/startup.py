@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import ConfigError
 
+_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 _PLAIN = str.maketrans({
     "±": "+-", "−": "-", "–": "-", "≥": ">=", "≤": "<=", "→": "->", "‖": "|", "…": "...",
     "━": "-", "─": "-", "•": "*", "×": "x", "β": "beta", "σ": "sigma",
@@ -18,14 +19,16 @@ _PLAIN = str.maketrans({
 def prepare() -> None:
     """Set up this process, and those that it starts.
 
-    - Threads of OpenMP that wait for others sleep instead of spinning (``OMP_WAIT_POLICY``, unless
-      the user has set it): on a machine that other programs use too, two threads that spin at a
-      barrier while a third holds the core take hundreds of times as long.
+    - Threads of OpenMP that wait for others spin for microseconds and then sleep
+      (``OMP_WAIT_POLICY`` and ``GOMP_SPINCOUNT``, unless the user has set one of them): on a
+      machine that other programs use too, a thread that spins holds the core that the one it waits
+      for needs. Without any spinning, steps on an idle machine would take twice as long.
     - Characters that the output cannot show (``PYTHONIOENCODING=ascii``, ``LC_ALL=C``) are replaced
       by plain ones.
     - Where the reader of the output goes away (``| head``), the program goes on in silence.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if not _WAITING.keys() & os.environ.keys():
+        os.environ.update(_WAITING)
     codecs.register_error("plain", _plain)
     sys.stdout = _lasting(sys.stdout)
     sys.stderr = _lasting(sys.stderr)
