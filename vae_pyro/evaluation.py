@@ -33,7 +33,7 @@ from vae_pyro.vae import VAE
 
 HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not to be relied on
 _SMALL_ERROR = 0.1  # nats, for a numeric answer that others are judged by
-_ROUNDED_IMAGES = 100
+_ROUNDED_TOGETHER = 500  # images whose float64 decoder outputs fit into memory
 _LATENT_IMAGES = 2000  # of which the aggregated posterior is made: its cost grows with the square
 
 
@@ -165,7 +165,8 @@ def evaluate(
         _record(metrics, name, answer.estimate, draws)
     _record_quality(metrics, answers["log_px"].estimate, draws)
     _record_bits(metrics, vae.model.likelihood, x.shape[1:])
-    metrics["test/rounding_error"] = rounding_error(vae, x[:_ROUNDED_IMAGES])
+    parts = x.split(_ROUNDED_TOGETHER)
+    metrics["test/rounding_error"] = max(rounding_error(vae, part) for part in parts)
     one_draw = x[: len(x) // draws]  # so that N images are counted as N
     means = posterior_means(vae, one_draw)
     metrics["test/active_units"] = float(active_units(means))
@@ -173,8 +174,9 @@ def evaluate(
     if questions.latent:
         with RandomStream("latent space", seed, x.device).active():
             measures = information(vae, one_draw[:_LATENT_IMAGES])
+        scope = "test" if len(one_draw) <= _LATENT_IMAGES else "compared"
         for name, number in vars(measures).items():
-            _record(metrics, name, number)
+            _record(metrics, name, number, prefix=scope)
 
     first = torch.arange(len(x)).reshape(draws, -1)[:, : questions.num_images].flatten()
     compared = {

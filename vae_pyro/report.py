@@ -165,13 +165,14 @@ def _about_split(evaluation: Evaluation) -> Iterable[str]:
 
 def _about_information(evaluation: Evaluation) -> Iterable[str]:
     m = evaluation.metrics
-    if "test/mutual_information" not in m:
+    scope = next((s for s in ("test", "compared") if f"{s}/mutual_information" in m), None)
+    if scope is None:
         return
-    low, high = m["test/mutual_information"], m["test/mutual_information_upper"]
+    low, high = m[f"{scope}/mutual_information"], m[f"{scope}/mutual_information_upper"]
     if high - low > 0.1 * high:
         yield (
             f"the test images are too few to tell I(x; z) more closely than between {low:.2f} and "
-            f"{min(high, m['test/kl']):.2f} nats"
+            f"{min(high, m[f'{scope}/kl']):.2f} nats"
         )
 
 
