@@ -15,7 +15,7 @@ from experiments.study import OUTPUTS, Findings, Lab, Study, as_typed
 from vae_pyro.app import explain, fail, make_console, tell
 from vae_pyro.config import flatten
 from vae_pyro.files import make_folder, write_atomically
-from vae_pyro.interruption import Interrupted, interruptible, uninterrupted
+from vae_pyro.interruption import Interrupted, interruptible, leave_if_told, uninterrupted
 from vae_pyro.provenance import git_tags
 from vae_pyro.resume import claim
 from vae_pyro.tracking import Run, SilentRun, open_run
@@ -33,6 +33,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             _run(study, typed)
     except Interrupted as interruption:
         fail(f"{interruption}; the same command goes on from the last checkpoint")
+        leave_if_told()
         sys.exit(interruption.status)
     except Exception as error:
         fail(explain(error))

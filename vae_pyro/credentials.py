@@ -6,29 +6,26 @@ from itertools import pairwise
 
 from vae_pyro.errors import ConfigError
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_HOST = r"([\w.-]*|\[[\da-fA-F:.]+\])(:\d*)?"
+_SCHEME = re.compile(r"(?:^|(?<=[\s,='\"\[({]))[A-Za-z][A-Za-z0-9+.-]*://")
+_HOST = r"([\w.%,-]*|\[[\da-fA-F:.]+\])(:\d+)?"
 _OPTIONS = (  # of databases; every other option of a query may be a secret
-    "application_name|charset|client_encoding|connect_timeout|dbname|driver|host|port|"
-    "read_default_file|sslcert|sslkey|sslmode|sslrootcert|ssl_ca|ssl_cert|ssl_key|user"
+    "application_name|charset|client_encoding|connect_timeout|dbname|driver|host|keepalives|port|"
+    "read_default_file|sslcert|sslkey|sslmode|sslrootcert|ssl_ca|ssl_cert|ssl_key|"
+    "target_session_attrs|user"
 )
 _QUERY = rf"(\?({_OPTIONS})=[^&@#?\s]*(&({_OPTIONS})=[^&@#?\s]*)*)?"
 _PATH = r"(/[^@?#\s]*)?"
-_SERVER = re.compile(rf"https?://{_HOST}{_PATH}")
+_SERVER = re.compile(rf"https?://{_HOST}{_PATH}", re.IGNORECASE)
 _DATABASE = re.compile(rf"[\w+.-]+://([\w.~%-]+@)?{_HOST}{_PATH}{_QUERY}")
-
-WAYS = (
-    "give the address alone, and the login in the environment: MLFLOW_TRACKING_USERNAME and "
-    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for a server; PGPASSWORD or ~/.pgpass for "
-    "PostgreSQL"
-)
+_OBVIOUS = re.compile(r":.*@|[?&]\w*(password|passwd|pwd|token|secret|key)\w*=", re.IGNORECASE)
 
 
 def refuse_credentials(texts: Iterable[str]) -> None:
     """Refuse addresses that hold, or may hold, a password or token.
 
-    Allowed beside host, port and path are the user name of a database and options that are known
-    to hold no secret. The message does not repeat the address.
+    In the address of a tracking store, allowed beside host, port and path are the user name of a
+    database and options that are known to hold no secret. In other values only what is obviously a
+    password or token is refused. The message does not repeat the address.
 
     Args:
         texts: as typed (``key=value``) or as configured; each may hold several addresses.
@@ -38,18 +35,27 @@ def refuse_credentials(texts: Iterable[str]) -> None:
     """
     for text in texts:
         starts = [found.start() for found in _SCHEME.finditer(text)]
+        key = text[: starts[0]].partition("=")[0].strip(" +~'\"[{(") if starts else ""
+        is_strict = key in ("", "uri", "tracking", "tracking.uri")
         for start, end in pairwise([*starts, len(text)]):
-            if _may_hold_credentials(text[start:end].rstrip(" ,'\"]})")):
-                key = text[: starts[0]].partition("=")[0].strip(" +~'\"[{(") or "an address"
+            address = text[start:end].rstrip(" ,'\"]})")
+            if _may_hold_credentials(address, is_strict=is_strict):
                 raise ConfigError(
-                    f"{key}: the address holds a password, a token or other credentials, which "
-                    f"would end up in logs and records; {WAYS}"
+                    f"{key or 'tracking.uri'}: the address may hold a password or a token (before "
+                    "@, after #, or in an option that is not known to be harmless), which would "
+                    "end up in logs and records. Give the address alone, and the login in the "
+                    "environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                    "MLFLOW_TRACKING_TOKEN, for a server; PGPASSWORD or ~/.pgpass for PostgreSQL"
                 )
 
 
-def _may_hold_credentials(address: str) -> bool:
+def _may_hold_credentials(address: str, *, is_strict: bool) -> bool:
     scheme, _, rest = address.partition("://")
-    if scheme.startswith("sqlite") or not set(rest) & set("@?#"):
+    if address.startswith("sqlite:///"):
         return False
-    grammar = _SERVER if scheme in ("http", "https") else _DATABASE
-    return grammar.fullmatch(address) is None
+    if not is_strict:
+        return _OBVIOUS.search(rest) is not None
+    if rest.endswith(":"):  # as before a password that begins another address
+        return True
+    grammar = _SERVER if scheme.lower() in ("http", "https") else _DATABASE
+    return bool(set(rest) & set("@?#")) and grammar.fullmatch(address) is None

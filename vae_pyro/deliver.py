@@ -67,7 +67,7 @@ def _deliver(job: Path, uri: str | None) -> str:
             return "has nothing recorded"
         recorded = entries[0]["tracker"]
         tracker = MLflow(
-            uri or os.environ.get("MLFLOW_TRACKING_URI") or MLflow.uri,
+            os.environ.get("MLFLOW_TRACKING_URI") or MLflow.uri if uri is None else uri,
             recorded.get("experiment", MLflow.experiment),
         )
         if uri is None and recorded != tracker.options():

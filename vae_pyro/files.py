@@ -61,7 +61,7 @@ def remove_leftovers(*folders: Path) -> None:
         folders: each by itself, without the folders in it; one that is missing is passed over.
     """
     for folder in folders:
-        for path in folder.glob(".*"):
+        for path in [] if folder.is_symlink() else folder.glob(".*"):
             if _LEFTOVER.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
 

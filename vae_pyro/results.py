@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,10 +113,10 @@ def bound_names(results: Sequence[JobResult]) -> list[str]:
     IWAE-1 is left out, for it is the ELBO.
     """
     iwae = {
-        int(name.removeprefix("test/iwae_"))
+        int(found[1])
         for result in results
         for name in result.metrics
-        if name.startswith("test/iwae_") and not name.endswith("_std_error")
+        if (found := re.fullmatch(r"test/iwae_(\d+)", name))
     }
     return ["test/elbo", *(f"test/iwae_{k}" for k in sorted(iwae - {1})), "test/log_px"]
 

@@ -1,5 +1,6 @@
 """A job's folder from one process to the next: gone on with, read back, or set aside."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
@@ -32,7 +33,9 @@ def claim(folder: Path) -> IO[str]:
     """
     make_folder(folder)
     try:
-        claimed = (folder / _LOCK).open("a")
+        # Neither through a link that somebody left there, nor waiting at a pipe.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        claimed = os.fdopen(os.open(folder / _LOCK, flags, 0o666), "r+")
     except OSError as error:
         raise cannot_write(folder, error) from error
     try:

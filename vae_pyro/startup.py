@@ -61,7 +61,9 @@ class _LastingFile(io.FileIO):
         try:
             return super().write(content)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
             return len(content)
 
 
@@ -71,7 +73,11 @@ def _lasting(stream: TextIO) -> TextIO:
         return stream
     stream.flush()
     file = _LastingFile(stream.fileno(), "wb", closefd=False)
-    errors = stream.errors if stream.encoding.lower().startswith("utf") else "plain"
+    errors = stream.errors
+    if not stream.encoding.lower().startswith("utf"):
+        errors = "plain"
+    elif errors == "strict":  # a file's name may hold what no encoding has
+        errors = "backslashreplace"
     return io.TextIOWrapper(
         io.BufferedWriter(file),
         encoding=stream.encoding,

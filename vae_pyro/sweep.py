@@ -184,13 +184,12 @@ class SweepCallback(Callback):
         return path
 
     def _abandon(self) -> None:
-        if self._run is None:
-            return
-        hasten()
-        if self._jobs():
-            self._end("KILLED")
-        else:
-            self._run.discard()
+        if self._run is not None:
+            hasten()
+            if self._jobs():
+                self._end("KILLED")
+            else:
+                self._run.discard()
         leave_if_told()
 
 
@@ -241,7 +240,10 @@ def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str
     from vae_pyro.files import make_folder
 
     uri = OmegaConf.select(config, "tracking.uri", default="")
-    refuse_credentials([*config.hydra.overrides.task, f"tracking.uri={uri}"])
+    swept = OmegaConf.select(config, "hydra.sweeper.params", default=None) or {}
+    refuse_credentials([
+        *config.hydra.overrides.task, f"tracking.uri={uri}", *(f"{k}={v}" for k, v in swept.items())
+    ])  # fmt: skip
     key = f"hydra.{mode}.dir"
     chosen = Path(OmegaConf.select(config, key))
     folder = chosen

@@ -11,11 +11,11 @@ from PIL import Image
 
 from vae_pyro.errors import TrackingError
 from vae_pyro.tracking.base import Status, StoredRun, Tracker
-from vae_pyro.tracking.journal import JOURNAL, Entry, read_delivered, write_delivered
+from vae_pyro.tracking.journal import JOURNAL, TAG, Entry, read_delivered, write_delivered
 from vae_pyro.tracking.reasons import reason
 
-TAG = "record"  # of the run in the tracker, so that it is found again and never opened twice
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the tracker is away
+_A_MOMENT = 0.5  # seconds
 _LAST_WAIT = 0.5  # likewise, when the run ends
 _RESPOND_WITHIN = 10.0  # seconds, where a run must be opened before the job starts
 _PATIENCE = 20.0  # seconds without progress, after which a run that has ended stops waiting
@@ -64,7 +64,14 @@ class Delivery:
     @property
     def why(self) -> str:
         """Why entries wait, in words."""
-        error = self._failure or self._tracker.trouble()
+        found: list[Exception | None] = [self._failure]
+        if self._failure is None:  # asked in a thread, because looking up a name may take long
+            ask = threading.Thread(
+                target=lambda: found.append(self._tracker.trouble()), daemon=True
+            )
+            ask.start()
+            ask.join(_A_MOMENT)
+        error = found[-1]
         return "the tracking store takes too long" if error is None else reason(error)
 
     def start_over(self) -> None:
@@ -230,6 +237,8 @@ class Delivery:
         if run is not None and start["parent"] is not None:
             run.set_parent(start["parent"])
         delivered = max(self.delivered, 1)
+        if run is None and self._is_over:  # nobody would close it
+            raise TrackingError("the run was given up before it was opened")
         if run is None:  # or gone: then the record makes it anew
             run = self._tracker.start_run(start["name"], start["tags"], start["parent"])
             delivered = 1
@@ -248,11 +257,7 @@ class Delivery:
         elif entry["op"] == "image":
             is_unsure = self.delivered < self._unsure
             if not (is_unsure and run.has_image(entry["key"], entry["step"])):
-                path = _inside(self._folder, self._folder / entry["file"])
-                try:
-                    image = np.asarray(Image.open(path))
-                except OSError as error:
-                    raise _UnusableError(str(error)) from error
+                image = _picture(_inside(self._folder, self._folder / entry["file"]))
                 run.log_image(entry["key"], image, entry["step"])
         elif entry["op"] == "file":
             path = _inside(self._folder.parent, self._folder / entry["path"])
@@ -266,12 +271,24 @@ class Delivery:
 
 def _inside(folder: Path, path: Path) -> Path:
     """The file that is meant, links resolved; a journal must not name a file elsewhere."""
-    folder, found = folder.resolve(), path.resolve()
+    try:
+        folder, found = folder.resolve(), path.resolve()
+        is_other = found.exists() and not found.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
+        raise _UnusableError(f"{str(path)!r} cannot be found") from error
     if not found.is_relative_to(folder):
-        raise _UnusableError(f"{path} is not a file in {folder}")
-    if found.exists() and not found.is_file():
-        raise _UnusableError(f"{path} is not a regular file")
+        raise _UnusableError(f"{str(path)!r} is not a file in {folder}")
+    if is_other:
+        raise _UnusableError(f"{str(path)!r} is not a regular file")
     return found
+
+
+def _picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return np.asarray(image)
+    except Exception as error:  # whatever the decoder meets in a damaged file
+        raise _UnusableError(str(error)) from error
 
 
 def _is_hopeless(error: Exception) -> bool:

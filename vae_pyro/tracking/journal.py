@@ -17,11 +17,14 @@ from vae_pyro.files import cannot_write, read_regular, write_atomically
 from vae_pyro.tracking.base import Status
 
 JOURNAL = "journal.jsonl"
+TAG = "record"  # of the run in the tracker, so that it is found again and never opened twice
 _DELIVERED = "delivered"
 _LARGEST = 1 << 30  # bytes
 Entry = dict[str, Any]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
-_Step = Annotated[int, Field(ge=0)]
+_Step = Annotated[int, Field(ge=0, lt=2**63)]
+_Time = Annotated[float, Field(ge=0, lt=1e11)]  # seconds since 1970
+_Path = Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4000)]
 
 _FIELDS: dict[str, dict[str, Any]] = {
     "start": {
@@ -29,9 +32,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "tracker": Mapping[str, str],
     },
     "params": {"params": Mapping[str, str]},
-    "metrics": {"metrics": Mapping[str, float], "step": _Step, "at": float},
+    "metrics": {"metrics": Mapping[str, float], "step": _Step, "at": _Time},
     "image": {"key": _Name, "step": _Step, "file": _Name},
-    "file": {"path": str, "folder": _Name | None},
+    "file": {"path": _Path, "folder": _Name | None},
     "describe": {"markdown": str},
     "end": {"status": Status},
 }  # fmt: skip
@@ -79,7 +82,9 @@ def write_delivered(folder: Path, count: int, run_id: str | None) -> None:
     """Neither flushed nor insisted on: where it is lost, entries are delivered again."""
     aside = folder / f".{_DELIVERED}"
     with suppress(OSError):
-        aside.write_text(f"{count} {run_id}")
+        aside.unlink(missing_ok=True)
+        with aside.open("x") as file:  # never through a link that lies there
+            file.write(f"{count} {run_id}")
         aside.replace(folder / _DELIVERED)
 
 
@@ -98,13 +103,17 @@ def read_journal(folder: Path) -> list[Entry]:
         raise TrackingError(f"{path} cannot be read: {error.strerror or error}") from error
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        os.truncate(path, len(whole))
+        try:
+            os.truncate(path, len(whole))
+        except OSError as error:
+            raise cannot_write(path, error) from error
     entries: list[Entry] = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             entry = json.loads(line)
             _SCHEMAS[entry["op"]].model_validate(entry)
             is_whole = (entry["op"] == "start") == (number == 1)
+            is_whole &= number > 1 or TAG in entry["tags"]
         except (ValueError, TypeError, KeyError, RecursionError):
             is_whole = False
         if not is_whole:

@@ -15,9 +15,10 @@ from vae_pyro.errors import StorageError, TrackingError
 from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import grace, uninterrupted
 from vae_pyro.tracking.base import NoTracking, Run, Status, Tracker
-from vae_pyro.tracking.delivery import TAG, Delivery
+from vae_pyro.tracking.delivery import Delivery
 from vae_pyro.tracking.journal import (
     JOURNAL,
+    TAG,
     Entry,
     append_entry,
     identities,
@@ -100,6 +101,10 @@ class Record(Run):
                 if is_new:
                     (self._folder / JOURNAL).unlink()
                 raise
+            except KeyboardInterrupt:  # told to end meanwhile
+                self.end("KILLED")
+                self.close()
+                raise
         if not is_new:
             self._add({"op": "end", "status": "RUNNING"})
         self._delivery.wake()
@@ -144,6 +149,8 @@ class Record(Run):
         self._add({"op": "describe", "markdown": markdown})
 
     def end(self, status: Status) -> None:
+        if status == "KILLED" and self._entries[-1] == {"op": "end", "status": "FINISHED"}:
+            return  # told to end when all was done
         try:
             self._add({"op": "end", "status": status})
         except StorageError:  # then at least the tracker shall know

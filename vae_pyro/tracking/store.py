@@ -46,7 +46,7 @@ class MLflow(Tracker):
 
     def __post_init__(self) -> None:
         refuse_credentials([f"tracking.uri={self.uri}"])
-        if self.uri.startswith("sqlite:") and _IN_FILE.fullmatch(self.uri) is None:
+        if self.uri.lower().startswith("sqlite") and _IN_FILE.fullmatch(self.uri) is None:
             raise self._unusable(
                 "a database in memory is lost when the job ends, and options after ? are not "
                 "understood; name a file (sqlite:///mlflow.db)"
