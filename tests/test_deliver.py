@@ -1,14 +1,20 @@
 """``python -m vae_pyro.deliver``: what a journal says is data, and it may be somebody else's."""
 
+import io
 import json
+import math
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from tests.conftest import ROOT
 
@@ -100,6 +106,9 @@ def test_no_file_from_outside_the_job_is_copied(how: str, tmp_path: Path) -> Non
         {"op": "image", "key": "k", "step": 0, "file": "../a.png"},
         {"op": "metrics", "metrics": {"a": "1"}, "step": 1, "at": 0.0},
         {"op": "metrics", "metrics": [1], "step": 1, "at": 0.0},
+        {"op": "metrics", "metrics": {}, "step": 2**70, "at": 0.0},
+        {"op": "metrics", "metrics": {}, "step": 1, "at": math.inf},
+        {"op": "file", "path": "a\0b", "folder": None},
         {"op": "end", "status": "GONE"}, {"op": [1]}, {"op": "run", "command": "x"}, [1], 5, None,
     ],
     ids=str,
@@ -146,3 +155,55 @@ def test_other_things_that_lie_there(tmp_path: Path) -> None:
     experiment = client.get_experiment_by_name("vae-pyro")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("kind", ["torn", "huge", "postscript", "long", "circle"])
+def test_one_bad_file_does_not_hold_up_the_rest(kind: str, tmp_path: Path) -> None:
+    job = tmp_path / "outputs/job"
+    entry: dict[str, Any] = {"op": "image", "key": "samples", "step": 1, "file": "a.png"}
+    if kind == "long":
+        entry = {"op": "file", "path": "../" + 300 * "a", "folder": None}
+    write(job, start(mine(tmp_path)), entry, {"op": "end", "status": "FINISHED"})
+    picture = job / "record/a.png"
+    whole = io.BytesIO()
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(whole, "PNG")
+    content = bytearray(whole.getvalue())
+    if kind == "torn":
+        content[40:50] = bytes(10)
+    elif kind == "huge":  # as its header says
+        content[16:24] = struct.pack(">II", 60_000, 60_000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    if kind in ("torn", "huge"):
+        picture.write_bytes(content)
+    elif kind == "postscript":  # Pillow would run a program for it
+        picture.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    elif kind == "circle":
+        picture.symlink_to(picture)
+    done = deliver(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "line 2 of outputs/job/record/journal.jsonl is left out" in " ".join(done.stdout.split())
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("vae-pyro")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+
+
+def test_links_and_pipes_among_a_jobs_own_files_are_not_followed(tmp_path: Path) -> None:
+    victim, other = tmp_path / "victim", tmp_path / "other"
+    victim.write_text("mine")
+    other.mkdir()
+    (other / ".x.json.12").write_text("mine")
+    for name in ("linked", "locked", "piped"):
+        write(tmp_path / "outputs" / name, start(mine(tmp_path)))
+    (tmp_path / "outputs/linked/record/.delivered").symlink_to(victim)
+    (tmp_path / "outputs/linked/checkpoint").symlink_to(other)
+    (tmp_path / "outputs/locked/.lock").symlink_to(tmp_path / "new")
+    os.mkfifo(tmp_path / "outputs/piped/.lock")
+    done = deliver(tmp_path)
+    assert done.returncode == 1  # of the one whose lock is a link
+    assert "outputs/locked" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("1 records delivered") == 2
+    assert victim.read_text() == "mine"
+    assert (other / ".x.json.12").exists()
+    assert not (tmp_path / "new").exists()

@@ -210,3 +210,13 @@ def test_nothing_is_written_where_nothing_is_tracked(tmp_path: Path) -> None:
     run = open_run(NoTracking(), tmp_path / "record", "job", {}, must_answer=True, tell=print)
     assert isinstance(run, SilentRun)
     assert not (tmp_path / "record").exists()
+
+
+def test_a_run_that_has_finished_is_not_killed(tmp_path: Path, uri: str) -> None:
+    """A signal that comes between the last record and the end of the process."""
+    record = begin(tmp_path / "record", uri)
+    say(record, range(1, 3))
+    record.end("FINISHED")
+    record.end("KILLED")
+    record.close()
+    assert held(uri, record) == complete(2)

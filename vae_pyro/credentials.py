@@ -37,9 +37,10 @@ def refuse_credentials(texts: Iterable[str]) -> None:
         starts = [found.start() for found in _SCHEME.finditer(text)]
         key = text[: starts[0]].partition("=")[0].strip(" +~'\"[{(") if starts else ""
         is_strict = key in ("", "uri", "tracking", "tracking.uri")
+        is_plain = not set(text) & set("@?#")
         for start, end in pairwise([*starts, len(text)]):
             address = text[start:end].rstrip(" ,'\"]})")
-            if _may_hold_credentials(address, is_strict=is_strict):
+            if not is_plain and _may_hold_credentials(address, is_strict=is_strict):
                 raise ConfigError(
                     f"{key or 'tracking.uri'}: the address may hold a password or a token (before "
                     "@, after #, or in an option that is not known to be harmless), which would "
@@ -55,7 +56,5 @@ def _may_hold_credentials(address: str, *, is_strict: bool) -> bool:
         return False
     if not is_strict:
         return _OBVIOUS.search(rest) is not None
-    if rest.endswith(":"):  # as before a password that begins another address
-        return True
     grammar = _SERVER if scheme.lower() in ("http", "https") else _DATABASE
-    return bool(set(rest) & set("@?#")) and grammar.fullmatch(address) is None
+    return grammar.fullmatch(address) is None
