@@ -81,8 +81,10 @@ class JobResult:
 
     @classmethod
     def read(cls, folder: Path) -> "JobResult | None":
-        """None where there is none, or it lacks what a table shows."""
+        """None where there is none, or one that finished lacks what a table shows."""
         result = parse_file(cls, folder / RESULT_FILE)
+        if result is not None and result.error is not None:
+            return result
         return None if result is None or not result.metrics.keys() >= _SHOWN else result
 
 

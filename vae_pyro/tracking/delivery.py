@@ -17,7 +17,9 @@ from vae_pyro.tracking.reasons import reason
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the tracker is away
 _A_MOMENT = 0.5  # seconds
 _LAST_WAIT = 0.5  # likewise, when the run ends
-_RESPOND_WITHIN = 10.0  # seconds, where a run must be opened before the job starts
+# Seconds, where a run must be opened before the job starts. A store that does not respond is told
+# of after 5; making a new database, and importing MLflow, may take long on a busy machine.
+_RESPOND_WITHIN = 60.0
 _PATIENCE = 20.0  # seconds without progress, after which a run that has ended stops waiting
 _PATIENCE_WHEN_AWAY = 5.0  # likewise, where the last try failed
 
@@ -95,7 +97,7 @@ class Delivery:
         """Open the run and wait for it.
 
         Raises:
-            TrackingError: where the tracker cannot do so, or not within 10 seconds.
+            TrackingError: where the tracker cannot do so, or not within a minute.
         """
         self.wake(open_run=True)
         self._wait_until(

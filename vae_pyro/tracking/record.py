@@ -26,7 +26,7 @@ from vae_pyro.tracking.journal import (
     write_journal,
 )
 
-_LAST_WORDS = 2.0  # seconds that a process which was told to end waits for the store
+_LAST_WORDS = 2.5  # seconds that a process which was told to end waits for the store
 
 Tell = Callable[[str], None]
 
