@@ -83,9 +83,9 @@ class JobResult:
     def read(cls, folder: Path) -> "JobResult | None":
         """None where there is none, or one that finished lacks what a table shows."""
         result = parse_file(cls, folder / RESULT_FILE)
-        if result is not None and result.error is not None:
-            return result
-        return None if result is None or not result.metrics.keys() >= _SHOWN else result
+        if result is None or (result.error is None and not result.metrics.keys() >= _SHOWN):
+            return None
+        return result
 
 
 def varying_settings(results: Sequence[JobResult]) -> list[str]:
