@@ -40,7 +40,7 @@ def write(job: Path, *entries: Any) -> None:
 
 
 def mine(folder: Path) -> dict[str, str]:
-    """The store that is configured where nobody says otherwise."""
+    """The default store, as a journal in this folder names it."""
     return {"_target_": MLFLOW, "uri": f"sqlite:///{folder}/mlflow.db", "experiment": "vae-pyro"}
 
 

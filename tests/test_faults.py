@@ -54,7 +54,7 @@ class Server:
         self._open = []
 
     def hang(self) -> None:
-        """Guests are let in, and what they say is passed on to nobody."""
+        """Accept connections, and drop what is sent."""
         self._is_hanging = True
 
     def _let_in(self, door: socket.socket) -> None:
@@ -296,7 +296,7 @@ def locked_database(folder: Path) -> Iterator[tuple[str, Callable[[], None], str
 
 @contextmanager
 def stopped_server(folder: Path) -> Iterator[tuple[str, Callable[[], None], str]]:
-    """The kernel takes the connections, and nobody ever reads what is sent."""
+    """A server that accepts connections and never responds."""
     with mlflow_server(folder) as address:
         server = Server(address)
         server.start()

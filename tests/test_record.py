@@ -163,7 +163,7 @@ def test_in_a_sweep_a_job_starts_without_the_store(tmp_path: Path, uri: str) -> 
 
 
 def test_alone_it_does_not_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match="nobody answers"):
+    with pytest.raises(TrackingError, match="no server responds"):
         begin(tmp_path / "record", f"http://127.0.0.1:{free_port()}")
     assert read_journal(tmp_path / "record") == []
 

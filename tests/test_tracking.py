@@ -119,13 +119,13 @@ def test_a_discarded_run_is_out_of_sight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "why"),
     [
-        ("http://127.0.0.1:{port}", "nobody answers there"),
-        ("https://127.0.0.1:{port}/mlflow", "nobody answers there"),
-        ("postgresql://me@127.0.0.1:{port}/db", "nobody answers there"),
+        ("http://127.0.0.1:{port}", "no server responds there"),
+        ("https://127.0.0.1:{port}/mlflow", "no server responds there"),
+        ("postgresql://me@127.0.0.1:{port}/db", "no server responds there"),
         ("sqlite:////no/such/folder/mlflow.db", "/no/such/folder is not a folder"),
         ("carrier-pigeon://loft", "carrier-pigeon"),
-        ("http://127.0.0.1:abc", "nobody answers there"),
-        ("postgresql://127.0.0.1:abc/db", "nobody answers there"),
+        ("http://127.0.0.1:abc", "no server responds there"),
+        ("postgresql://127.0.0.1:abc/db", "no server responds there"),
         ("http://[::1", "it is not an address"),
         ("sqlite://", "a database in memory is lost"),
         ("sqlite:///", "a database in memory is lost"),

@@ -55,7 +55,7 @@ _LEFTOVER = re.compile(r"\..+\.(csv|json|jsonl|png|safetensors|yaml)\.\d+")
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Remove the unfinished files that killed processes left; nobody else may be at work there.
+    """Remove the unfinished files of killed processes; no other process may write there.
 
     Args:
         folders: each by itself, without the folders in it; one that is missing is passed over.

@@ -55,7 +55,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 class _LastingFile(io.FileIO):
-    """A file that takes what is written when nobody reads it any more."""
+    """A file that drops what is written after its reader has closed the pipe."""
 
     def write(self, content: Any, /) -> int:
         try:

@@ -1,4 +1,4 @@
-"""What a run's numbers and files are handed to: a tracker, or nobody."""
+"""The interface of trackers and runs, and the tracker that records nothing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

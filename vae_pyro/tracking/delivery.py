@@ -239,7 +239,7 @@ class Delivery:
         if run is not None and start["parent"] is not None:
             run.set_parent(start["parent"])
         delivered = max(self.delivered, 1)
-        if run is None and self._is_over:  # nobody would close it
+        if run is None and self._is_over:  # it would stay open
             raise TrackingError("the run was given up before it was opened")
         if run is None:  # or gone: then the record makes it anew
             run = self._tracker.start_run(start["name"], start["tags"], start["parent"])

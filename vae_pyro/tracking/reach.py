@@ -41,14 +41,14 @@ def require_response(uri: str, within: float = 5.0) -> None:
         except urllib.error.HTTPError:
             pass  # a server responds; what it tells MLflow's own calls will be seen
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise OSError(f"nobody answers there ({error})") from error
+            raise OSError(f"no server responds there ({error})") from error
     elif database in _DATABASE_PORTS:
         try:
             address = parts.hostname, parts.port or _DATABASE_PORTS[database]
             socket.create_connection(address, timeout=within).close()
         except (OSError, ValueError) as error:
             why = error if isinstance(error, OSError) else "its port is no number"
-            raise OSError(f"nobody answers there ({why})") from error
+            raise OSError(f"no server responds there ({why})") from error
         _log_in(uri, within)
 
 
