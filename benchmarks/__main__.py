@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from vae_pyro import startup
+from vae_pyro.cli import startup
 from vae_pyro.errors import UserError
 
 NAMES = ("training", "importance", "scaling", "startup")

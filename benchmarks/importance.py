@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks import training, workload
 from benchmarks.contest import RESULTS, Contestant, Unit, contest, device, plain, ratio, write
 from vae_pyro.compilation import accelerated
+from vae_pyro.compilation.precision import fast_matmul
 from vae_pyro.log_marginal import ImportanceSampling
-from vae_pyro.precision import fast_matmul
 from vae_pyro.vae import VAE
 
 ROUNDS = 5

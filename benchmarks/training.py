@@ -7,11 +7,11 @@ import torch
 
 from benchmarks import workload
 from benchmarks.contest import Contestant, Unit, contest, device, plain, ratio, write
+from vae_pyro.compilation.precision import fast_matmul
 from vae_pyro.data import batches
 from vae_pyro.objectives import ELBO
-from vae_pyro.precision import fast_matmul
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training import EpochRecord, train
+from vae_pyro.training.svi import EpochRecord, train
 from vae_pyro.vae import VAE
 
 ROUNDS = 7

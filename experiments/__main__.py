@@ -5,7 +5,7 @@ import sys
 
 from experiments.command import main
 from experiments.pages import NAMES
-from vae_pyro.app import fail
+from vae_pyro.cli.app import fail
 
 
 def run_all(arguments: list[str]) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 
 from experiments.pages import HERE, NAMES, fill, fill_table
 from experiments.study import OUTPUTS, Findings, Lab, Study, as_typed
-from vae_pyro.app import explain, fail, make_console, tell
+from vae_pyro.cli.app import explain, fail, make_console, tell
 from vae_pyro.config import flatten
 from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import Interrupted, interruptible, leave_if_told, uninterrupted
-from vae_pyro.provenance import git_tags
-from vae_pyro.resume import claim
+from vae_pyro.reporting.figures import png, render
+from vae_pyro.runs.fingerprint import git_tags
+from vae_pyro.runs.folder import claim
 from vae_pyro.tracking import Run, SilentRun, open_run
-from vae_pyro.visualization import png, render
 
 
 def main(study: Study, arguments: Sequence[str] | None = None) -> None:

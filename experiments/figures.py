@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vae_pyro.visualization import tile
+from vae_pyro.reporting.figures import tile
 
 # Paul Tol's "bright" scheme; markers differ too, for grey prints.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")

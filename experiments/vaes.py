@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vae_pyro.app import explain
+from vae_pyro.cli.app import explain
 from vae_pyro.data import Dataset
 from vae_pyro.errors import UserError
 from vae_pyro.interruption import Interrupted, interruptible
-from vae_pyro.pipeline import Job, run_job
-from vae_pyro.resume import claim
+from vae_pyro.runs.folder import claim
+from vae_pyro.runs.job import Job, run_job
 from vae_pyro.vae import VAE
 
 
@@ -66,7 +66,7 @@ def run_jobs(
     """Train every job's VAE, or read back what was trained before; some at once.
 
     Args:
-        jobs: configurations and jobs of ``vae_pyro.pipeline.run_job``.
+        jobs: configurations and jobs of ``vae_pyro.runs.job.run_job``.
         workers: processes, each of one thread; with 1 this process does it all.
         tell: shows one line.
 

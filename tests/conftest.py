@@ -16,7 +16,7 @@ from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP
 from vae_pyro.objectives import ELBO
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training import train
+from vae_pyro.training.svi import train
 from vae_pyro.vae import VAE, build_vae
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ import sklearn.datasets  # noqa: F401
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import vae_pyro.app  # noqa: E402, F401
+import vae_pyro.cli.app  # noqa: E402, F401
 
 
 def attempt(overrides: list[str]) -> int:

@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.test_config import OPTIONS, composed
-from vae_pyro import checkpoint
-from vae_pyro.checkpoint import Blueprint, Checkpoints, load_model, save_model
+from vae_pyro import saving as checkpoint
 from vae_pyro.config import parse_config
 from vae_pyro.errors import CheckpointError, ConfigError, UserError
 from vae_pyro.files import read_tensors
-from vae_pyro.memory import available_memory
+from vae_pyro.hardware import available_memory
 from vae_pyro.networks import MLP
+from vae_pyro.saving import Blueprint, load_model, save_model
+from vae_pyro.training.checkpoints import Checkpoints
 from vae_pyro.vae import VAE
 
 BLUEPRINT = Blueprint(

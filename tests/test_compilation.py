@@ -44,7 +44,8 @@ from vae_pyro.log_marginal.weights import log_weights
 from vae_pyro.networks import MLP, Conv, Linear, Network
 from vae_pyro.objectives import ELBO, IWAE, BetaELBO, DReG, ELBOAnalyticKL, Objective
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training import EpochRecord, FusedAdam, _Graph, train
+from vae_pyro.training.optimizer import FusedAdam
+from vae_pyro.training.svi import EpochRecord, _Graph, train
 from vae_pyro.vae import VAE, build_vae
 
 SHAPE = (1, 4, 4)

@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 
-from vae_pyro.conditional import ConditionalVAE
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.log_marginal import ImportanceSampling, Quadrature, log_weights
 from vae_pyro.networks import MLP, Conv, Linear, Network
 from vae_pyro.objectives import ELBO
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training import train
+from vae_pyro.training.svi import train
+from vae_pyro.vae import ConditionalVAE
 
 EVERY = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4))).reshape(-1, 1, 2, 2)
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
-from vae_pyro.checkpoint import Blueprint
 from vae_pyro.config import build, flatten, parse_config, resolve
 from vae_pyro.data import MNIST, ImageSource
 from vae_pyro.errors import ConfigError
@@ -20,6 +19,7 @@ from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import Estimator
 from vae_pyro.networks import MLP, Network
 from vae_pyro.objectives import Objective
+from vae_pyro.saving import Blueprint
 from vae_pyro.tracking import Tracker
 
 GROUPS = {

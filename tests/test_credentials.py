@@ -122,7 +122,7 @@ def test_an_experiment_and_a_delivery_refuse_it_too(tmp_path: Path) -> None:
     )
     for command in (
         ["experiments.what_is_p_of_an_image", f"tracking.uri={HOLDING[0]}"],
-        ["vae_pyro.deliver", "--uri", HOLDING[0]],
+        ["vae_pyro.cli.deliver", "--uri", HOLDING[0]],
     ):
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True,

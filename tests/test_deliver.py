@@ -1,4 +1,4 @@
-"""``python -m vae_pyro.deliver``: what a journal says is data, and it may be somebody else's."""
+"""``python -m vae_pyro.cli.deliver``: what a journal says is data, maybe of a stranger."""
 
 import io
 import json
@@ -24,7 +24,7 @@ MLFLOW = "vae_pyro.tracking.store.MLflow"
 def deliver(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
     return subprocess.run(
-        [sys.executable, "-m", "vae_pyro.deliver", *arguments], cwd=folder, timeout=200,
+        [sys.executable, "-m", "vae_pyro.cli.deliver", *arguments], cwd=folder, timeout=200,
         env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
 

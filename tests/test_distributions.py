@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 from torch import Tensor
 
-from vae_pyro.distributions import (
+from vae_pyro.likelihoods.distributions import (
     Beta,
     CategoricalLevels,
     ContinuousBernoulli,

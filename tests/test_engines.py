@@ -296,6 +296,6 @@ def _started(run: Run) -> int:
 
 
 def _sampler() -> object:
-    from vae_pyro.search import ResumableTPESampler
+    from vae_pyro.cli.search import ResumableTPESampler
 
     return ResumableTPESampler(seed=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.linear_gaussian import PIXELS, LinearGaussian
-from vae_pyro.evaluation import Evaluation, Questions, evaluate, rounding_error, validate
+from vae_pyro.evaluation.metrics import Evaluation, Questions, evaluate, rounding_error, validate
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli, Normal
 from vae_pyro.log_marginal import (

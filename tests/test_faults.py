@@ -126,8 +126,8 @@ def test_a_server_that_stays_away_gets_it_by_command(server: Server, tmp_path: P
         server.stop()
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "python -m vae_pyro.deliver" in output
-    command = [sys.executable, "-m", "vae_pyro.deliver", str(tmp_path / "job")]
+    assert "python -m vae_pyro.cli.deliver" in output
+    command = [sys.executable, "-m", "vae_pyro.cli.deliver", str(tmp_path / "job")]
     command += ["--uri", server.uri]
     assert " ".join(command[1:]) in output.replace("\n", " ")
     away = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
@@ -190,9 +190,16 @@ def test_a_database_without_room_gets_it_later(run_py: RunPy, tmp_path: Path) ->
         command = [*SHORT, "seed=0", f"tracking.uri={uri}", "hydra.run.dir=job"]
         done = run_py(*command, **ONE_THREAD)
         assert done.returncode == 0, done.stderr
-        assert "python -m vae_pyro.deliver" in done.stdout
+        assert "python -m vae_pyro.cli.deliver" in done.stdout
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
-        deliver = [sys.executable, "-m", "vae_pyro.deliver", str(tmp_path / "job"), "--uri", uri]
+        deliver = [
+            sys.executable,
+            "-m",
+            "vae_pyro.cli.deliver",
+            str(tmp_path / "job"),
+            "--uri",
+            uri,
+        ]
         done = subprocess.run(deliver, cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         client = MlflowClient(uri)
@@ -336,4 +343,4 @@ def test_a_store_that_hangs_delays_neither_training_nor_the_end(
     assert "interrupted by SIGTERM" in errors
     assert "Traceback" not in output + errors
     output = output.replace("\n", " ")
-    assert f"because {why}; python -m vae_pyro.deliver" in output
+    assert f"because {why}; python -m vae_pyro.cli.deliver" in output

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vae_pyro.files import write_atomically
-from vae_pyro.provenance import Fingerprint
+from vae_pyro.runs.fingerprint import Fingerprint
 
 
 def test_writing_replaces_whole_or_not_at_all(

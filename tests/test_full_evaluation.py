@@ -239,7 +239,7 @@ MEMORY = """
 import resource, sys, torch
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
-from vae_pyro.latent import information
+from vae_pyro.evaluation.latent import information
 from vae_pyro.log_marginal import *
 from vae_pyro.networks import MLP
 from vae_pyro.vae import build_vae

@@ -9,17 +9,17 @@ import torch
 
 from tests.linear_gaussian import LATENT_DIM, SCALE, LinearGaussian
 from vae_pyro.errors import EstimatorError
-from vae_pyro.guide import DiagNormal, Flow, FullRankNormal, Guide
-from vae_pyro.latent import (
+from vae_pyro.evaluation.latent import (
     active_units,
     active_units_std_error,
     information,
     kl_per_dimension,
     posterior_means,
 )
+from vae_pyro.guide import DiagNormal, Flow, FullRankNormal, Guide
 from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP
-from vae_pyro.report import latent_csv
+from vae_pyro.reporting.estimators import latent_csv
 from vae_pyro.vae import build_vae
 
 
@@ -140,7 +140,7 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x = truth.sample(9)
     torch.manual_seed(1)
     whole = information(truth.vae, x)
-    monkeypatch.setattr("vae_pyro.latent._NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr("vae_pyro.evaluation.latent._NUMBERS_AT_ONCE", 1)
     torch.manual_seed(1)
     parts = information(truth.vae, x)
     torch.testing.assert_close(parts.marginal_kl.value, whole.marginal_kl.value)

@@ -16,7 +16,7 @@ from vae_pyro.likelihoods import Normal
 from vae_pyro.networks import Linear
 from vae_pyro.objectives import ELBO, IWAE, BetaELBO, DReG, ELBOAnalyticKL, Objective
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training import train
+from vae_pyro.training.svi import train
 from vae_pyro.vae import VAE, build_vae
 
 

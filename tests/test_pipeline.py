@@ -15,7 +15,7 @@ from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.data.dataset import Split
 from vae_pyro.errors import DataError
 from vae_pyro.likelihoods import Beta, Likelihood
-from vae_pyro.pipeline import Job, _check_support, run_job
+from vae_pyro.runs.job import Job, _check_support, run_job
 
 
 class NaNInTest(ImageSource):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vae_pyro import precision
+from vae_pyro.compilation import precision
 
 CPU = torch.device("cpu")
 

@@ -155,7 +155,7 @@ def test_in_a_sweep_a_job_starts_without_the_store(tmp_path: Path, uri: str) -> 
     record.end("FINISHED")
     record.close()
     assert record.undelivered == len(read_journal(tmp_path / "record"))
-    assert "python -m vae_pyro.deliver" in told[-1]
+    assert "python -m vae_pyro.cli.deliver" in told[-1]
     later = Record(tmp_path / "record", MLflow(uri), told.append)
     later.deliver()
     assert later.undelivered == 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.linear_gaussian import LinearGaussian
-from vae_pyro.evaluation import Evaluation, Questions, evaluate
+from vae_pyro.evaluation.metrics import Evaluation, Questions, evaluate
 from vae_pyro.guide import DiagNormal
 from vae_pyro.log_marginal import (
     AIS,
@@ -24,7 +24,7 @@ from vae_pyro.log_marginal import (
     ReverseAIS,
 )
 from vae_pyro.log_marginal.together import ShowProgress, silently
-from vae_pyro.report import (
+from vae_pyro.reporting.estimators import (
     advice,
     comparison,
     estimator_label,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vae_pyro.results import (
+from vae_pyro.reporting.tables import (
     JobResult,
     bound_label,
     bound_names,

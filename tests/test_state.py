@@ -8,7 +8,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vae_pyro.checkpoint import Checkpoint, Checkpoints
 from vae_pyro.data import Dataset, batches
 from vae_pyro.errors import CheckpointError, UserError
 from vae_pyro.files import read_tensors, write_tensors
@@ -17,8 +16,10 @@ from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP
 from vae_pyro.objectives import ELBO, BetaELBO, DReG, Objective
 from vae_pyro.randomness import RandomStream
-from vae_pyro.state import TrainingState
-from vae_pyro.training import EpochRecord, FusedAdam, train
+from vae_pyro.training.checkpoints import Checkpoint, Checkpoints
+from vae_pyro.training.optimizer import FusedAdam
+from vae_pyro.training.state import TrainingState
+from vae_pyro.training.svi import EpochRecord, train
 from vae_pyro.vae import build_vae
 
 EPOCHS = 4

@@ -24,12 +24,12 @@ from safetensors.torch import load_file
 
 from tests.conftest import QUICK, ROOT
 from tests.test_tracking import free_port, wait_until_healthy
-from vae_pyro.checkpoint import load_model
 from vae_pyro.data import Dataset
-from vae_pyro.evaluation import validate
-from vae_pyro.experiment import snapshot_epochs
+from vae_pyro.evaluation.metrics import validate
 from vae_pyro.log_marginal import ELBO
 from vae_pyro.randomness import RandomStream
+from vae_pyro.runs.trainer import snapshot_epochs
+from vae_pyro.saving import load_model
 
 IN_TRAINING = ("train/elbo", "valid/elbo", "valid/reconstruction", "valid/kl")
 IN_TEST = (

@@ -18,7 +18,7 @@ from vae_pyro.likelihoods import Bernoulli, NormalLearnedScale
 from vae_pyro.networks import MLP, Conv, Linear
 from vae_pyro.objectives import ELBO, IWAE, BetaELBO, DReG, ELBOAnalyticKL, Objective
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training import EpochRecord, train
+from vae_pyro.training.svi import EpochRecord, train
 from vae_pyro.vae import VAE, build_vae
 
 

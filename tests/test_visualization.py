@@ -7,8 +7,7 @@ import torch
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP
-from vae_pyro.vae import VAE, build_vae
-from vae_pyro.visualization import (
+from vae_pyro.reporting.figures import (
     Panel,
     bounds_figure,
     latent_figure,
@@ -18,6 +17,7 @@ from vae_pyro.visualization import (
     sweep_figure,
     tile,
 )
+from vae_pyro.vae import VAE, build_vae
 
 
 def test_tiles_lie_row_by_row_with_a_line_between() -> None:

@@ -25,7 +25,7 @@ def load(source: str | Path, *, tracking_uri: str | None = None, device: str = "
         CheckpointError: where there is no trained model, or it is damaged.
         TrackingError: where the tracking store does not answer.
     """
-    from vae_pyro.checkpoint import load_model  # torch is slow to import; --help needs none of it
+    from vae_pyro.saving import load_model  # torch is slow to import; --help needs none of it
     from vae_pyro.tracking import downloaded
 
     text = str(source)

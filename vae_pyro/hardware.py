@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+import torch
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _ROUNDING = 0.5  # cores that come and go
 
@@ -89,3 +91,19 @@ def crowding(threads: int, others: float) -> str | None:
     )
     fewer = max(1, int(free))
     return f"{line}; OMP_NUM_THREADS={fewer} is often faster then" if fewer < threads else line
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on a device without swapping; on a CPU an estimate.
+
+    Where Linux does not tell what is available, as on macOS: all memory that the machine has.
+    """
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, amount = line.partition(":")
+            if name == "MemAvailable":
+                return int(amount.removesuffix("kB")) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

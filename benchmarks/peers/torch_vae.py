@@ -13,7 +13,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from benchmarks import workload
 from benchmarks.workload import BATCH_SIZE, LATENT_DIM, LEARNING_RATE, LEVELS, MIN_SCALE
-from vae_pyro.data import batches, binarise
+from vae_pyro.data import batches
+from vae_pyro.likelihoods.preparation import binarise
 
 Epoch = Callable[[], float]
 """Trains for one epoch, and returns its mean ELBO in nats per image."""

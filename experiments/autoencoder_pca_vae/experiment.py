@@ -18,8 +18,8 @@ from experiments.numbers import Number, over_seeds
 from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
 from vae_pyro.config import Positive, build
-from vae_pyro.evaluation import pareto_k_high
-from vae_pyro.latent import posterior_means
+from vae_pyro.evaluation.latent import posterior_means
+from vae_pyro.evaluation.metrics import pareto_k_high
 from vae_pyro.likelihoods import NormalLearnedScale
 from vae_pyro.log_marginal import AIS, Exact, ImportanceSampling, estimate_together
 from vae_pyro.networks import Linear, Network

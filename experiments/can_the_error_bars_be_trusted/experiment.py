@@ -13,7 +13,7 @@ from experiments.figures import COLOURS, MARKERS, error_line, label, new_figure
 from experiments.numbers import Number, over_seeds, percent
 from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
-from vae_pyro.evaluation import HIGH_PARETO_K
+from vae_pyro.evaluation.metrics import HIGH_PARETO_K
 from vae_pyro.log_marginal import (
     AIS,
     ELBO,

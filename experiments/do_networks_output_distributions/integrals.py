@@ -8,8 +8,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vae_pyro.distributions import Beta, ContinuousBernoulli
 from vae_pyro.likelihoods import Likelihood, Support
+from vae_pyro.likelihoods.distributions import Beta, ContinuousBernoulli
 
 _STANDARD_DEVIATIONS = 12.0
 _SAMPLES = 4096  # of q, to see where it is

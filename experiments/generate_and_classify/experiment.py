@@ -14,18 +14,18 @@ from torch.nn.functional import cross_entropy
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
 from experiments.numbers import over_seeds, percent
 from experiments.study import Findings, Lab, Options, Study
-from vae_pyro.checkpoint import Blueprint
-from vae_pyro.conditional import ConditionalVAE
 from vae_pyro.config import Config, build, parse_config, resolve
 from vae_pyro.data import Dataset
-from vae_pyro.evaluation import pareto_k_high
+from vae_pyro.evaluation.metrics import pareto_k_high
 from vae_pyro.guide import Guide
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.log_marginal import ImportanceSampling, estimate_together, log_weights
 from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training import train
+from vae_pyro.saving import Blueprint
+from vae_pyro.training.svi import train
+from vae_pyro.vae import ConditionalVAE
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from experiments.numbers import Number, over_seeds
 from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
 from vae_pyro.config import Positive
-from vae_pyro.latent import posterior_means
+from vae_pyro.evaluation.latent import posterior_means
 from vae_pyro.log_marginal import elbo_parts
 from vae_pyro.randomness import RandomStream
-from vae_pyro.visualization import CLASS_COLOURS
+from vae_pyro.reporting.figures import CLASS_COLOURS
 
 REACH = 3.0  # of the map to every side, in standard deviations of the prior
 UNITS = {

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from experiments.vaes import Trained
-from vae_pyro.latent import ACTIVE_VARIANCE, posterior_means
+from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, posterior_means
 
 
 def decode(trained: Trained, z: Tensor) -> Tensor:

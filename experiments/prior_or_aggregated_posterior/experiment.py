@@ -19,7 +19,7 @@ from experiments.numbers import Number, over_seeds
 from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
 from vae_pyro.config import Positive
-from vae_pyro.latent import information
+from vae_pyro.evaluation.latent import information
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 

@@ -15,7 +15,7 @@ from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.randomness import RandomStream
-from vae_pyro.visualization import tile
+from vae_pyro.reporting.figures import tile
 
 ALL = (
     "bernoulli", "categorical", "discretized_logistic_mixture", "beta", "continuous_bernoulli",

@@ -19,7 +19,7 @@ from experiments.numbers import Number, over_seeds
 from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
 from vae_pyro.errors import EstimatorError
-from vae_pyro.latent import ACTIVE_VARIANCE, posterior_means
+from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, posterior_means
 from vae_pyro.log_marginal import (
     ELBO,
     Estimator,

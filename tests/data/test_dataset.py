@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from vae_pyro.data import Dataset, Digits, ImageSource, batches, binarise, dequantise
+from vae_pyro.data import Dataset, Digits, ImageSource, batches
 from vae_pyro.data.dataset import Split, _below
 from vae_pyro.errors import DataError
+from vae_pyro.likelihoods.preparation import binarise, dequantise
 
 
 def rows(levels: torch.Tensor) -> set[bytes]:

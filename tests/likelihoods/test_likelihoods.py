@@ -12,7 +12,6 @@ from scipy import special, stats
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from vae_pyro.data import dequantise
 from vae_pyro.errors import DataError
 from vae_pyro.likelihoods import (
     Bernoulli,
@@ -26,6 +25,7 @@ from vae_pyro.likelihoods import (
     NormalLearnedScale,
     Support,
 )
+from vae_pyro.likelihoods.preparation import dequantise
 
 FAMILY: dict[str, Callable[[int | None], Likelihood]] = {
     "bernoulli": Bernoulli,

@@ -11,14 +11,7 @@ import torch
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
-from vae_pyro.log_marginal import (
-    ELBO,
-    IWAE,
-    Bound,
-    ImportanceSampling,
-    PriorSampling,
-    elbo_parts,
-)
+from vae_pyro.log_marginal import ELBO, IWAE, Bound, ImportanceSampling, PriorSampling, elbo_parts
 from vae_pyro.log_marginal.importance import read_together
 from vae_pyro.networks import MLP
 from vae_pyro.vae import VAE, build_vae

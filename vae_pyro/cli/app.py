@@ -13,13 +13,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from vae_pyro.cli.slurm import is_restart, requeue_if_preempted
 from vae_pyro.errors import StorageError, UserError
 from vae_pyro.interruption import Interrupted, interruptible, leave_if_told
-from vae_pyro.pipeline import Job, run_job
-from vae_pyro.results import print_summary
-from vae_pyro.resume import claim
-from vae_pyro.slurm import is_restart, requeue_if_preempted
-from vae_pyro.started import StartedJob, Sweep, relevant_overrides, task_overrides
+from vae_pyro.reporting.tables import print_summary
+from vae_pyro.runs.folder import claim
+from vae_pyro.runs.job import Job, run_job
+from vae_pyro.runs.manifest import StartedJob, Sweep, relevant_overrides, task_overrides
 
 
 def main(cfg: DictConfig) -> float | None:

@@ -1,4 +1,4 @@
-"""Deliver what was recorded while the tracking store was away: ``python -m vae_pyro.deliver``."""
+"""``python -m vae_pyro.cli.deliver``: deliver what was recorded while the store was away."""
 
 import argparse
 import os
@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vae_pyro import startup
-from vae_pyro.app import fail, tell
+from vae_pyro.cli import startup
+from vae_pyro.cli.app import fail, tell
 from vae_pyro.errors import ResumeError, TrackingError, UserError
 from vae_pyro.interruption import Interrupted, interruptible
-from vae_pyro.resume import claim
+from vae_pyro.runs.folder import claim
 from vae_pyro.tracking import MLflow, Record
 from vae_pyro.tracking.journal import JOURNAL, read_journal
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 where nothing is left to be delivered, 1 otherwise.
     """
-    parser = argparse.ArgumentParser(prog="python -m vae_pyro.deliver", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vae_pyro.cli.deliver", description=__doc__)
     parser.add_argument(
         "folders", nargs="*", type=Path, default=[Path("outputs"), Path("multirun")],
         help="of jobs or sweeps; outputs/ and multirun/ unless named",

@@ -20,10 +20,10 @@ from typing import IO, TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from vae_pyro.cli.slurm import is_restart
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.interruption import hasten, leave_if_told
-from vae_pyro.slurm import is_restart
-from vae_pyro.started import (
+from vae_pyro.runs.manifest import (
     JOB_FILE,
     StartedJob,
     Sweep,
@@ -34,9 +34,9 @@ from vae_pyro.started import (
 )
 
 if TYPE_CHECKING:
-    from vae_pyro.results import JobResult
+    from vae_pyro.reporting.figures import Panel
+    from vae_pyro.reporting.tables import JobResult
     from vae_pyro.tracking import Run, Status
-    from vae_pyro.visualization import Panel
 
 _GRACE = 10.0  # seconds for jobs to leave a checkpoint
 
@@ -81,9 +81,9 @@ class SweepCallback(Callback):
             self._close(results)
 
     def _open(self, config: DictConfig) -> None:
-        from vae_pyro.app import tell
+        from vae_pyro.cli.app import tell
         from vae_pyro.config import build
-        from vae_pyro.resume import claim, set_aside
+        from vae_pyro.runs.folder import claim, set_aside
         from vae_pyro.tracking import Tracker, open_run
 
         overrides = task_overrides(config.hydra.overrides.task)
@@ -112,9 +112,9 @@ class SweepCallback(Callback):
         Sweep(overrides, self._token, self._run.run_id).write(self._folder)
 
     def _report(self, results: list[JobResult]) -> None:
-        from vae_pyro.app import make_console
+        from vae_pyro.cli.app import make_console
         from vae_pyro.files import write_atomically
-        from vae_pyro.results import print_summary, summary_csv, summary_markdown
+        from vae_pyro.reporting.tables import print_summary, summary_csv, summary_markdown
 
         finished = [result for result in results if result.error is None]
         if not finished or self._run is None:
@@ -129,7 +129,7 @@ class SweepCallback(Callback):
         console.print(f"table and chart: {self._folder}", highlight=False, soft_wrap=True)
 
     def _close(self, results: list[JobResult]) -> None:
-        from vae_pyro.app import fail
+        from vae_pyro.cli.app import fail
 
         failed = [result for result in results if result.error is not None]
         self._end("FINISHED" if results and not failed else "FAILED")
@@ -148,8 +148,8 @@ class SweepCallback(Callback):
             run.close()
 
     def _results(self) -> list[JobResult]:
-        from vae_pyro.app import split_overrides
-        from vae_pyro.results import JobResult
+        from vae_pyro.cli.app import split_overrides
+        from vae_pyro.reporting.tables import JobResult
 
         results = []
         for job, started in self._jobs().items():
@@ -174,8 +174,8 @@ class SweepCallback(Callback):
 
     def _draw(self, results: list[JobResult]) -> Path:
         from vae_pyro.files import write_atomically
-        from vae_pyro.results import groups, summary_notes
-        from vae_pyro.visualization import png, render, sweep_figure
+        from vae_pyro.reporting.figures import png, render, sweep_figure
+        from vae_pyro.reporting.tables import groups, summary_notes
 
         panels = [_panel(group, results) for group in groups(results)]
         figure = sweep_figure(panels, summary_notes(results)[1:])  # the axes say the first
@@ -195,14 +195,14 @@ class SweepCallback(Callback):
 
 def _panel(group: list[JobResult], results: list[JobResult]) -> Panel:
     """The bounds of the jobs that share one kind of x."""
-    from vae_pyro.results import (
+    from vae_pyro.reporting.figures import Panel
+    from vae_pyro.reporting.tables import (
         bound_label,
         bound_names,
         setting,
         shared_settings,
         varying_settings,
     )
-    from vae_pyro.visualization import Panel
 
     keys = varying_settings(group)
     ordered = keys == ["latent_dim"]
@@ -236,7 +236,7 @@ def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str
     Raises:
         StorageError: where it cannot be written.
     """
-    from vae_pyro.app import tell
+    from vae_pyro.cli.app import tell
     from vae_pyro.files import make_folder
 
     uri = OmegaConf.select(config, "tracking.uri", default="")
@@ -291,7 +291,7 @@ def _failing_loudly() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from vae_pyro.app import explain, fail
+        from vae_pyro.cli.app import explain, fail
 
         fail(explain(error))
         sys.exit(1)

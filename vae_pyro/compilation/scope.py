@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_pyro.compilation.graph import CompilationError, Outputs, Program, compile_program
-from vae_pyro.precision import fast_matmul
+from vae_pyro.compilation.precision import fast_matmul
 
 Mode = Literal["auto"] | bool
 

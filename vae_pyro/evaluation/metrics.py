@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vae_pyro.latent import active_units, active_units_std_error, information, posterior_means
+from vae_pyro.compilation.precision import fast_matmul
+from vae_pyro.evaluation.latent import (
+    active_units,
+    active_units_std_error,
+    information,
+    posterior_means,
+)
 from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import (
     AIS,
@@ -27,7 +33,6 @@ from vae_pyro.log_marginal import (
 )
 from vae_pyro.log_marginal.together import ShowProgress, for_all_images, silently
 from vae_pyro.log_marginal.weights import log_joint
-from vae_pyro.precision import fast_matmul
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 

@@ -4,6 +4,7 @@ from vae_pyro.likelihoods.base import Likelihood, Support
 from vae_pyro.likelihoods.binary import Bernoulli
 from vae_pyro.likelihoods.levels import Categorical, DiscretizedLogisticMixture
 from vae_pyro.likelihoods.normal import Normal, NormalHeteroscedastic, NormalLearnedScale
+from vae_pyro.likelihoods.preparation import binarise, dequantise
 from vae_pyro.likelihoods.unit_interval import Beta, ContinuousBernoulli
 
 __all__ = [
@@ -17,4 +18,6 @@ __all__ = [
     "NormalHeteroscedastic",
     "NormalLearnedScale",
     "Support",
+    "binarise",
+    "dequantise",
 ]

@@ -9,9 +9,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from vae_pyro.data import binarise, dequantise
-from vae_pyro.data.dataset import off_the_ends
 from vae_pyro.errors import DataError
+from vae_pyro.likelihoods.preparation import binarise, dequantise, off_the_ends
 
 
 class Support(Enum):
@@ -119,7 +118,7 @@ class Likelihood(nn.Module, ABC):
         if self.support is Support.BINARY:
             return (x == 0) | (x == 1), (
                 "A probability of 0 and 1 does not sum to 1 over grey values. Binarise the images "
-                "(vae_pyro.data.binarise), or use a likelihood for grey levels, such as "
+                "(vae_pyro.likelihoods.binarise), or use a likelihood for grey levels, such as "
                 "likelihood=categorical."
             )
         if self.support is Support.LEVELS:
@@ -132,8 +131,8 @@ class Likelihood(nn.Module, ABC):
             )
         if self.support is Support.UNIT_INTERVAL:
             return (x > 0) & (x < 1), (
-                "Dequantise the levels (vae_pyro.data.dequantise), or use a likelihood for real "
-                "numbers, such as likelihood=normal_learned_scale."
+                "Dequantise the levels (vae_pyro.likelihoods.dequantise), or use a likelihood for "
+                "real numbers, such as likelihood=normal_learned_scale."
             )
         return x.isfinite(), "Remove or replace what is not finite."
 

@@ -5,7 +5,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vae_pyro import distributions
+from vae_pyro.likelihoods import distributions
 from vae_pyro.likelihoods.base import Likelihood, Support, inverse_softplus, require_positive
 
 

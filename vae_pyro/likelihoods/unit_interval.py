@@ -6,7 +6,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from vae_pyro import distributions
+from vae_pyro.likelihoods import distributions
 from vae_pyro.likelihoods.base import Likelihood, Support
 
 _LOG_MAX_CONCENTRATION = math.log(1e6)

@@ -12,13 +12,7 @@ from torch import Tensor
 
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.annealed import AIS
-from vae_pyro.log_marginal.estimate import (
-    Estimate,
-    Estimator,
-    OnProgress,
-    concatenate,
-    part_of,
-)
+from vae_pyro.log_marginal.estimate import Estimate, Estimator, OnProgress, concatenate, part_of
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
 from vae_pyro.log_marginal.kept import Kept, digest_of
 from vae_pyro.log_marginal.weights import blank_images, multiply_adds, rows_per_chunk

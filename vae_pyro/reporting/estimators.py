@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vae_pyro.errors import EstimatorError
-from vae_pyro.evaluation import Evaluation, Questions, pareto_k_high
-from vae_pyro.latent import ACTIVE_VARIANCE, kl_per_dimension, posterior_means
+from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, kl_per_dimension, posterior_means
+from vae_pyro.evaluation.metrics import Evaluation, Questions, pareto_k_high
 from vae_pyro.log_marginal import AIS, Answer, Bound, Estimate
 from vae_pyro.log_marginal.importance import WeightEstimator
-from vae_pyro.results import SummaryTable, bound_label
+from vae_pyro.reporting.tables import SummaryTable, bound_label
 from vae_pyro.vae import VAE
 
 _MANY_HIGH = 0.1  # share of the images whose k-hat may be high before a word is due

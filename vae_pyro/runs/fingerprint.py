@@ -15,7 +15,7 @@ from vae_pyro.data import Dataset
 from vae_pyro.data.dataset import Binarisation
 from vae_pyro.files import code_digest, parse_json, read_regular, write_atomically
 from vae_pyro.likelihoods import Likelihood, Support
-from vae_pyro.started import NOT_IN_FINGERPRINT
+from vae_pyro.runs.manifest import NOT_IN_FINGERPRINT
 
 _LIBRARIES = ("torch", "pyro-ppl")
 _MOST_BYTES = 10_000_000  # of a fingerprint

@@ -12,27 +12,28 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from vae_pyro.checkpoint import Blueprint, Checkpoints, save_model
 from vae_pyro.config import Config, build, flatten, parse_config
 from vae_pyro.config import Evaluation as EvaluationOptions
-from vae_pyro.cores import CoreMeter, crowding
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError, DataError, EstimatorError, StorageError
-from vae_pyro.evaluation import Questions, log_cell_volume
-from vae_pyro.experiment import Experiment
+from vae_pyro.evaluation.metrics import Questions, log_cell_volume
 from vae_pyro.files import write_atomically
+from vae_pyro.hardware import CoreMeter, crowding
 from vae_pyro.interruption import uninterrupted
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.log_marginal import AIS, Estimator
 from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
-from vae_pyro.provenance import Fingerprint, describe_x, git_tags, identify_x
 from vae_pyro.randomness import RandomStream
-from vae_pyro.report import advice
-from vae_pyro.results import JobResult
-from vae_pyro.resume import continue_or_begin
+from vae_pyro.reporting.estimators import advice
+from vae_pyro.reporting.tables import JobResult
+from vae_pyro.runs.fingerprint import Fingerprint, describe_x, git_tags, identify_x
+from vae_pyro.runs.folder import continue_or_begin
+from vae_pyro.runs.trainer import Experiment
+from vae_pyro.saving import Blueprint, save_model
 from vae_pyro.tracking import Run, SilentRun, Tracker, deliver_rest, open_run
-from vae_pyro.training import try_out
+from vae_pyro.training.checkpoints import Checkpoints
+from vae_pyro.training.svi import try_out
 from vae_pyro.vae import VAE
 
 

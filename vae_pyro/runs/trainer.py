@@ -12,23 +12,24 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from vae_pyro import visualization
-from vae_pyro.checkpoint import Checkpoints
 from vae_pyro.compilation import MIN_STEPS, accelerated, is_repaid
 from vae_pyro.config import Config
 from vae_pyro.data import Dataset, batches
-from vae_pyro.evaluation import Evaluation, Questions, evaluate, log_cell_volume, validate
+from vae_pyro.evaluation.latent import posterior_means
+from vae_pyro.evaluation.metrics import Evaluation, Questions, evaluate, log_cell_volume, validate
 from vae_pyro.files import write_atomically
-from vae_pyro.latent import posterior_means
 from vae_pyro.log_marginal import ImportanceSampling, estimate_together
 from vae_pyro.objectives import Objective
 from vae_pyro.progress import show_progress
 from vae_pyro.randomness import RandomStream
-from vae_pyro.report import comparison, estimators_csv, latent_csv, per_image_csv
-from vae_pyro.results import print_table, table_markdown
-from vae_pyro.state import TrainingState
+from vae_pyro.reporting import figures as visualization
+from vae_pyro.reporting.estimators import comparison, estimators_csv, latent_csv, per_image_csv
+from vae_pyro.reporting.tables import print_table, table_markdown
 from vae_pyro.tracking import Run
-from vae_pyro.training import EpochRecord, FusedAdam, train
+from vae_pyro.training.checkpoints import Checkpoints
+from vae_pyro.training.optimizer import FusedAdam
+from vae_pyro.training.state import TrainingState
+from vae_pyro.training.svi import EpochRecord, train
 from vae_pyro.vae import VAE
 
 

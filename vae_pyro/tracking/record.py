@@ -164,8 +164,8 @@ class Record(Run):
             uri = self._tracker.options().get("uri")
             self._tell(
                 f"{self.undelivered} of {len(self._entries)} records wait in {self._folder}, "
-                f"because {self._delivery.why}; python -m vae_pyro.deliver {self._folder.parent} "
-                f"--uri {uri} delivers them when it answers again"
+                f"because {self._delivery.why}; python -m vae_pyro.cli.deliver "
+                f"{self._folder.parent} --uri {uri} delivers them when it answers again"
             )
 
     def discard(self) -> None:

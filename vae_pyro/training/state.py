@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_pyro.checkpoint import Checkpoint
 from vae_pyro.errors import CheckpointError
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training import FusedAdam
+from vae_pyro.training.checkpoints import Checkpoint
+from vae_pyro.training.optimizer import FusedAdam
 from vae_pyro.vae import VAE
 
 
