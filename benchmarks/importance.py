@@ -98,12 +98,14 @@ def main() -> None:
     print(" the floor's best number of rows:")
     floor = fastest({f"{n} rows": Contestant(products, {"rows": n}) for n in FLOOR_ROWS})
     print(" JAX's best chunk:")
-    jax = fastest({
-        f"{images} images x {samples} samples": Contestant(
-            in_jax, {"images_at_once": images, "samples_at_once": samples}
-        )
-        for images, samples in JAX_CHUNKS
-    })  # fmt: skip
+    jax = fastest(
+        {
+            f"{images} images x {samples} samples": Contestant(
+                in_jax, {"images_at_once": images, "samples_at_once": samples}
+            )
+            for images, samples in JAX_CHUNKS
+        }
+    )
     times, skipped = contest(
         {
             OURS: Contestant(ours),

@@ -92,12 +92,14 @@ def main() -> None:
                 results.append({"kind": kind, "point": point, **numbers})
                 work = "an epoch" if kind == "train" else "importance sampling"
                 value = next(iter(point.values()))
-                table.append([
-                    f"{work}: {label}",
-                    f"{value:,}",
-                    f"{numbers['seconds']:.2f}",
-                    f"{numbers['extra MB']:.0f}",
-                ])  # fmt: skip
+                table.append(
+                    [
+                        f"{work}: {label}",
+                        f"{value:,}",
+                        f"{numbers['seconds']:.2f}",
+                        f"{numbers['extra MB']:.0f}",
+                    ]
+                )
     write("scaling", {"points": results}, table)
 
 

@@ -51,11 +51,13 @@ def _run(study: Study, typed: Sequence[str]) -> None:
         tags = {"experiment": study.name, **git_tags()}
         run = open_run(lab.tracker, record, study.name, tags, must_answer=True, tell=tell)
         try:
-            run.log_params({
-                **flatten(lab.chosen),
-                **{f"experiment.{k}": v for k, v in dataclasses.asdict(lab.options).items()},
-                "seed": ",".join(str(seed) for seed in lab.seeds),
-            })  # fmt: skip
+            run.log_params(
+                {
+                    **flatten(lab.chosen),
+                    **{f"experiment.{k}": v for k, v in dataclasses.asdict(lab.options).items()},
+                    "seed": ",".join(str(seed) for seed in lab.seeds),
+                }
+            )
             findings = study.run(lab)
             results = {
                 "question": study.question,

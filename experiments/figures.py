@@ -50,11 +50,21 @@ def show_rows(axes: Axes, rows: Sequence[Tensor], names: Sequence[str], title: s
 
 
 def error_line(
-    axes: Axes, x: Sequence[float], values: Sequence[float], errors: Sequence[float], index: int,
+    axes: Axes,
+    x: Sequence[float],
+    values: Sequence[float],
+    errors: Sequence[float],
+    index: int,
     name: str,
-) -> None:  # fmt: skip
+) -> None:
     """One series with bars of +- 1 standard error; ``index`` chooses colour and marker."""
     axes.errorbar(
-        x, values, yerr=errors, color=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)], markersize=5, capsize=3, label=name,
-    )  # fmt: skip
+        x,
+        values,
+        yerr=errors,
+        color=COLOURS[index % len(COLOURS)],
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=5,
+        capsize=3,
+        label=name,
+    )

@@ -10,11 +10,18 @@ from experiments.numbers import Number
 
 HERE = Path(__file__).parent
 NAMES = (
-    "what_is_p_of_an_image", "how_to_estimate_p_of_x", "is_two_dimensions_enough",
-    "autoencoder_pca_vae", "why_approximate_the_posterior", "which_likelihood",
-    "do_networks_output_distributions", "prior_or_aggregated_posterior", "generate_and_classify",
-    "moving_in_latent_space", "can_the_error_bars_be_trusted",
-)  # fmt: skip
+    "what_is_p_of_an_image",
+    "how_to_estimate_p_of_x",
+    "is_two_dimensions_enough",
+    "autoencoder_pca_vae",
+    "why_approximate_the_posterior",
+    "which_likelihood",
+    "do_networks_output_distributions",
+    "prior_or_aggregated_posterior",
+    "generate_and_classify",
+    "moving_in_latent_space",
+    "can_the_error_bars_be_trusted",
+)
 _MARK = re.compile(r"<!--([\w.]+)-->(.*?)<!---->", re.DOTALL)
 _TABLE = re.compile(r"(<!-- table -->\n).*(<!-- end -->)", re.DOTALL)
 

@@ -114,20 +114,27 @@ def slurm_cluster(cpus: int = 2, grace_seconds: int = 0) -> Iterator[Slurm]:
             stack.enter_context(running([program, *command[1:]], log, env=environment))
 
         start(
-            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}",
-            f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log",
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={key}",
+            f"--socket={munge}",
+            f"--pid-file={folder}/munged.pid",
+            f"--log-file={folder}/munged.log",
             f"--seed-file={folder}/munged.seed",
-        )  # fmt: skip
+        )
         wait_for(munge.exists, 20, cluster.logs)
         start("slurmctld", "-D", "-i")
         start("slurmd", "-D", "-N", "node")
         idle = ["sinfo", "--noheader", "--states=idle", "--format=%N"]
         wait_for(
-            lambda: "node" in subprocess.run(
-                idle, env=environment, capture_output=True, text=True
-            ).stdout,
-            60, cluster.logs,
-        )  # fmt: skip
+            lambda: (
+                "node"
+                in subprocess.run(idle, env=environment, capture_output=True, text=True).stdout
+            ),
+            60,
+            cluster.logs,
+        )
         try:
             yield cluster
         finally:
@@ -201,8 +208,10 @@ class Postgres:
         done = subprocess.run(
             ["psql", "--no-align", "--tuples-only", "--command", sql, self.uri],
             env=os.environ | {"PGPASSWORD": self.password},
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 0, done.stderr
         return [line.split("|") for line in done.stdout.splitlines()]
 
@@ -234,10 +243,20 @@ def postgres_cluster() -> Iterator[Postgres]:
         password.write_text(postgres.password)
         password.chmod(0o644)
         made = subprocess.run(
-            [*as_user, str(programs / "initdb"), f"--pgdata={folder}/data", "--username=vae",
-             f"--pwfile={password}", "--auth=scram-sha-256", "--encoding=UTF8", "--no-sync"],
-            cwd=folder, capture_output=True, text=True,
-        )  # fmt: skip
+            [
+                *as_user,
+                str(programs / "initdb"),
+                f"--pgdata={folder}/data",
+                "--username=vae",
+                f"--pwfile={password}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--no-sync",
+            ],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
         assert made.returncode == 0, made.stderr
         log = folder / "postgres.log"
         command = [*as_user, str(programs / "postgres"), "-D", f"{folder}/data"]

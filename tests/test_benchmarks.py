@@ -89,8 +89,9 @@ def test_a_contest_takes_turns_and_names_who_is_absent() -> None:
     }
     times, skipped = contest(contestants, rounds=2)
     assert {name: list(t.values) for name, t in times.items()} == {
-        "ones": [0, 1, 2], "tens": [0, 10, 20]
-    }  # fmt: skip
+        "ones": [0, 1, 2],
+        "tens": [0, 10, 20],
+    }
     assert all(len(t.seconds) == 2 for t in times.values())
     assert skipped["peerless"].startswith("No module named 'peerless'; pip install")
 

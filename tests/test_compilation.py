@@ -173,9 +173,15 @@ def test_what_cannot_be_traced_is_run_and_said_once() -> None:
     eager, _ = small(LooksAtNumbers)
     told: list[str] = []
     records = train(
-        vae, ELBO(), lambda: [x], epochs=3, learning_rate=1e-2,
-        noise=RandomStream("training", 0), compiled=True, tell=told.append,
-    )  # fmt: skip
+        vae,
+        ELBO(),
+        lambda: [x],
+        epochs=3,
+        learning_rate=1e-2,
+        noise=RandomStream("training", 0),
+        compiled=True,
+        tell=told.append,
+    )
     elbos = [record.elbo for record in records]
     assert elbos == [record.elbo for record in epochs(eager, x, compiled=False)][:3]
     assert len(told) == 1
@@ -203,16 +209,24 @@ def test_a_graph_that_gives_other_numbers_is_refused() -> None:
 def test_without_a_compiler_training_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            sys.executable, str(ROOT / "run.py"), "training.epochs=2", "training.compile=true",
-            "evaluation.compile=true", "evaluation.num_samples=25",
-            "evaluation.iwae_samples=[5]", "tracking=none",
+            sys.executable,
+            str(ROOT / "run.py"),
+            "training.epochs=2",
+            "training.compile=true",
+            "evaluation.compile=true",
+            "evaluation.num_samples=25",
+            "evaluation.iwae_samples=[5]",
+            "tracking=none",
         ],
-        cwd=tmp_path, capture_output=True, text=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={
-            **os.environ, "CXX": "/nowhere/c++",
+            **os.environ,
+            "CXX": "/nowhere/c++",
             "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
         },
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stdout.splitlines() if "without compiling" in line]
     why = "without compiling: no C++ compiler was found (CXX names one)"
@@ -228,9 +242,14 @@ def test_grey_pixels_are_refused_by_compiled_programs_too() -> None:
         ImportanceSampling(30)(vae.eval(), grey)
     batches = iter([[x], [grey]])
     records = train(
-        vae, ELBO(), lambda: next(batches), epochs=2, learning_rate=1e-2,
-        noise=RandomStream("training", 0), compiled=True,
-    )  # fmt: skip
+        vae,
+        ELBO(),
+        lambda: next(batches),
+        epochs=2,
+        learning_rate=1e-2,
+        noise=RandomStream("training", 0),
+        compiled=True,
+    )
     next(records)
     with pytest.raises(DataError, match="Bernoulli"):
         next(records)
@@ -324,14 +343,18 @@ def test_functions_are_exact_to_float32(numbers: list[float]) -> None:
     x = torch.tensor(numbers)
     exact = [math.log1p(math.exp(-abs(v))) + max(v, 0) for v in x.tolist()]
     torch.testing.assert_close(
-        functions.softplus(x), torch.tensor(exact, dtype=torch.float64).float(), rtol=5e-7,
+        functions.softplus(x),
+        torch.tensor(exact, dtype=torch.float64).float(),
+        rtol=5e-7,
         atol=1e-37,
-    )  # fmt: skip
+    )
     doubled = [math.log1p(math.exp(-abs(2 * v))) / 2 + max(v, 0) for v in x.tolist()]
     torch.testing.assert_close(
-        functions.softplus(x, beta=2.0), torch.tensor(doubled, dtype=torch.float64).float(),
-        rtol=5e-7, atol=1e-37,
-    )  # fmt: skip
+        functions.softplus(x, beta=2.0),
+        torch.tensor(doubled, dtype=torch.float64).float(),
+        rtol=5e-7,
+        atol=1e-37,
+    )
     torch.testing.assert_close(
         functions.expm1(x), torch.expm1(x.double()).float(), rtol=5e-7, atol=1e-37
     )

@@ -30,17 +30,31 @@ GROUPS = {
 }
 # Every name of the contract.
 OPTIONS = {
-    "data": {"digits", "mnist", "fashion_mnist", "kmnist", "omniglot", "cifar10",
-             "linear_gaussian"},
-    "likelihood": {"bernoulli", "continuous_bernoulli", "normal", "normal_learned_scale",
-                   "normal_heteroscedastic", "beta", "categorical",
-                   "discretized_logistic_mixture"},
+    "data": {
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "kmnist",
+        "omniglot",
+        "cifar10",
+        "linear_gaussian",
+    },
+    "likelihood": {
+        "bernoulli",
+        "continuous_bernoulli",
+        "normal",
+        "normal_learned_scale",
+        "normal_heteroscedastic",
+        "beta",
+        "categorical",
+        "discretized_logistic_mixture",
+    },
     "network": {"mlp", "conv", "linear"},
     "guide": {"diag_normal", "full_rank_normal", "flow"},
     "objective": {"elbo", "elbo_analytic_kl", "iwae", "dreg", "beta_elbo"},
     "evaluation": {"quick", "full"},
     "tracking": {"mlflow", "none"},
-}  # fmt: skip
+}
 
 
 BASES = {**GROUPS, "likelihood": Likelihood, "guide": Guide}
@@ -267,10 +281,14 @@ def test_flattening_keeps_every_leaf(tree: dict[str, Any]) -> None:
 
 
 ESTIMATORS = {
-    "defensive": "log_px_defensive", "prior": "log_px_prior", "ais": "log_px_ais",
-    "upper": "log_px_upper", "quadrature": "log_px_quadrature", "exact": "log_px_exact",
+    "defensive": "log_px_defensive",
+    "prior": "log_px_prior",
+    "ais": "log_px_ais",
+    "upper": "log_px_upper",
+    "quadrature": "log_px_quadrature",
+    "exact": "log_px_exact",
     "local": "elbo_local",
-}  # fmt: skip
+}
 
 
 def test_every_estimator_is_one_file_and_can_be_chosen_alone() -> None:

@@ -24,13 +24,16 @@ def write(path: Path, text: str) -> None:
         ({"cpu.max": "150000 100000"}, "0::/", 1.5),
         ({"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, "0::/a/b", 0.5),
         ({"a/cpu.max": "200000 100000", "cpu.max": "100000 100000"}, "0::/a", 1.0),
-        ({"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"},
-         "4:memory:/x\n3:cpu,cpuacct:/a\n0::/", 3.0),
+        (
+            {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"},
+            "4:memory:/x\n3:cpu,cpuacct:/a\n0::/",
+            3.0,
+        ),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "1:cpu:/", math.inf),
         ({"cpu.max": "damaged"}, "0::/", math.inf),
         ({}, "no colons", math.inf),
     ],
-)  # fmt: skip
+)
 def test_the_quota_is_the_smallest_on_the_way_up(
     files: dict[str, str], membership: str, cores: float, tmp_path: Path
 ) -> None:

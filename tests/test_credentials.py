@@ -37,13 +37,19 @@ HOLDING = [
     f"http://me:sqlite:///{SECRET}@host",
 ]
 CLEAN = [
-    "postgresql://host/db", "postgresql://me@host:5432/db", "postgresql://me@[::1]:5432/db",
+    "postgresql://host/db",
+    "postgresql://me@host:5432/db",
+    "postgresql://me@[::1]:5432/db",
     "postgresql+psycopg://me@host/db?sslmode=require&sslrootcert=/etc/ca.pem",
     "mysql://me@host/db?read_default_file=~/.my.cnf",
-    "sqlite:///mlflow.db", "sqlite:////home/me@work/mlflow.db", "http://127.0.0.1:5000",
-    "https://host.example/mlflow", "http://[::1]:5000",
-    "postgresql://me@%2Fvar%2Frun/db", "postgresql://me@one,two/db?target_session_attrs=read-write",
-]  # fmt: skip
+    "sqlite:///mlflow.db",
+    "sqlite:////home/me@work/mlflow.db",
+    "http://127.0.0.1:5000",
+    "https://host.example/mlflow",
+    "http://[::1]:5000",
+    "postgresql://me@%2Fvar%2Frun/db",
+    "postgresql://me@one,two/db?target_session_attrs=read-write",
+]
 WORDS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8)
 
 
@@ -69,9 +75,13 @@ def test_one_without_is_not(address: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["tracking.experiment='see https://host/abs/1?context=x'", "data.root=s3://bucket/a@b",
-     "+note=mail me@host, http://host/#top", "tracking.experiment=a@b"],
-)  # fmt: skip
+    [
+        "tracking.experiment='see https://host/abs/1?context=x'",
+        "data.root=s3://bucket/a@b",
+        "+note=mail me@host, http://host/#top",
+        "tracking.experiment=a@b",
+    ],
+)
 def test_other_values_may_hold_what_an_address_may_not(text: str) -> None:
     refuse_credentials([text])
 
@@ -125,9 +135,13 @@ def test_an_experiment_and_a_delivery_refuse_it_too(tmp_path: Path) -> None:
         ["vae_pyro.cli.deliver", "--uri", HOLDING[0]],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120,
-        )  # fmt: skip
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            timeout=120,
+        )
         assert done.returncode == 1
         assert "the address may hold a password" in done.stderr
         assert SECRET not in done.stdout + done.stderr

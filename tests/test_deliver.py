@@ -24,9 +24,13 @@ MLFLOW = "vae_pyro.tracking.store.MLflow"
 def deliver(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
     return subprocess.run(
-        [sys.executable, "-m", "vae_pyro.cli.deliver", *arguments], cwd=folder, timeout=200,
-        env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "vae_pyro.cli.deliver", *arguments],
+        cwd=folder,
+        timeout=200,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
 
 
 def start(tracker: Any) -> dict[str, Any]:
@@ -78,9 +82,13 @@ def test_no_file_from_outside_the_job_is_copied(how: str, tmp_path: Path) -> Non
     job = tmp_path / "outputs/job"
     entry: dict[str, Any] = {"op": "file", "folder": None}
     entry["path"] = {
-        "above": "../../../victim.txt", "absolute": str(victim), "link": "../link.txt",
-        "linked folder": "../away/victim.txt", "picture": "", "folder": "../../job",
-    }[how]  # fmt: skip
+        "above": "../../../victim.txt",
+        "absolute": str(victim),
+        "link": "../link.txt",
+        "linked folder": "../away/victim.txt",
+        "picture": "",
+        "folder": "../../job",
+    }[how]
     if how == "picture":
         entry = {"op": "image", "key": "samples", "step": 1, "file": "link.png"}
     whole = {"op": "file", "path": "../mine.txt", "folder": "model"}
@@ -109,10 +117,15 @@ def test_no_file_from_outside_the_job_is_copied(how: str, tmp_path: Path) -> Non
         {"op": "metrics", "metrics": {}, "step": 2**70, "at": 0.0},
         {"op": "metrics", "metrics": {}, "step": 1, "at": math.inf},
         {"op": "file", "path": "a\0b", "folder": None},
-        {"op": "end", "status": "GONE"}, {"op": [1]}, {"op": "run", "command": "x"}, [1], 5, None,
+        {"op": "end", "status": "GONE"},
+        {"op": [1]},
+        {"op": "run", "command": "x"},
+        [1],
+        5,
+        None,
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_an_entry_that_is_none_is_an_error_in_words(entry: Any, tmp_path: Path) -> None:
     write(tmp_path / "outputs/job", start(mine(tmp_path)), entry)
     done = deliver(tmp_path)

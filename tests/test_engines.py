@@ -106,11 +106,19 @@ def test_slurm_preemption(run_py: Command, tmp_path: Path, slurm: Slurm, server:
     epochs = 250
     arguments, environment = on_slurm(slurm)
     command = [
-        sys.executable, str(ROOT / "run.py"), "latent_dim=2", f"training.epochs={epochs}",
-        "training.keep=last", "training.compile=false", "training.snapshots=1",
-        "evaluation.num_samples=50", f"tracking.uri={server}", "tracking.experiment=preemption",
-        "hydra.launcher.partition=low", *arguments,
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "run.py"),
+        "latent_dim=2",
+        f"training.epochs={epochs}",
+        "training.keep=last",
+        "training.compile=false",
+        "training.snapshots=1",
+        "evaluation.num_samples=50",
+        f"tracking.uri={server}",
+        "tracking.experiment=preemption",
+        "hydra.launcher.partition=low",
+        *arguments,
+    ]
     client = MlflowClient(server)
 
     def steps() -> list[int]:
@@ -132,8 +140,13 @@ def test_slurm_preemption(run_py: Command, tmp_path: Path, slurm: Slurm, server:
     try:
         wait_for(lambda: len(steps()) > 30, 90, tell)
         (job_id,) = slurm.jobs()
-        slurm("sbatch", "--partition=high", "--cpus-per-task=2", "--output=/dev/null",
-              "--wrap=sleep 3")  # fmt: skip
+        slurm(
+            "sbatch",
+            "--partition=high",
+            "--cpus-per-task=2",
+            "--output=/dev/null",
+            "--wrap=sleep 3",
+        )
         wait_for(lambda: slurm.job(job_id)["Restarts"] == "1", 60, tell)
         assert sweep.wait(180) == 0, tell()
     finally:
@@ -148,10 +161,15 @@ def test_slurm_preemption(run_py: Command, tmp_path: Path, slurm: Slurm, server:
 @needs("ray", "hydra_plugins.hydra_ray_launcher")
 def test_ray(run_py: Command, server: str) -> None:
     done = run_py(
-        "latent_dim=2,3,4", "hydra/launcher=ray", *QUICK, "tracking.experiment=ray", "-m",
-        **ONE_THREAD, MLFLOW_TRACKING_URI=server,
+        "latent_dim=2,3,4",
+        "hydra/launcher=ray",
+        *QUICK,
+        "tracking.experiment=ray",
+        "-m",
+        **ONE_THREAD,
+        MLFLOW_TRACKING_URI=server,
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # which keeps it on loopback
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert_complete(server, "ray", jobs=3)
 
@@ -192,8 +210,12 @@ def test_a_job_uses_its_share_of_the_cores(
     (tmp_path / "probe.py").write_text(PROBE)
     done = subprocess.run(
         [sys.executable, "probe.py", "seed=1,2", *options, "~hydra.callbacks.sweep", "-m"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     gpu = ["GPU"] * (name == "slurm_gpu")
     assert (tmp_path / "threads").read_text().split() == [str(threads), *gpu] * 2
@@ -215,10 +237,16 @@ def test_a_shared_server_on_postgresql(
     pgpass = postgres.pgpass(tmp_path_factory.mktemp("home") / ".pgpass")
     with tracking_server(folder, postgres.uri, PGPASSFILE=str(pgpass)) as uri:
         done = run_py(
-            "latent_dim=2,3,4,5,6,7", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *QUICK,
-            "-m", **ONE_THREAD, MLFLOW_TRACKING_URI=uri, MLFLOW_TRACKING_USERNAME="vae",
+            "latent_dim=2,3,4,5,6,7",
+            "hydra/launcher=joblib",
+            "hydra.launcher.n_jobs=2",
+            *QUICK,
+            "-m",
+            **ONE_THREAD,
+            MLFLOW_TRACKING_URI=uri,
+            MLFLOW_TRACKING_USERNAME="vae",
             MLFLOW_TRACKING_PASSWORD=postgres.password,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         children = assert_complete(uri, "vae-pyro", jobs=6)
         artifacts = list((folder / "artifacts").rglob("weights.safetensors"))
@@ -242,9 +270,15 @@ def test_an_optuna_study_is_continued(run_py: Command, tmp_path: Path) -> None:
 
     def search(trials: int, *more: str) -> None:
         done = run_py(
-            "hydra/sweeper=optuna", "latent_dim=range(2,20)", f"hydra.sweeper.n_trials={trials}",
-            "hydra.sweep.dir=search", *QUICK, *more, "-m", **ONE_THREAD,
-        )  # fmt: skip
+            "hydra/sweeper=optuna",
+            "latent_dim=range(2,20)",
+            f"hydra.sweeper.n_trials={trials}",
+            "hydra.sweep.dir=search",
+            *QUICK,
+            *more,
+            "-m",
+            **ONE_THREAD,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     search(4)
@@ -280,9 +314,14 @@ def test_a_search_survives_a_failed_trial(run_py: Command, tmp_path: Path) -> No
     import optuna
 
     done = run_py(
-        "hydra/sweeper=optuna", "latent_dim=choice(0,3)", "hydra.sweeper.n_trials=3", *QUICK,
-        "tracking=none", "-m", **ONE_THREAD,
-    )  # fmt: skip
+        "hydra/sweeper=optuna",
+        "latent_dim=choice(0,3)",
+        "hydra.sweeper.n_trials=3",
+        *QUICK,
+        "tracking=none",
+        "-m",
+        **ONE_THREAD,
+    )
     assert done.returncode == 1
     assert "error: 1 of 3 jobs failed" in done.stderr
     storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/optuna.db")

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from tests.linear_gaussian import PIXELS, LinearGaussian
-from vae_pyro.evaluation.metrics import Evaluation, Questions, evaluate, rounding_error, validate
+from vae_pyro.evaluation.metrics import (
+    Evaluation,
+    EvaluationPlan,
+    evaluate,
+    rounding_error,
+    validate,
+)
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli, Normal
 from vae_pyro.log_marginal import (
@@ -28,10 +34,15 @@ from vae_pyro.vae import VAE, build_vae
 
 
 def ask(
-    vae: VAE, x: torch.Tensor, num_samples: int, iwae_samples: list[int], draws: int = 1,
-    seed: int = 0, **further: Any,
-) -> Evaluation:  # fmt: skip
-    questions = Questions(num_samples, iwae_samples, **further)
+    vae: VAE,
+    x: torch.Tensor,
+    num_samples: int,
+    iwae_samples: list[int],
+    draws: int = 1,
+    seed: int = 0,
+    **further: Any,
+) -> Evaluation:
+    questions = EvaluationPlan(num_samples, iwae_samples, **further)
     return evaluate(vae, x, questions, seed=seed, draws=draws)
 
 
@@ -124,9 +135,15 @@ def test_the_gap_splits_into_what_is_known() -> None:
     spoilt = LinearGaussian(shift=0.4, stretch=1.5)
     x = spoilt.sample(300)
     evaluation = ask(
-        spoilt.vae, x, 100, [5], estimators=EVERYTHING, num_images=120, simulated_images=40,
+        spoilt.vae,
+        x,
+        100,
+        [5],
+        estimators=EVERYTHING,
+        num_images=120,
+        simulated_images=40,
         latent=True,
-    )  # fmt: skip
+    )
     m = evaluation.metrics
     assert evaluation.reference == "log_px_exact"
     gap = (spoilt.log_marginal(x[:120]) - spoilt.elbo(x[:120])).mean().item()
@@ -161,13 +178,22 @@ def test_the_rounding_error_is_that_of_the_models_precision() -> None:
 def test_every_number_that_is_estimated_has_both_errors() -> None:
     spoilt = LinearGaussian(shift=0.4)
     m = ask(
-        spoilt.vae, spoilt.sample(30), 50, [5], estimators=EVERYTHING, num_images=10,
-        simulated_images=3, latent=True,
-    ).metrics  # fmt: skip
+        spoilt.vae,
+        spoilt.sample(30),
+        50,
+        [5],
+        estimators=EVERYTHING,
+        num_images=10,
+        simulated_images=3,
+        latent=True,
+    ).metrics
     alone = {
-        "test/effective_sample_size", "test/pareto_k_high", "test/active_units",
-        "compared/num_images", "test/rounding_error",
-    }  # fmt: skip
+        "test/effective_sample_size",
+        "test/pareto_k_high",
+        "test/active_units",
+        "compared/num_images",
+        "test/rounding_error",
+    }
     names = {name for name in m if not name.endswith("_std_error")} - alone
     for name in names:
         assert math.isfinite(m[f"{name}_std_error"])

@@ -263,15 +263,23 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     """SIGTERM reaches the processes that train; nothing of theirs is trained twice."""
     name = "is_two_dimensions_enough"
     command = (
-        name, "seed=0", "training.epochs=60", "training.checkpoint_seconds=0",
-        "training.compile=false", "evaluation.num_samples=50", "experiment.workers=2",
+        name,
+        "seed=0",
+        "training.epochs=60",
+        "training.checkpoint_seconds=0",
+        "training.compile=false",
+        "evaluation.num_samples=50",
+        "experiment.workers=2",
         *BUDGETS[name],
-    )  # fmt: skip
+    )
     with subprocess.Popen(
         [sys.executable, "-m", f"experiments.{command[0]}", *command[1:]],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         until = time.monotonic() + 200
         while len(list(tmp_path.glob(f"{OUTPUTS}/vaes/*/checkpoint/*"))) < 2:
             assert process.poll() is None, process.stdout and process.stdout.read()

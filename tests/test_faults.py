@@ -237,9 +237,16 @@ def test_two_sweeps_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
 
 def test_eight_jobs_at_once_on_one_database_lose_nothing(run_py: RunPy, tmp_path: Path) -> None:
     done = run_py(
-        *SHORT, "training.epochs=3", "seed=0,1,2,3,4,5,6,7", "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=8", "hydra.sweep.dir=sweep", "-m", timeout=600, **ONE_THREAD,
-    )  # fmt: skip
+        *SHORT,
+        "training.epochs=3",
+        "seed=0,1,2,3,4,5,6,7",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=8",
+        "hydra.sweep.dir=sweep",
+        "-m",
+        timeout=600,
+        **ONE_THREAD,
+    )
     assert done.returncode == 0, done.stderr
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])
@@ -271,9 +278,15 @@ def test_a_diverging_job_is_named_with_step_and_site(run_py: RunPy, tmp_path: Pa
 def test_a_password_is_nowhere(server: Server, run_py: RunPy, tmp_path: Path) -> None:
     """Given in the environment, in a sweep of which one job fails."""
     done = run_py(
-        *SHORT, "training.epochs=2", "latent_dim=2,0", f"tracking.uri={server.uri}", "-m",
-        HYDRA_FULL_ERROR="1", MLFLOW_TRACKING_USERNAME="user", MLFLOW_TRACKING_PASSWORD="s3cr3t",
-    )  # fmt: skip
+        *SHORT,
+        "training.epochs=2",
+        "latent_dim=2,0",
+        f"tracking.uri={server.uri}",
+        "-m",
+        HYDRA_FULL_ERROR="1",
+        MLFLOW_TRACKING_USERNAME="user",
+        MLFLOW_TRACKING_PASSWORD="s3cr3t",
+    )
     assert done.returncode == 1
     assert "1 of 2 jobs failed" in done.stderr
     assert "s3cr3t" not in done.stdout + done.stderr
@@ -284,10 +297,15 @@ def test_a_password_is_nowhere(server: Server, run_py: RunPy, tmp_path: Path) ->
 
 
 ENDLESS = (
-    "latent_dim=2", "training.epochs=5000", "training.patience=5000", "training.snapshots=1",
-    "training.compile=false", "training.checkpoint_seconds=1000", "hydra.run.dir=job",
+    "latent_dim=2",
+    "training.epochs=5000",
+    "training.patience=5000",
+    "training.snapshots=1",
+    "training.compile=false",
+    "training.checkpoint_seconds=1000",
+    "hydra.run.dir=job",
     "hydra.sweep.dir=job",
-)  # fmt: skip
+)
 
 
 @contextmanager

@@ -25,16 +25,20 @@ from vae_pyro.log_marginal import Quadrature
 
 RunPy = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
-    *QUICK, "evaluation.iwae_samples=[5]", "evaluation.num_images=8",
+    *QUICK,
+    "evaluation.iwae_samples=[5]",
+    "evaluation.num_images=8",
     "evaluation.estimators.log_px_ais.num_temperatures=20",
-)  # fmt: skip
+)
 SMALL_FULL = (
-    *SMALL, "evaluation=full", "evaluation.simulated_images=6",
+    *SMALL,
+    "evaluation=full",
+    "evaluation.simulated_images=6",
     "evaluation.estimators.log_px_upper.num_temperatures=20",
     "evaluation.estimators.log_px_prior.num_samples=50",
     "evaluation.estimators.log_px_defensive.num_samples=50",
     "evaluation.estimators.elbo_local.num_steps=20",
-)  # fmt: skip
+)
 
 
 def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> None:
@@ -119,10 +123,15 @@ def test_load_tells_what_is_missing(tmp_path: Path) -> None:
 
 def test_the_exact_answer_stands_beside_the_others(run_py: RunPy, tmp_path: Path) -> None:
     done = run_py(
-        "data=linear_gaussian", "latent_dim=3", "tracking=none", "hydra.run.dir=job",
-        "evaluation.estimators.log_px_quadrature.tolerance=1e-2", *SMALL_FULL,
-        "data.num_train=500", "data.num_test=50",
-    )  # fmt: skip
+        "data=linear_gaussian",
+        "latent_dim=3",
+        "tracking=none",
+        "hydra.run.dir=job",
+        "evaluation.estimators.log_px_quadrature.tolerance=1e-2",
+        *SMALL_FULL,
+        "data.num_train=500",
+        "data.num_test=50",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "- exact" in done.stdout
     m = json.loads((tmp_path / "job" / "result.json").read_text())["metrics"]
@@ -143,9 +152,13 @@ def test_the_exact_answer_stands_beside_the_others(run_py: RunPy, tmp_path: Path
 
 def test_densities_are_asked_of_every_draw(run_py: RunPy, tmp_path: Path) -> None:
     done = run_py(
-        "likelihood=normal_learned_scale", "latent_dim=2", "tracking=none", "hydra.run.dir=job",
-        "evaluation/estimators=[quadrature,ais]", *SMALL,
-    )  # fmt: skip
+        "likelihood=normal_learned_scale",
+        "latent_dim=2",
+        "tracking=none",
+        "hydra.run.dir=job",
+        "evaluation/estimators=[quadrature,ais]",
+        *SMALL,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"quadrature +numeric +≥ ", done.stdout)
     with (tmp_path / "job" / "per_image.csv").open() as file:
@@ -191,8 +204,10 @@ def test_an_evaluation_that_was_killed_goes_on(run_py: RunPy, tmp_path: Path) ->
     folder = tmp_path / "job"
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *command, "hydra.run.dir=job"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     deadline = time.monotonic() + 200
     while len(list(folder.glob("evaluation/*.safetensors"))) < 4 and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]

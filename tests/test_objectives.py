@@ -187,8 +187,14 @@ def test_beta_warms_up_linearly_from_zero() -> None:
 def test_an_epoch_reports_the_true_elbo_beside_the_objective(objective: Objective) -> None:
     truth = LinearGaussian(shift=0.3, stretch=1.5)
     x = truth.sample(4000)
-    (record,) = train(truth.vae, objective, lambda: x.split(100), epochs=1, learning_rate=1e-12,
-                      noise=RandomStream("training", 0))  # fmt: skip
+    (record,) = train(
+        truth.vae,
+        objective,
+        lambda: x.split(100),
+        epochs=1,
+        learning_rate=1e-12,
+        noise=RandomStream("training", 0),
+    )
     elbo = truth.elbo(x).mean().item()
     assert abs(record.elbo - elbo) < 4.5 * record.elbo_std_error
     if isinstance(objective, BetaELBO):

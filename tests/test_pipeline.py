@@ -52,10 +52,14 @@ class NotDequantised(Beta):
     ("data", "likelihood", "message"),
     [
         ("NaNInTest", "vae_pyro.likelihoods.Normal", "1 of 240 pixel values of the test split are"),
-        ("BlackInTest", f"{__name__}.NotDequantised", "images 0 to 39 of the test split: NotDeq.*"
-         r"240 of 240 pixel values are not .*Dequantise the levels"),
+        (
+            "BlackInTest",
+            f"{__name__}.NotDequantised",
+            "images 0 to 39 of the test split: NotDeq.*"
+            r"240 of 240 pixel values are not .*Dequantise the levels",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_test_split_that_cannot_be_scored_is_refused_before_training(
     data: str, likelihood: str, message: str, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.linear_gaussian import LinearGaussian
-from vae_pyro.evaluation.metrics import Evaluation, Questions, evaluate
+from vae_pyro.evaluation.metrics import Evaluation, EvaluationPlan, evaluate
 from vae_pyro.guide import DiagNormal
 from vae_pyro.log_marginal import (
     AIS,
@@ -48,8 +48,8 @@ class Shrunk(DiagNormal):
 
 def ask(
     vae: VAE, x: Tensor, estimators: dict[str, Estimator], num_samples: int = 200, **more: int
-) -> tuple[Evaluation, Questions]:
-    questions = Questions(num_samples, [5], estimators, **more)
+) -> tuple[Evaluation, EvaluationPlan]:
+    questions = EvaluationPlan(num_samples, [5], estimators, **more)
     return evaluate(vae, x, questions, seed=0), questions
 
 
@@ -179,7 +179,7 @@ def test_tables_hold_what_was_measured() -> None:
     truth = LinearGaussian(shift=0.2)
     x = truth.sample(40)
     estimators: dict[str, Estimator] = {"log_px_ais": AIS(10, 30, 2), "log_px_exact": Exact()}
-    questions = Questions(100, [5], estimators, num_images=7)
+    questions = EvaluationPlan(100, [5], estimators, num_images=7)
     evaluation = evaluate(truth.vae, x, questions, seed=0, draws=2)
     m = evaluation.metrics
     by_name = {row["estimator"]: row for row in rows(estimators_csv(evaluation))}
@@ -251,13 +251,11 @@ def test_an_interrupted_evaluation_leaves_the_same_table_to_the_byte(
     }
 
     def table(folder: Path | None, progress: ShowProgress = silently) -> str:
-        questions = Questions(60, [5], estimators, num_images=60)
+        questions = EvaluationPlan(60, [5], estimators, num_images=60)
         x = truth.sample(220)
         return per_image_csv(
-            evaluate(
-                truth.vae, x, questions, seed=0, draws=2, folder=folder, progress=progress
-            )
-        )  # fmt: skip
+            evaluate(truth.vae, x, questions, seed=0, draws=2, folder=folder, progress=progress)
+        )
 
     undisturbed = table(None)
     header = undisturbed.splitlines()[0].split(",")

@@ -147,8 +147,10 @@ def test_ranks_are_within_what_x_is(mixed: list[JobResult]) -> None:
     grey = tables["digits: 17 levels"]
     rows = [dict(zip(grey.header, row, strict=True)) for row in grey.rows]
     assert [(row["likelihood"], row["rank"]) for row in rows] == [
-        ("categorical", "2"), ("beta", "1"), ("normal", "3"),
-    ]  # fmt: skip
+        ("categorical", "2"),
+        ("beta", "1"),
+        ("normal", "3"),
+    ]
     assert rows[1]["log p(x)"] == "≥ -101.33 ± 0.004"
     assert rows[0]["log p(x)"] == "-110.00 ± 0.004"
     assert rows[1]["ELBO"] == "-102.33"

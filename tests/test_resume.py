@@ -21,9 +21,12 @@ from tests.conftest import ROOT
 
 RunPy = Callable[..., subprocess.CompletedProcess[str]]
 SHORT = (
-    "latent_dim=2", "training.epochs=12", "training.checkpoint_seconds=0",
-    "training.snapshots=3", "evaluation.num_samples=60",
-)  # fmt: skip
+    "latent_dim=2",
+    "training.epochs=12",
+    "training.checkpoint_seconds=0",
+    "training.snapshots=3",
+    "evaluation.num_samples=60",
+)
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -56,9 +59,12 @@ def recorded(folder: Path, run: Run) -> dict[str, Any]:
     files = sorted(file.path for file in client.list_artifacts(run.info.run_id))
     status = run.info.status
     return {
-        "status": status, "params": run.data.params, "histories": histories, "images": images,
+        "status": status,
+        "params": run.data.params,
+        "histories": histories,
+        "images": images,
         "files": files,
-    }  # fmt: skip
+    }
 
 
 def outcome(job: Path) -> tuple[bytes, dict[str, float]]:
@@ -86,8 +92,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     done = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *SHORT, "seed=0,1", "hydra.sweep.dir=sweep", "-m"],
-        cwd=folder, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=folder,
+        env=os.environ | ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -96,10 +106,22 @@ def test_a_sweep_killed_dozens_of_times_ends_as_an_undisturbed_one(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "storm.py"), "0", *SHORT, "seed=0,1",
-         "hydra.sweep.dir=sweep", "resume=true", "-m"],
-        cwd=tmp_path, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(ROOT / "tests" / "storm.py"),
+            "0",
+            *SHORT,
+            "seed=0,1",
+            "hydra.sweep.dir=sweep",
+            "resume=true",
+            "-m",
+        ],
+        cwd=tmp_path,
+        env=os.environ | ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     output = (tmp_path / "output.txt").read_text()
@@ -117,9 +139,12 @@ def running(folder: Path, *arguments: str, **environment: str) -> Iterator[subpr
     """``run.py`` in the background, ended with the test."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *arguments],
-        cwd=folder, env=os.environ | ONE_THREAD | environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        cwd=folder,
+        env=os.environ | ONE_THREAD | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         yield process
     finally:
@@ -180,9 +205,7 @@ def test_a_finished_sweep_is_read_back_and_the_rest_is_run(
     before = (folder / "0" / "result.json").stat().st_mtime_ns
     os.remove(folder / "1" / "result.json")
     command = [*SHORT, "seed=0,1", "resume=true", "-m"]
-    done = run_py(
-        *command, **ONE_THREAD, MLFLOW_TRACKING_URI=f"sqlite:///{undisturbed}/mlflow.db"
-    )  # fmt: skip
+    done = run_py(*command, **ONE_THREAD, MLFLOW_TRACKING_URI=f"sqlite:///{undisturbed}/mlflow.db")
     assert done.returncode == 0, done.stderr
     assert f"resumed in {folder.relative_to(tmp_path)}" in done.stdout
     assert "finished before, and read back" in done.stdout
@@ -204,9 +227,15 @@ def test_a_changed_job_is_a_new_run_that_says_what_changed(
 ) -> None:
     shutil.copytree(undisturbed / "sweep" / "0", tmp_path / "job")
     done = run_py(
-        *SHORT, "seed=0", change, "training.epochs=2", "resume=true", "hydra.run.dir=job",
-        "tracking=none", **ONE_THREAD,
-    )  # fmt: skip
+        *SHORT,
+        "seed=0",
+        change,
+        "training.epochs=2",
+        "resume=true",
+        "hydra.run.dir=job",
+        "tracking=none",
+        **ONE_THREAD,
+    )
     assert done.returncode == 0, done.stderr
     assert "note: a new run; what was there before is in " in done.stdout
     assert told in done.stdout
@@ -222,9 +251,14 @@ def test_a_job_that_its_launcher_starts_again_goes_on_unasked(
     shutil.copytree(undisturbed / "sweep", tmp_path / "sweep")
     os.remove(tmp_path / "sweep/1/result.json")
     done = run_py(
-        *SHORT, "seed=0,1", "hydra.sweep.dir=sweep", "~hydra.callbacks.sweep", "tracking=none",
-        "-m", **ONE_THREAD,
-    )  # fmt: skip
+        *SHORT,
+        "seed=0,1",
+        "hydra.sweep.dir=sweep",
+        "~hydra.callbacks.sweep",
+        "tracking=none",
+        "-m",
+        **ONE_THREAD,
+    )
     assert done.returncode == 0, done.stderr
     assert "finished before, and read back" in done.stdout
     assert "training goes on after epoch 12" in done.stdout
@@ -255,8 +289,14 @@ def test_a_refused_command_leaves_a_finished_job_as_it_is(
     refused: str, run_py: RunPy, tmp_path: Path, undisturbed: Path
 ) -> None:
     shutil.copytree(undisturbed / "sweep" / "0", tmp_path / "job")
-    done = run_py(*SHORT, "seed=0", f"+{refused}" if "." in refused else refused,
-                  "hydra.run.dir=job", "tracking=none", "resume=true")  # fmt: skip
+    done = run_py(
+        *SHORT,
+        "seed=0",
+        f"+{refused}" if "." in refused else refused,
+        "hydra.run.dir=job",
+        "tracking=none",
+        "resume=true",
+    )
     assert done.returncode == 1
     assert outcome(tmp_path / "job") == outcome(undisturbed / "sweep/0")
 
@@ -290,7 +330,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     last.write_bytes(content)
     done = run_py(
         *SHORT, "seed=0", "resume=true", "hydra.run.dir=job", "tracking=none", **ONE_THREAD
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "is damaged" in done.stdout.replace("\n", " ")
     assert f"training goes on after epoch {int(before.stem.split('-')[1])}" in done.stdout
@@ -298,9 +338,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 
 
 LEFTOVERS = (
-    ".job.json.41", "checkpoint/.epoch-000003.safetensors.41", "record/.samples-000001.png.41",
-    "model/.model.json.41", "evaluation/.ab.safetensors.41",
-)  # fmt: skip
+    ".job.json.41",
+    "checkpoint/.epoch-000003.safetensors.41",
+    "record/.samples-000001.png.41",
+    "model/.model.json.41",
+    "evaluation/.ab.safetensors.41",
+)
 
 
 def test_what_a_killed_process_had_not_finished_writing_is_removed(
@@ -369,9 +412,14 @@ def test_an_odd_result_does_not_stop_a_sweep(
         odd = json.dumps(result | {"metrics": metrics})
         (tmp_path / "sweep" / job / "result.json").write_text(odd)
     done = run_py(
-        *SHORT, "seed=0,1", "hydra.sweep.dir=sweep", "resume=true", "tracking=none", "-m",
+        *SHORT,
+        "seed=0,1",
+        "hydra.sweep.dir=sweep",
+        "resume=true",
+        "tracking=none",
+        "-m",
         **ONE_THREAD,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "sweep/0") == outcome(undisturbed / "sweep/0")
     assert outcome(tmp_path / "sweep/1") == outcome(undisturbed / "sweep/1")

@@ -34,8 +34,11 @@ def test_a_reader_that_goes_away_does_not_end_a_sweep(closed: str, tmp_path: Pat
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
     sweep = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), "latent_dim=2,3", *QUICK, "-m"],
-        cwd=tmp_path, timeout=200, text=True, **streams,
-    )  # fmt: skip
+        cwd=tmp_path,
+        timeout=200,
+        text=True,
+        **streams,
+    )
     os.close(writer)
     assert sweep.returncode == 0, sweep.stderr
     (summary,) = tmp_path.glob("multirun/*/*/summary.csv")

@@ -26,22 +26,35 @@ from tests.conftest import QUICK, ROOT
 from tests.test_tracking import free_port, wait_until_healthy
 from vae_pyro.data import Dataset
 from vae_pyro.evaluation.metrics import validate
-from vae_pyro.log_marginal import ELBO
+from vae_pyro.log_marginal import ELBOBound
 from vae_pyro.randomness import RandomStream
 from vae_pyro.runs.trainer import snapshot_epochs
 from vae_pyro.saving import load_model
 
 IN_TRAINING = ("train/elbo", "valid/elbo", "valid/reconstruction", "valid/kl")
 IN_TEST = (
-    "test/elbo", "test/iwae_1", "test/iwae_5", "test/iwae_50", "test/log_px", "test/gap",
+    "test/elbo",
+    "test/iwae_1",
+    "test/iwae_5",
+    "test/iwae_50",
+    "test/log_px",
+    "test/gap",
     "test/bits_per_dim",
-)  # fmt: skip
+)
 CONTRACT = {
-    *IN_TRAINING, *IN_TEST, *(f"{name}_std_error" for name in (*IN_TRAINING, *IN_TEST)),
-    *(f"{name}_image_std_error" for name in IN_TEST), "test/active_units_std_error",
-    "test/effective_sample_size", "test/pareto_k_high", "test/active_units",
-    "test/rounding_error", "time/train_seconds", "time/evaluate_seconds", "train/kept_epoch",
-}  # fmt: skip
+    *IN_TRAINING,
+    *IN_TEST,
+    *(f"{name}_std_error" for name in (*IN_TRAINING, *IN_TEST)),
+    *(f"{name}_image_std_error" for name in IN_TEST),
+    "test/active_units_std_error",
+    "test/effective_sample_size",
+    "test/pareto_k_high",
+    "test/active_units",
+    "test/rounding_error",
+    "time/train_seconds",
+    "time/evaluate_seconds",
+    "train/kept_epoch",
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     folder = tmp_path_factory.mktemp("sweep") / "vae-pyro"
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     for name in tracked:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
@@ -182,7 +198,7 @@ def test_the_saved_model_is_the_one_that_was_tested(
 ) -> None:
     run = sweep.children[10]
     vae = load_model(sweep.client.download_artifacts(run.info.run_id, "model", str(tmp_path)))
-    estimate = ELBO(500)(vae, binary_test_digits)
+    estimate = ELBOBound(500)(vae, binary_test_digits)
     error = np.hypot(estimate.mean_std_error(), run.data.metrics["test/elbo_std_error"])
     assert estimate.mean() == pytest.approx(run.data.metrics["test/elbo"], abs=4.5 * error)
 
@@ -208,8 +224,11 @@ def ui(sweep: Sweep) -> Iterator[str]:
     with (sweep.folder / "ui.log").open("w") as log:
         server = subprocess.Popen(
             ["make", "-o", ".venv/installed", "ui", f"PORT={port}"],
-            cwd=sweep.folder, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            cwd=sweep.folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         wait_until_healthy(f"http://127.0.0.1:{port}", server, sweep.folder / "ui.log")
         yield f"http://127.0.0.1:{port}"
@@ -230,10 +249,17 @@ def test_the_mlflow_ui_shows_it(sweep: Sweep, ui: str, tmp_path: Path) -> None:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for argument in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--window-size=1600,1400", f"--user-data-dir={tmp_path}",
-    ):  # fmt: skip
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1600,1400",
+        f"--user-data-dir={tmp_path}",
+    ):
         options.add_argument(argument)
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     browser = webdriver.Chrome(options=options, service=service)
@@ -289,9 +315,13 @@ def test_one_failed_job_does_not_stop_the_others(run_py: Command, tmp_path: Path
 def test_a_parallel_launcher_shares_parent_and_database(run_py: Command, tmp_path: Path) -> None:
     """Three processes start at once on a database that did not exist when the sweep began."""
     done = run_py(
-        "latent_dim=2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", *QUICK, "-m",
+        "latent_dim=2,3,4",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=3",
+        *QUICK,
+        "-m",
         OMP_NUM_THREADS="1",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     runs = runs_in(tmp_path)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -328,14 +358,22 @@ def test_a_folder_used_again_does_not_mix_two_sweeps(run_py: Command, tmp_path: 
 def test_runs_are_named_after_what_their_results_depend_on(run_py: Command, tmp_path: Path) -> None:
     """And overrides may stand behind -m."""
     done = run_py(
-        "latent_dim=2,3", "-m", *QUICK, "tracking.uri=sqlite:///mlflow.db",
-        "training.checkpoint_seconds=5", "tracking.experiment=vae-pyro", "seed=1",
-    )  # fmt: skip
+        "latent_dim=2,3",
+        "-m",
+        *QUICK,
+        "tracking.uri=sqlite:///mlflow.db",
+        "training.checkpoint_seconds=5",
+        "tracking.experiment=vae-pyro",
+        "seed=1",
+    )
     assert done.returncode == 0, done.stderr
     names = {run.info.run_name for run in runs_in(tmp_path)}
     rest = f"{', '.join(QUICK)}, seed=1"
-    assert names == {f"latent_dim=2, {rest}", f"latent_dim=3, {rest}",
-                     f"sweep latent_dim=2,3 {' '.join(QUICK)} seed=1"}  # fmt: skip
+    assert names == {
+        f"latent_dim=2, {rest}",
+        f"latent_dim=3, {rest}",
+        f"sweep latent_dim=2,3 {' '.join(QUICK)} seed=1",
+    }
 
 
 def test_a_refused_sweep_leaves_no_run(run_py: Command, tmp_path: Path) -> None:
@@ -355,9 +393,15 @@ def test_a_sweep_over_choices_names_them(run_py: Command) -> None:
 
 
 LIKELIHOODS = (
-    "bernoulli", "continuous_bernoulli", "normal", "normal_learned_scale",
-    "normal_heteroscedastic", "beta", "categorical", "discretized_logistic_mixture",
-)  # fmt: skip
+    "bernoulli",
+    "continuous_bernoulli",
+    "normal",
+    "normal_learned_scale",
+    "normal_heteroscedastic",
+    "beta",
+    "categorical",
+    "discretized_logistic_mixture",
+)
 
 
 def test_a_sweep_over_likelihoods_compares_what_may_be_compared(
@@ -380,8 +424,11 @@ def test_a_sweep_over_likelihoods_compares_what_may_be_compared(
         assert float(row["test/bits_per_dim"]) > 0
     (parent,) = [run for run in runs_in(tmp_path) if "mlflow.parentRunId" not in run.data.tags]
     note = parent.data.tags["mlflow.note.content"]
-    tags = {run.data.params["likelihood"]: run.data.tags for run in runs_in(tmp_path)
-            if run.info.run_id != parent.info.run_id}  # fmt: skip
+    tags = {
+        run.data.params["likelihood"]: run.data.tags
+        for run in runs_in(tmp_path)
+        if run.info.run_id != parent.info.run_id
+    }
     assert (tags["beta"]["x"], tags["beta"]["log_px"]) == ("digits: 17 levels", "density")
     assert tags["categorical"]["log_px"] == "probability"
     assert note.index("**digits: binary pixels**") < note.index("**digits: 17 levels**")
@@ -419,8 +466,12 @@ def test_any_choice_goes_with_any_other(
 
 def test_the_output_bias_starts_where_it_is_told(run_py: Command, tmp_path: Path) -> None:
     """A step too small to see leaves it at the log frequencies of the training levels."""
-    options = ("likelihood=categorical", "network.output_bias=data", "tracking=none",
-               "training.learning_rate=1e-9")  # fmt: skip
+    options = (
+        "likelihood=categorical",
+        "network.output_bias=data",
+        "tracking=none",
+        "training.learning_rate=1e-9",
+    )
     assert run_py(*options, *QUICK).returncode == 0
     (weights,) = tmp_path.rglob("weights.safetensors")
     bias = load_file(weights)["model.decoder.4.bias"].reshape(17, 64)
@@ -461,8 +512,11 @@ def test_static_binarisation_is_for_binary_pixels_only(run_py: Command, tmp_path
 def test_ctrl_c_ends_within_seconds_and_marks_the_runs(tmp_path: Path) -> None:
     sweep = subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), "latent_dim=2,3", "training.epochs=5000", "-m"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("multirun/*/*/0/samples.png")):
         assert time.monotonic() < deadline
@@ -581,8 +635,10 @@ def test_help_is_a_page(run_py: Command) -> None:
 def test_help_and_refusals_import_nothing_heavy() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", str(ROOT / "run.py"), "--help"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "hydra" in imported
     assert not imported & {"torch", "pyro", "mlflow", "matplotlib", "sklearn", "torchvision"}

@@ -91,8 +91,9 @@ def test_every_parameter_is_trained(guide: type[Guide], objective: Objective) ->
     vae = build_vae(2, (1, 4, 4), network, likelihood, guide)
     before = {name: value.clone() for name, value in vae.named_parameters()}
     x = torch.rand(6, 1, 4, 4)
-    for _ in train(vae, objective, lambda: [x], epochs=4, learning_rate=1e-2,
-                   noise=RandomStream("training", 0)):  # fmt: skip
+    for _ in train(
+        vae, objective, lambda: [x], epochs=4, learning_rate=1e-2, noise=RandomStream("training", 0)
+    ):
         pass
     for name, value in vae.named_parameters():
         assert not torch.equal(value, before[name]), name
@@ -160,16 +161,23 @@ def test_weights_lost_in_the_last_step_are_noticed() -> None:
     vae.model.decoder[0].weight.data[0, 0] = math.nan
     vae.model.decoder[0].weight.requires_grad_(False)
     with pytest.raises(DivergenceError, match="epoch 1, step 0"):
-        next(train(vae, ELBO(), list, epochs=1, learning_rate=1.0,
-                   noise=RandomStream("training", 0)))  # fmt: skip
+        next(
+            train(vae, ELBO(), list, epochs=1, learning_rate=1.0, noise=RandomStream("training", 0))
+        )
 
 
 def test_networks_train_in_training_mode_and_are_left_in_evaluation_mode() -> None:
     truth = LinearGaussian()
     x, modes = truth.sample(4), []
     truth.vae.model.decoder.register_forward_hook(lambda module, *_: modes.append(module.training))
-    for _ in train(truth.vae, ELBO(), lambda: [x], epochs=2, learning_rate=1e-3,
-                   noise=RandomStream("training", 0)):  # fmt: skip
+    for _ in train(
+        truth.vae,
+        ELBO(),
+        lambda: [x],
+        epochs=2,
+        learning_rate=1e-3,
+        noise=RandomStream("training", 0),
+    ):
         log_marginal.ELBO(3)(truth.vae, x)
     assert modes == [True, False, True, False]
 
@@ -205,8 +213,15 @@ def test_divergence_names_the_site_and_moves_no_weight(
 ) -> None:
     vae = build_vae(2, IMAGE_SHAPE, MLP((4,)), Bernoulli(17), DiagNormal)
     x = torch.ones(3, *IMAGE_SHAPE)
-    records = train(vae, ELBO(), lambda: [x, x], epochs=5, learning_rate=1e-3,
-                    noise=RandomStream("training", 0), compiled=compiled)  # fmt: skip
+    records = train(
+        vae,
+        ELBO(),
+        lambda: [x, x],
+        epochs=5,
+        learning_rate=1e-3,
+        noise=RandomStream("training", 0),
+        compiled=compiled,
+    )
     next(records)
     name, weight = next((n, w) for n, w in vae.named_parameters() if n.startswith(layer))
     weight.data.view(-1)[0] = math.nan
@@ -223,13 +238,23 @@ def test_a_linear_vae_is_probabilistic_pca() -> None:
     x = LinearGaussianImages(num_train=1000).load().train.images
     with RandomStream("initial weights", 0).active():
         vae = build_vae(
-            3, (1, 4, 4), Linear(output_bias="data"), NormalLearnedScale(None), FullRankNormal,
+            3,
+            (1, 4, 4),
+            Linear(output_bias="data"),
+            NormalLearnedScale(None),
+            FullRankNormal,
             train_x=x,
-        )  # fmt: skip
+        )
     noise = RandomStream("training", 0)
     for learning_rate, steps in ((2e-2, 600), (5e-3, 800), (1e-3, 800), (2e-4, 400)):
-        for _ in train(vae, ELBOAnalyticKL(), lambda: [x], epochs=steps,
-                       learning_rate=learning_rate, noise=noise):  # fmt: skip
+        for _ in train(
+            vae,
+            ELBOAnalyticKL(),
+            lambda: [x],
+            epochs=steps,
+            learning_rate=learning_rate,
+            noise=noise,
+        ):
             pass
     flat = x.flatten(1).double().numpy()
     pca = PCA(3).fit(flat)

@@ -21,10 +21,19 @@ Positive = Annotated[int, Field(ge=1, le=10**9)]
 Options = Mapping[str, Any]
 
 TAKEN_METRICS = (
-    "elbo", "log_px", "gap", "bits_per_dim", "effective_sample_size", "pareto_k_high",
-    "active_units", "kl", "mutual_information", "mutual_information_upper", "marginal_kl",
+    "elbo",
+    "log_px",
+    "gap",
+    "bits_per_dim",
+    "effective_sample_size",
+    "pareto_k_high",
+    "active_units",
+    "kl",
+    "mutual_information",
+    "mutual_information_upper",
+    "marginal_kl",
     "log_px_true",
-)  # fmt: skip
+)
 """Under ``test/``, besides ``iwae_<K>``; estimators must be called otherwise."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True)

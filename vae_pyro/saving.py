@@ -78,9 +78,14 @@ class Blueprint:
         likelihood = self.build_likelihood()
         try:
             return build_vae(
-                self.latent_dim, self.image_shape, network, likelihood, guide, guide_options,
+                self.latent_dim,
+                self.image_shape,
+                network,
+                likelihood,
+                guide,
+                guide_options,
                 train_x,
-            )  # fmt: skip
+            )
         except ValueError as error:
             option = str(error).partition(":")[0]
             if option in guide_options:
@@ -186,9 +191,15 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
         vae = blueprint.build()
         vae.load_state_dict(safetensors.torch.load(weights))
     except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
         SafetensorError,
-    ) as error:  # fmt: skip
+    ) as error:
         raise CheckpointError(
             f"no trained model can be read from {folder}: {error}; expected the model/ folder of a "
             f"run, with {_BLUEPRINT} and {_WEIGHTS}"

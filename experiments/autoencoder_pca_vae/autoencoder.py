@@ -37,9 +37,15 @@ class Autoencoder:
 
 
 def train(
-    network: Network, dataset: Dataset, prepare: Callable[[Tensor, torch.Generator], Tensor],
-    latent_dim: int, epochs: int, batch_size: int, learning_rate: float, seed: int,
-) -> Autoencoder:  # fmt: skip
+    network: Network,
+    dataset: Dataset,
+    prepare: Callable[[Tensor, torch.Generator], Tensor],
+    latent_dim: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> Autoencoder:
     """Least mean squared error by Adam, its step falling to zero; the epoch best on valid is kept.
 
     Args:

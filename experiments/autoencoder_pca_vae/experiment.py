@@ -26,9 +26,12 @@ from vae_pyro.networks import Linear, Network
 from vae_pyro.randomness import RandomStream
 
 NAMES = {
-    "pca": "PCA", "linear_autoencoder": "linear\nautoencoder", "linear_vae": "linear VAE",
-    "deep_autoencoder": "deep\nautoencoder", "deep_vae": "deep VAE",
-}  # fmt: skip
+    "pca": "PCA",
+    "linear_autoencoder": "linear\nautoencoder",
+    "linear_vae": "linear VAE",
+    "deep_autoencoder": "deep\nautoencoder",
+    "deep_vae": "deep VAE",
+}
 FITTED = {"linear_autoencoder": "linear autoencoder", "deep_autoencoder": "deep autoencoder"}
 
 
@@ -131,9 +134,12 @@ def run(lab: Lab) -> Findings:
 def unit_of(name: str) -> str:
     """By the first word of a number's name."""
     units = {
-        "rmse": "grey range per pixel", "log": "nats per image", "angle": "degrees",
-        "distance": "times that of test images", "scale": "grey range per pixel",
-    }  # fmt: skip
+        "rmse": "grey range per pixel",
+        "log": "nats per image",
+        "angle": "degrees",
+        "distance": "times that of test images",
+        "scale": "grey range per pixel",
+    }
     return units.get(name.partition("_")[0], "share")
 
 
@@ -158,9 +164,15 @@ def all_methods(lab: Lab, ppca: PPCA, linear: Trained, deep: Trained) -> dict[st
         ("deep_autoencoder", network, options.deep_learning_rate),
     ):
         trained = autoencoder.train(
-            kind, dataset, linear.vae.model.likelihood.prepare, options.latent_dim,
-            settings["epochs"], settings["batch_size"], rate, linear.seed,
-        )  # fmt: skip
+            kind,
+            dataset,
+            linear.vae.model.likelihood.prepare,
+            options.latent_dim,
+            settings["epochs"],
+            settings["batch_size"],
+            rate,
+            linear.seed,
+        )
         methods[name] = Method(trained.encode, trained.decode)
     return {name: methods[name] for name in NAMES}
 
@@ -183,9 +195,12 @@ def of_vae(trained: Trained, log_p: Callable[[Tensor], Tensor] | None) -> Method
 
 
 def measure(
-    methods: Mapping[str, Method], ppca: PPCA, linear: Trained, deep: Trained,
+    methods: Mapping[str, Method],
+    ppca: PPCA,
+    linear: Trained,
+    deep: Trained,
     options: MethodOptions,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Every number of one seed."""
     x = linear.x("test", options.test_images)
     numbers: dict[str, float] = {}
@@ -288,9 +303,11 @@ def found_out(images: Tensor, others: Tensor) -> float:
 
 
 def draw(
-    numbers: Mapping[str, Number], methods: Mapping[str, Method], trained: Trained,
+    numbers: Mapping[str, Number],
+    methods: Mapping[str, Method],
+    trained: Trained,
     options: MethodOptions,
-) -> Figure:  # fmt: skip
+) -> Figure:
     figure, (trade, back, new) = new_figure(12, 4.6, 1, 3)
     for place, name in enumerate(NAMES):
         for kind, filled in (("", True), ("_fitted", False)):
@@ -299,20 +316,28 @@ def draw(
                 continue
             across, up = numbers[f"rmse_{name}"], numbers[key]
             trade.errorbar(
-                across.value, up.value, xerr=across.std_error, yerr=up.std_error, capsize=3,
-                color=COLOURS[place], marker=MARKERS[place], ls="", markersize=8,
+                across.value,
+                up.value,
+                xerr=across.std_error,
+                yerr=up.std_error,
+                capsize=3,
+                color=COLOURS[place],
+                marker=MARKERS[place],
+                ls="",
+                markersize=8,
                 mfc=None if filled else "white",
                 label=NAMES[name].replace("\n", " ") + ("" if filled else ", z ~ fitted normal"),
-            )  # fmt: skip
+            )
     trade.axhline(0.5, color="black", lw=0.8)
     trade.set_ylim(0.4, 1.5)
     trade.set_yticks([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     trade.legend(fontsize="small", loc="upper center")
     label(
-        trade, "who reconstructs, and who can be sampled",
+        trade,
+        "who reconstructs, and who can be sampled",
         "reconstruction error, grey range (RMS per pixel)",
         "generated told from reconstructed (0.5: a guess)",
-    )  # fmt: skip
+    )
     columns = 6
     x = trained.x("test", columns)
     with torch.no_grad():
@@ -331,6 +356,8 @@ def draw(
 
 
 study = Study(
-    "autoencoder_pca_vae", "What does a VAE do that PCA and autoencoders do not?", run,
+    "autoencoder_pca_vae",
+    "What does a VAE do that PCA and autoencoders do not?",
+    run,
     options=MethodOptions,
-)  # fmt: skip
+)

@@ -16,13 +16,13 @@ from experiments.vaes import Recipe, Trained
 from vae_pyro.evaluation.metrics import HIGH_PARETO_K
 from vae_pyro.log_marginal import (
     AIS,
-    ELBO,
-    IWAE,
     Bound,
+    ELBOBound,
     Estimate,
     Estimator,
     Exact,
     ImportanceSampling,
+    IWAEBound,
     PriorSampling,
     Quadrature,
     ReverseAIS,
@@ -31,10 +31,16 @@ from vae_pyro.log_marginal import (
 
 NOMINAL = {1: math.erf(1 / math.sqrt(2)), 2: math.erf(2 / math.sqrt(2))}
 TITLES = {
-    "elbo": "ELBO", "iwae_5": "IWAE-5", "iwae_50": "IWAE-50", "importance": "importance sampling",
-    "defensive": "defensive mixture", "prior": "z from the prior", "ais": "AIS",
-    "upper": "AIS backwards", "quadrature": "quadrature",
-}  # fmt: skip
+    "elbo": "ELBO",
+    "iwae_5": "IWAE-5",
+    "iwae_50": "IWAE-50",
+    "importance": "importance sampling",
+    "defensive": "defensive mixture",
+    "prior": "z from the prior",
+    "ais": "AIS",
+    "upper": "AIS backwards",
+    "quadrature": "quadrature",
+}
 WIDE, NARROW = 1.5, 0.5  # inflations of the guide whose bias is followed
 NONE = Number(math.nan)  # of answers of which there are none
 
@@ -198,7 +204,11 @@ def repeated(estimate: Estimate, truth: Tensor, repetitions: int) -> Repeated:
 def coverage(trained: Trained, options: TrustOptions) -> dict[str, Repeated]:
     """Errors of every estimator against log p(x), and of bounds against their own expectation."""
     x, n, times = trained.x("test", options.images), options.num_samples, options.repetitions
-    bounds: dict[str, Estimator] = {"elbo": ELBO(n), "iwae_5": IWAE(n, 5), "iwae_50": IWAE(n, 50)}
+    bounds: dict[str, Estimator] = {
+        "elbo": ELBOBound(n),
+        "iwae_5": IWAEBound(n, 5),
+        "iwae_50": IWAEBound(n, 50),
+    }
     others: dict[str, Estimator] = {
         "importance": ImportanceSampling(n),
         "defensive": ImportanceSampling(n, inflation=1.5, prior_share=0.1),
@@ -211,8 +221,10 @@ def coverage(trained: Trained, options: TrustOptions) -> dict[str, Repeated]:
     grid = ask(trained, {"quadrature": Quadrature()}, x, 1)  # would say the same again and again
     many = 100 * n  # so that what an expectation is known by is ten times as precise
     long: dict[str, Estimator] = {
-        "elbo": ELBO(many), "iwae_5": IWAE(many, 5), "iwae_50": IWAE(many, 50)
-    }  # fmt: skip
+        "elbo": ELBOBound(many),
+        "iwae_5": IWAEBound(many, 5),
+        "iwae_50": IWAEBound(many, 50),
+    }
     own = ask(trained, long, x, 1)
     return {
         **{name: repeated(estimate, truth, times) for name, estimate in found.items()},
@@ -239,7 +251,9 @@ def coverage_numbers(answers: Sequence[Mapping[str, Repeated]]) -> dict[str, Num
 def bias(trained: Trained, options: TrustOptions, inflation: float) -> Bias:
     """Expectation of IWAE-K - log p(x) for every K, and what theory says of it."""
     x, n = trained.x("test", options.images), options.bias_samples
-    family: dict[str, Estimator] = {str(k): IWAE(n, k, inflation=inflation) for k in options.groups}
+    family: dict[str, Estimator] = {
+        str(k): IWAEBound(n, k, inflation=inflation) for k in options.groups
+    }
     found = ask(trained, family, x, 1)
     truth = exact(trained, x)
     effective = next(iter(found.values())).diagnostics["effective_sample_size"]
@@ -337,9 +351,11 @@ def by_warning(prefix: str, of: Sequence[Repeated]) -> dict[str, Number]:
 
 
 def draw(
-    numbers: Mapping[str, Number], wide: Sequence[Bias], narrow: Sequence[Bias],
+    numbers: Mapping[str, Number],
+    wide: Sequence[Bias],
+    narrow: Sequence[Bias],
     options: TrustOptions,
-) -> Figure:  # fmt: skip
+) -> Figure:
     figure, (left, middle, right) = new_figure(12, 4.8, 1, 3, width_ratios=[1.2, 1, 1])
     draw_coverage(left, numbers)
     for index, (of, name) in enumerate(
@@ -347,9 +363,7 @@ def draw(
     ):
         values = -torch.stack([b.values for b in of])
         error = values.std(0) / len(of) ** 0.5 if len(of) > 1 else 0 * values[0]
-        error_line(
-            middle, options.groups, values.mean(0).tolist(), error.tolist(), index, name
-        )  # fmt: skip
+        error_line(middle, options.groups, values.mean(0).tolist(), error.tolist(), index, name)
     theory = -torch.stack([b.theory for b in wide]).mean(0)
     middle.plot(
         options.groups, theory, color="black", ls="--", lw=1, label="Var(w) / (2 K mean(w)^2)"
@@ -357,9 +371,11 @@ def draw(
     middle.set(xscale="log", yscale="log")
     middle.legend(fontsize="small")
     label(
-        middle, "how far the expectation of IWAE-K\nlies below log p(x)", "K, weights averaged",
+        middle,
+        "how far the expectation of IWAE-K\nlies below log p(x)",
+        "K, weights averaged",
         "log p(x) - IWAE-K, nats per image",
-    )  # fmt: skip
+    )
     draw_warnings(right, numbers, options)
     return figure
 
@@ -378,16 +394,25 @@ def draw_coverage(axes: Axes, numbers: Mapping[str, Number]) -> None:
     axes.set_ylim(-len(TITLES) - 2, 0.6)
     axes.legend(fontsize="small", loc="lower left")
     label(
-        axes, "how often the bars hold log p(x)\n(dashed: how often they should)",
-        "share of answers", "",
-    )  # fmt: skip
+        axes,
+        "how often the bars hold log p(x)\n(dashed: how often they should)",
+        "share of answers",
+        "",
+    )
 
 
 def dot(axes: Axes, number: Number, place: int, index: int, name: str) -> None:
     axes.errorbar(
-        number.value, -place, xerr=number.std_error or 0, color=COLOURS[index],
-        marker=MARKERS[index], markersize=7, capsize=3, ls="", label=None if place else name,
-    )  # fmt: skip
+        number.value,
+        -place,
+        xerr=number.std_error or 0,
+        color=COLOURS[index],
+        marker=MARKERS[index],
+        markersize=7,
+        capsize=3,
+        ls="",
+        label=None if place else name,
+    )
 
 
 def draw_warnings(axes: Axes, numbers: Mapping[str, Number], options: TrustOptions) -> None:
@@ -397,20 +422,29 @@ def draw_warnings(axes: Axes, numbers: Mapping[str, Number], options: TrustOptio
         names = {s: f"inflated_{key(s)}_{group}_2" for s in options.inflations}
         found = {s: numbers[name] for s, name in names.items() if name in numbers}
         error_line(
-            axes, list(found), [n.value for n in found.values()],
-            [n.std_error or 0 for n in found.values()], index, title,
-        )  # fmt: skip
+            axes,
+            list(found),
+            [n.value for n in found.values()],
+            [n.std_error or 0 for n in found.values()],
+            index,
+            title,
+        )
     axes.axhline(NOMINAL[2], color="black", ls="--", lw=1, label="as it should be")
     axes.axvline(math.sqrt(1 - HIGH_PARETO_K), color="black", ls=":", lw=1)
     axes.set_ylim(-0.03, 1.03)
     axes.legend(fontsize="small", loc="lower right")
     label(
-        axes, "a guide rescaled on purpose\n(left of the dotted line k > 0.7)",
-        "guide's scale, times the posterior's", "share of answers within ± 2 standard errors",
-    )  # fmt: skip
+        axes,
+        "a guide rescaled on purpose\n(left of the dotted line k > 0.7)",
+        "guide's scale, times the posterior's",
+        "share of answers within ± 2 standard errors",
+    )
 
 
 study = Study(
-    "can_the_error_bars_be_trusted", "Can the error bars be trusted?", run, options=TrustOptions,
+    "can_the_error_bars_be_trusted",
+    "Can the error bars be trusted?",
+    run,
+    options=TrustOptions,
     overrides=("data=linear_gaussian", "network=linear", "likelihood=normal_learned_scale"),
-)  # fmt: skip
+)

@@ -24,14 +24,21 @@ from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
 LIKELIHOODS = (
-    "bernoulli", "categorical", "discretized_logistic_mixture", "continuous_bernoulli", "beta",
-    "normal", "normal_learned_scale", "normal_heteroscedastic",
-)  # fmt: skip
+    "bernoulli",
+    "categorical",
+    "discretized_logistic_mixture",
+    "continuous_bernoulli",
+    "beta",
+    "normal",
+    "normal_learned_scale",
+    "normal_heteroscedastic",
+)
 GUIDES = ("diag_normal", "full_rank_normal", "flow")
 CONTRASTS = {
-    "exponential": "exp(raw output)", "grey_bernoulli": "Bernoulli's formula, grey pixels",
+    "exponential": "exp(raw output)",
+    "grey_bernoulli": "Bernoulli's formula, grey pixels",
     "squared_error": "exp(-squared error)",
-}  # fmt: skip
+}
 EXACT, BROKEN = 1e-6, 1e-3  # how far from 1 counts as rounding, and as no distribution
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
@@ -281,10 +288,12 @@ def contrasts(
 
     def outputs(name: str) -> Tensor:
         with torch.no_grad():
-            return torch.cat([
-                t.vae.model.decoder(random_z(t.vae, options.inputs, t.seed)).double().cpu()
-                for t in likelihoods[name]
-            ])  # fmt: skip
+            return torch.cat(
+                [
+                    t.vae.model.decoder(random_z(t.vae, options.inputs, t.seed)).double().cpu()
+                    for t in likelihoods[name]
+                ]
+            )
 
     exponential = outputs("categorical").logsumexp(1).flatten(1).sum(1)
     grey = log_integral_of_bernoulli_formula(outputs("bernoulli")).flatten(1).sum(1)
@@ -309,17 +318,23 @@ def draw(found: Mapping[str, Deviations], contrast: Mapping[str, Number]) -> Fig
     for index, name in enumerate(n for n in found if n not in GUIDES):
         far = found[name].far
         right.plot(
-            [10.0**power for power in far], [max(off, 1e-9) for off in far.values()],
-            color=COLOURS[index % 7] if index < 7 else "black", marker=MARKERS[index % 7],
-            ls=styles[index % 4], label=name.replace("_", " "), markersize=5,
-        )  # fmt: skip
+            [10.0**power for power in far],
+            [max(off, 1e-9) for off in far.values()],
+            color=COLOURS[index % 7] if index < 7 else "black",
+            marker=MARKERS[index % 7],
+            ls=styles[index % 4],
+            label=name.replace("_", " "),
+            markersize=5,
+        )
     right.axhline(BROKEN, color="black", lw=0.8, ls="--")
     right.set(xscale="log", yscale="log", ylim=(1e-9, 1e5))
     right.legend(fontsize="small", ncols=2, loc="upper left")
     label(
-        right, "where float32 gives out: densities that are narrow\nbeside the numbers they are of",
-        "distance of z from 0 (the prior: about 1.3)", "worst |integral - 1| of a pixel, float32",
-    )  # fmt: skip
+        right,
+        "where float32 gives out: densities that are narrow\nbeside the numbers they are of",
+        "distance of z from 0 (the prior: about 1.3)",
+        "worst |integral - 1| of a pixel, float32",
+    )
     return figure
 
 
@@ -332,29 +347,41 @@ def draw_worst(axes: Axes, found: Mapping[str, Deviations], contrast: Mapping[st
                     found[name].worst[precision][k] for k in ("random", "extreme", "adversarial")
                 )
                 axes.plot(
-                    max(worst, 1e-17), -place, MARKERS[index], color=COLOURS[index],
+                    max(worst, 1e-17),
+                    -place,
+                    MARKERS[index],
+                    color=COLOURS[index],
                     label=None if place else f"a distribution, {precision}",
-                )  # fmt: skip
+                )
         else:
             axes.plot(
-                abs(contrast[name].value), -place, MARKERS[2], color=COLOURS[2],
+                abs(contrast[name].value),
+                -place,
+                MARKERS[2],
+                color=COLOURS[2],
                 label="no distribution (all pixels)" if name == "exponential" else None,
-            )  # fmt: skip
+            )
     titles = [
-        CONTRASTS.get(name) or f"{'q(z | x)' if name in GUIDES else 'p(x | z)'} "
-        f"{name.replace('_', ' ')}" for name in names
-    ]  # fmt: skip
+        CONTRASTS.get(name)
+        or f"{'q(z | x)' if name in GUIDES else 'p(x | z)'} {name.replace('_', ' ')}"
+        for name in names
+    ]
     axes.set_yticks([-place for place in range(len(names))], titles, fontsize="small")
     axes.set(xscale="log", xlim=(1e-17, 1e4))
     axes.legend(fontsize="small")
     label(
-        axes, "the worst of random, extreme and adversarial inputs",
-        "how far the log of the integral is from 0, nats", "",
-    )  # fmt: skip
+        axes,
+        "the worst of random, extreme and adversarial inputs",
+        "how far the log of the integral is from 0, nats",
+        "",
+    )
 
 
 study = Study(
-    "do_networks_output_distributions", "Do networks output distributions?", run,
-    options=NetworkOptions, overrides=("training.epochs=5", "evaluation.num_samples=50"),
+    "do_networks_output_distributions",
+    "Do networks output distributions?",
+    run,
+    options=NetworkOptions,
+    overrides=("training.epochs=5", "evaluation.num_samples=50"),
     seeds=(0,),
-)  # fmt: skip
+)

@@ -114,19 +114,28 @@ def run(lab: Lab) -> Findings:
 
 
 UNITS = {
-    "accuracy": "share", "nll": "nats per image", "miscalibration": "probability",
-    "sure_of_noise": "probability", "sure_of_test": "probability", "noise_found": "share of pairs",
-    "log_p": "nats per image", "k_hat_high": "share of test images and classes",
-}  # fmt: skip
+    "accuracy": "share",
+    "nll": "nats per image",
+    "miscalibration": "probability",
+    "sure_of_noise": "probability",
+    "sure_of_test": "probability",
+    "noise_found": "share of pairs",
+    "log_p": "nats per image",
+    "k_hat_high": "share of test images and classes",
+}
 
 
 def prepare(lab: Lab, seed: int) -> Setting:
     config = parse_config({**lab.chosen, "seed": seed})
     dataset = lab.dataset.to(lab.device)
     plan = Blueprint(
-        config.latent_dim, dataset.image_shape, dataset.num_levels, config.network,
-        config.likelihood, config.guide,
-    )  # fmt: skip
+        config.latent_dim,
+        dataset.image_shape,
+        dataset.num_levels,
+        config.network,
+        config.likelihood,
+        config.guide,
+    )
     likelihood = plan.build_likelihood()
     if likelihood.support is Support.BINARY and lab.chosen["data"].get("binarisation") == "static":
         dataset = dataset.binarised_once()
@@ -140,9 +149,14 @@ def train_conditional(setting: Setting) -> ConditionalVAE:
     guide, options = resolve(setting.config.guide, Guide, "guide")
     with RandomStream("initial weights", setting.seed).active():
         conditional = ConditionalVAE(
-            setting.num_classes, setting.config.latent_dim, setting.dataset.image_shape,
-            setting.network, setting.likelihood, guide, options,
-        ).to(setting.dataset.train.images.device)  # fmt: skip
+            setting.num_classes,
+            setting.config.latent_dim,
+            setting.dataset.image_shape,
+            setting.network,
+            setting.likelihood,
+            guide,
+            options,
+        ).to(setting.dataset.train.images.device)
     source = setting.batches("batches")
     x, y = setting.held_out("valid")
 
@@ -276,9 +290,14 @@ def draw(pictures: list[dict[str, Tensor]], bins: int = 6) -> Figure:
         size = len(confidence) / bins
         low = min(low, c.min().item(), r.min().item())
         middle.errorbar(
-            c, r, yerr=(r * (1 - r) / size).sqrt(), color=COLOURS[index], marker=MARKERS[index],
-            capsize=3, label=words,
-        )  # fmt: skip
+            c,
+            r,
+            yerr=(r * (1 - r) / size).sqrt(),
+            color=COLOURS[index],
+            marker=MARKERS[index],
+            capsize=3,
+            label=words,
+        )
     middle.plot([0, 1], [0, 1], color="black", lw=0.8)
     middle.set(xlim=(low - 0.1, 1.02), ylim=(low - 0.1, 1.02))
     middle.legend(fontsize="small", loc="upper left")

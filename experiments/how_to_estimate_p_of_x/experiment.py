@@ -16,9 +16,9 @@ from experiments.study import Findings, Lab, Options, Study
 from experiments.vaes import Recipe, Trained
 from vae_pyro.log_marginal import (
     AIS,
-    IWAE,
     Estimator,
     ImportanceSampling,
+    IWAEBound,
     PriorSampling,
     Quadrature,
     elbo_parts,
@@ -145,9 +145,11 @@ def run(lab: Lab) -> Findings:
     prior, encoder, ais = (
         {size: [numbers[f"{name}_{size}_{b}"].value for b in budgets] for size in measured}
         for name, budgets in (
-            ("prior", options.draws), ("encoder", options.draws), ("ais", options.temperatures)
+            ("prior", options.draws),
+            ("encoder", options.draws),
+            ("ais", options.temperatures),
         )
-    )  # fmt: skip
+    )
     index = options.draws.index(shown)
     predictions = {
         "prior_worse_in_many_dimensions": prior["large"][index] > prior["small"][index],
@@ -162,7 +164,7 @@ def run(lab: Lab) -> Findings:
             < 3 * mean(m.agreement[1] for m in measured[size]) + 0.01
             for size in measured
         ),
-    }  # fmt: skip
+    }
     answer = (
         f"Average weighted z's of the encoder, not z's of the prior: with {shown:,} decoder "
         f"evaluations and {options.large} latent dimensions, log p of an image is off by "
@@ -179,7 +181,7 @@ def measure(trained: Trained, options: EstimateOptions) -> Measured:
     vae, x = trained.vae, trained.x("test", options.images)
     families: dict[str, dict[int, Estimator]] = {
         "prior": {k: PriorSampling(k) for k in options.draws},
-        "encoder": {k: IWAE(k, k) for k in options.draws},
+        "encoder": {k: IWAEBound(k, k) for k in options.draws},
         "ais": {t: AIS(t, options.chains) for t in options.temperatures},
     }
     defensive = ImportanceSampling(options.reference_draws, inflation=1.2, prior_share=0.1)
@@ -278,17 +280,23 @@ def draw(
             several = len(typical) > 1
             error = typical.std(0) / len(typical) ** 0.5 if several else 0 * typical[0]
             error_line(
-                axes, measured[size][0].errors[name].evaluations, typical.mean(0).tolist(),
-                error.tolist(), index, title,
-            )  # fmt: skip
+                axes,
+                measured[size][0].errors[name].evaluations,
+                typical.mean(0).tolist(),
+                error.tolist(),
+                index,
+                title,
+            )
         floor = mean(m.floor for m in measured[size])
         axes.axhline(floor, color="black", lw=0.8, ls="--", label="the reference's own error")
         axes.set(xscale="log", yscale="log")
         truth = "a grid over z" if size == "small" else f"{options.reference_draws:,} weighted z's"
         label(
-            axes, f"{getattr(options, size)} latent dimensions\n(reference: {truth})",
-            "decoder evaluations per image", "mean error of log p(x), nats per image",
-        )  # fmt: skip
+            axes,
+            f"{getattr(options, size)} latent dimensions\n(reference: {truth})",
+            "decoder evaluations per image",
+            "mean error of log p(x), nats per image",
+        )
     lowest = min(axes.get_ylim()[0] for axes in others)
     highest = max(axes.get_ylim()[1] for axes in others)
     for axes in others:
@@ -309,16 +317,24 @@ def histogram(axes: Axes, shown: Trained, options: EstimateOptions) -> None:
     bins = torch.linspace(low, high + 1, 60).tolist()
     axes.hist(prior, bins, density=True, color=COLOURS[0], alpha=0.6, label="z from the prior")
     axes.hist(
-        prior, bins, density=True, weights=prior.softmax(0), histtype="step", lw=1.8,
-        color="black", label="the same, weighted by p(x | z):\nwhat the average is made of",
-    )  # fmt: skip
+        prior,
+        bins,
+        density=True,
+        weights=prior.softmax(0),
+        histtype="step",
+        lw=1.8,
+        color="black",
+        label="the same, weighted by p(x | z):\nwhat the average is made of",
+    )
     axes.hist(encoder, bins, density=True, color=COLOURS[1], alpha=0.6, label="z from the encoder")
     axes.axvline(log_p, color=COLOURS[2], lw=1.5, ls="--", label="log of the prior's average")
     axes.legend(fontsize="small", loc="upper left")
     label(
-        axes, f"one image, {options.large} latent dimensions:\nmost z of the prior miss it",
-        "log p(x | z), nats", "share of z's per nat",
-    )  # fmt: skip
+        axes,
+        f"one image, {options.large} latent dimensions:\nmost z of the prior miss it",
+        "log p(x | z), nats",
+        "share of z's per nat",
+    )
 
 
 study = Study("how_to_estimate_p_of_x", "How does one estimate p(x)?", run, options=EstimateOptions)

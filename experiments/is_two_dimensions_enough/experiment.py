@@ -27,11 +27,19 @@ from vae_pyro.reporting.figures import CLASS_COLOURS
 
 REACH = 3.0  # of the map to every side, in standard deviations of the prior
 UNITS = {
-    "log_px": "nats per image", "rate": "nats per image", "distortion": "nats per image",
-    "active": "latent dimensions", "neighbours": "share", "linear": "share",
-    "to_other": "share", "not_one": "share", "mean_to_other": "share",
-    "mean_not_one": "share", "disagree": "share", "changed": "grey range per pixel",
-}  # fmt: skip
+    "log_px": "nats per image",
+    "rate": "nats per image",
+    "distortion": "nats per image",
+    "active": "latent dimensions",
+    "neighbours": "share",
+    "linear": "share",
+    "to_other": "share",
+    "not_one": "share",
+    "mean_to_other": "share",
+    "mean_not_one": "share",
+    "disagree": "share",
+    "changed": "grey range per pixel",
+}
 
 
 @dataclass(frozen=True)
@@ -263,9 +271,12 @@ def of_real_images(trained: Trained, judge: Judge, options: DimensionOptions) ->
 
 
 def draw(
-    dims: Sequence[int], numbers: dict[str, Number], two: Trained, judge: Judge,
+    dims: Sequence[int],
+    numbers: dict[str, Number],
+    two: Trained,
+    judge: Judge,
     options: DimensionOptions,
-) -> Figure:  # fmt: skip
+) -> Figure:
     figure, ((price, parts, units, read), (where, manifold, one_z, confused)) = new_figure(
         12, 6.8, 2, 4
     )
@@ -297,9 +308,11 @@ def draw(
     line(confused, "to_other", 5, f"z of a {options.one}")
     level(confused, "real_to_other", 5, f"a real {options.one}")
     label(
-        confused, f"does a {options.one} come back as class {options.other}?", "latent dimensions",
+        confused,
+        f"does a {options.one} come back as class {options.other}?",
+        "latent dimensions",
         f"share of draws taken for class {options.other}",
-    )  # fmt: skip
+    )
     confused.set_ylim(bottom=0)
     for axes in (price, parts, units, read, confused):
         axes.set_xscale("log")
@@ -324,9 +337,11 @@ def draw_map(axes: Axes, trained: Trained, options: DimensionOptions, side: int 
     regions = reader.predict(torch.stack([across, up], -1).reshape(-1, 2).numpy())
     rows = [to_rgb(CLASS_COLOURS[int(c) % len(CLASS_COLOURS)]) for c in regions]
     axes.imshow(
-        torch.tensor(rows).reshape(side, side, 3), origin="lower", alpha=0.45,
+        torch.tensor(rows).reshape(side, side, 3),
+        origin="lower",
+        alpha=0.45,
         extent=(-REACH, REACH, -REACH, REACH),
-    )  # fmt: skip
+    )
     colours = [CLASS_COLOURS[c % len(CLASS_COLOURS)] for c in test_labels.tolist()]
     axes.scatter(test_means[:, 0], test_means[:, 1], s=7, c=colours, linewidths=0)
     taken = torch.empty(0, 2)
@@ -338,13 +353,19 @@ def draw_map(axes: Axes, trained: Trained, options: DimensionOptions, side: int 
         place = points[free[0] if free else order[0]]
         taken = torch.cat([taken, place[None]])
         axes.annotate(
-            str(c), (place[0].item(), place[1].item()), ha="center", va="center", weight="bold",
-            color="white", size="small",
+            str(c),
+            (place[0].item(), place[1].item()),
+            ha="center",
+            va="center",
+            weight="bold",
+            color="white",
+            size="small",
             bbox={
-                "boxstyle": "circle,pad=0.15", "edgecolor": "white",
+                "boxstyle": "circle,pad=0.15",
+                "edgecolor": "white",
                 "facecolor": CLASS_COLOURS[c % len(CLASS_COLOURS)],
             },
-        )  # fmt: skip
+        )
     axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH))
     label(axes, "the map: test images by class", "z[0]", "z[1]")
 
@@ -375,8 +396,9 @@ def draw_one_z(axes: Axes, trained: Trained, judge: Judge, options: DimensionOpt
     axes.set_xticks([])
     axes.set_yticks(
         [height * (row + 0.5) for row in range(len(rows))],
-        [f"{share[i].item():.0%}" for i in chosen.tolist()], fontsize="small",
-    )  # fmt: skip
+        [f"{share[i].item():.0%}" for i in chosen.tolist()],
+        fontsize="small",
+    )
     axes.set_ylabel(f"share of draws taken for class {options.other}", fontsize="small")
 
 

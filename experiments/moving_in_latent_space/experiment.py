@@ -105,9 +105,11 @@ def run(lab: Lab) -> Findings:
         curves[kind] = []
         for trained in family:
             parts = [
-                interpolate(trained, options), traverse(trained, judge, options),
-                follow(trained, judge, options), denoise(trained, options),
-            ]  # fmt: skip
+                interpolate(trained, options),
+                traverse(trained, judge, options),
+                follow(trained, judge, options),
+                denoise(trained, options),
+            ]
             found.append({k: v for one, _ in parts for k, v in one.items()})
             curves[kind].append({k: v for _, lines in parts for k, v in lines.items()})
         for name in found[0]:
@@ -165,10 +167,13 @@ def predict(numbers: Mapping[str, Number], kind: str, options: MovingOptions) ->
 def unit_of(name: str) -> str:
     """By the words of a number's name."""
     units = {
-        "latent": "nats per image", "pixel": "nats per image", "corrupted": "grey range per pixel",
-        "denoised": "grey range per pixel", "change": "grey range per pixel",
+        "latent": "nats per image",
+        "pixel": "nats per image",
+        "corrupted": "grey range per pixel",
+        "denoised": "grey range per pixel",
+        "change": "grey range per pixel",
         "classes": "classes",
-    }  # fmt: skip
+    }
     if name.endswith(("_slope", "_promised")):
         return "grey range per unit of z"
     return units.get(name.partition("_")[0], "share")
@@ -361,9 +366,15 @@ def draw_measures(
             columns = zip(*(one[name] for one in curves[kind]), strict=True)
             points = [over_seeds(values) for values in columns]
             panel.errorbar(
-                x, [p.value for p in points], yerr=[p.std_error or 0.0 for p in points], ls=dashes,
-                color=COLOURS[index], marker=MARKERS[index], capsize=2, label=f"{text}, {kind}",
-            )  # fmt: skip
+                x,
+                [p.value for p in points],
+                yerr=[p.std_error or 0.0 for p in points],
+                ls=dashes,
+                color=COLOURS[index],
+                marker=MARKERS[index],
+                capsize=2,
+                label=f"{text}, {kind}",
+            )
 
     way = [step / (COARSE - 1) for step in range(COARSE)]
     line(path, way, "latent", 0, "z")
@@ -392,8 +403,10 @@ def draw_measures(
     line(noise, [100 * s for s in options.noise], "denoised", 0, "decoded")
     label(noise, "denoising", "pixels replaced, %", "from the clean x (RMS per pixel)")
     legends: list[tuple[Axes, Any]] = [
-        (path, "lower center"), (ink, "upper left"), (noise, "upper left"),
-    ]  # fmt: skip
+        (path, "lower center"),
+        (ink, "upper left"),
+        (noise, "upper left"),
+    ]
     for panel, where in legends:
         low, high = panel.get_ylim()
         room = 0.55 * (high - low)  # for the legend

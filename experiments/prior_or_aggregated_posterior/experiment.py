@@ -217,10 +217,12 @@ def log_ratio(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
     per_chunk = max(1, NUMBERS_AT_ONCE // (len(x) * z.shape[1]))
     with torch.no_grad():
         q = vae.guide.posterior(x)
-        log_q = torch.cat([
-            q.log_prob(part[:, None].expand(-1, len(x), -1)).double().logsumexp(1)
-            for part in z.split(per_chunk)
-        ])  # fmt: skip
+        log_q = torch.cat(
+            [
+                q.log_prob(part[:, None].expand(-1, len(x), -1)).double().logsumexp(1)
+                for part in z.split(per_chunk)
+            ]
+        )
         return (log_q - math.log(len(x)) - vae.model.prior().log_prob(z).double()).cpu()
 
 
@@ -242,9 +244,14 @@ def draw(
     }.items():
         values, errors = of(name)
         divided.bar(
-            [p + place for p in places], values, 0.27, yerr=errors, capsize=2,
-            color=COLOURS[colour], label=text,
-        )  # fmt: skip
+            [p + place for p in places],
+            values,
+            0.27,
+            yerr=errors,
+            capsize=2,
+            color=COLOURS[colour],
+            label=text,
+        )
     label(divided, "the rate, and the mismatch in it", "", "nats per image")
     divided.set_ylim(0, 1.4 * max(of("rate")[0]))
     for axes, name, title in (
@@ -256,9 +263,15 @@ def draw(
         ):
             values, errors = of(f"{name}_{kind}")
             axes.errorbar(
-                places, values, yerr=errors, color=COLOURS[(0, 1, 6)[index]], marker="osD"[index],
-                ls="", capsize=3, label=text,
-            )  # fmt: skip
+                places,
+                values,
+                yerr=errors,
+                color=COLOURS[(0, 1, 6)[index]],
+                marker="osD"[index],
+                ls="",
+                capsize=3,
+                label=text,
+            )
         label(axes, title, "", "share found out" if name == "found" else "share of votes")
     names = [f"binary,\n{k} dim." if k != "grey" else "grey" for k in families]
     names[-1] += f",\n{options.grey_latent_dim} dim."
@@ -288,9 +301,13 @@ def draw_map(figure: Figure, axes: Axes, trained: Trained, options: PriorOptions
     ratio = log_ratio(trained.vae, trained.x("train", options.images), z).reshape(side, side)
     extent: Any = (-REACH, REACH, -REACH, REACH)
     shades = axes.imshow(
-        (ratio / math.log(10)).clamp(-2, 2), origin="lower", extent=extent, cmap="PuOr",
-        vmin=-2, vmax=2,
-    )  # fmt: skip
+        (ratio / math.log(10)).clamp(-2, 2),
+        origin="lower",
+        extent=extent,
+        cmap="PuOr",
+        vmin=-2,
+        vmax=2,
+    )
     figure.colorbar(shades, ax=axes, label="log10 of q(z) / p(z)")
     radius = (across.square() + up.square()).sqrt()
     rings = axes.contour(
@@ -302,6 +319,8 @@ def draw_map(figure: Figure, axes: Axes, trained: Trained, options: PriorOptions
 
 
 study = Study(
-    "prior_or_aggregated_posterior", "Should one draw z from the prior or from where images lie?",
-    run, options=PriorOptions,
-)  # fmt: skip
+    "prior_or_aggregated_posterior",
+    "Should one draw z from the prior or from where images lie?",
+    run,
+    options=PriorOptions,
+)

@@ -35,10 +35,12 @@ def run(lab: Lab) -> Findings:
     kept = sorted(set(lab.dataset.train.labels.tolist()) - {lab.options.held_out})
     data = lab.chosen["data"]
     middle = {"_target_": "experiments.what_is_p_of_an_image.middle.Middle", "source": data}
-    small, whole = lab.train([
-        Recipe(("latent_dim=2",), {"data": middle}),
-        Recipe(("latent_dim=2",), {"data": {**data, "classes": kept}}),
-    ])  # fmt: skip
+    small, whole = lab.train(
+        [
+            Recipe(("latent_dim=2",), {"data": middle}),
+            Recipe(("latent_dim=2",), {"data": {**data, "classes": kept}}),
+        ]
+    )
     lab.tell("all images of 3 x 3 pixels")
     counted = [count(trained) for trained in small]
     lab.tell("kinds of images of full size")
@@ -64,12 +66,11 @@ def run(lab: Lab) -> Findings:
         "sums_to_one": abs(numbers["sum"].value - 1) < 1e-3,
         "matches_frequencies": numbers["to_test"].value < numbers["independent"].value,
         "held_out_is_improbable": numbers["held_out"].value < numbers["digits"].value - 1,
-        "noise_is_least_probable": numbers["noise"].value == min(
-            numbers[name].value for name in kinds[0]
-        ),
+        "noise_is_least_probable": numbers["noise"].value
+        == min(numbers[name].value for name in kinds[0]),
         "blank_beats_digits": beaten.value > 0.5,
         "mode_beats_all_digits": above.value > 0,
-    }  # fmt: skip
+    }
     mode = "less" if above.value < 0 else "more"
     answer = (
         f"The chance that exactly this image is drawn: over all 512 images of 3 x 3 pixels it sums "
@@ -193,10 +194,14 @@ def most_probable(vae: VAE, starts: Tensor, per_axis: int = 65) -> Tensor:
 
 
 NAMES = {
-    "digits": "test digits", "model_draws": "drawn from\nthe model",
-    "held_out": "class never\nseen", "shuffled": "pixels\nshuffled", "noise": "noise",
-    "blank": "blank", "mode": "most\nprobable",
-}  # fmt: skip
+    "digits": "test digits",
+    "model_draws": "drawn from\nthe model",
+    "held_out": "class never\nseen",
+    "shuffled": "pixels\nshuffled",
+    "noise": "noise",
+    "blank": "blank",
+    "mode": "most\nprobable",
+}
 
 
 def draw(small: Trained, kinds: list[dict[str, Tensor]], images: dict[str, Tensor]) -> Figure:
@@ -208,9 +213,11 @@ def draw(small: Trained, kinds: list[dict[str, Tensor]], images: dict[str, Tenso
     left.plot(ends, ends, color="black", lw=0.8)
     left.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     label(
-        left, "all 512 images of 3 x 3 pixels: p(x) is a probability",
-        "how often the test data draw x", "p(x) of the VAE",
-    )  # fmt: skip
+        left,
+        "all 512 images of 3 x 3 pixels: p(x) is a probability",
+        "how often the test data draw x",
+        "p(x) of the VAE",
+    )
     everything = torch.cat([values for k in kinds for values in k.values()])
     low, high = everything.min().item(), everything.max().item()
     height = (high - low) / 6
@@ -225,13 +232,18 @@ def draw(small: Trained, kinds: list[dict[str, Tensor]], images: dict[str, Tenso
     right.set_ylim(low - 0.2 * height, high + 1.5 * height)
     pixels = " x ".join(str(side) for side in images["digits"].shape[2:])
     label(
-        right, "typical is not most probable (one of each above; line: mean; all seeds)", "",
+        right,
+        "typical is not most probable (one of each above; line: mean; all seeds)",
+        "",
         f"log p(x), nats per image of {pixels} binary pixels",
-    )  # fmt: skip
+    )
     return figure
 
 
 study = Study(
-    "what_is_p_of_an_image", "What is p of an image?", run, options=ImageOptions,
+    "what_is_p_of_an_image",
+    "What is p of an image?",
+    run,
+    options=ImageOptions,
     overrides=("likelihood=bernoulli",),
-)  # fmt: skip
+)

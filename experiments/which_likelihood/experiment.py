@@ -18,9 +18,15 @@ from vae_pyro.randomness import RandomStream
 from vae_pyro.reporting.figures import tile
 
 ALL = (
-    "bernoulli", "categorical", "discretized_logistic_mixture", "beta", "continuous_bernoulli",
-    "normal_heteroscedastic", "normal_learned_scale", "normal",
-)  # fmt: skip
+    "bernoulli",
+    "categorical",
+    "discretized_logistic_mixture",
+    "beta",
+    "continuous_bernoulli",
+    "normal_heteroscedastic",
+    "normal_learned_scale",
+    "normal",
+)
 KINDS = ("mean", "draw")
 
 
@@ -180,32 +186,50 @@ def draw(
                 axes.set_title(heads[column], fontsize="medium")
             if not column:
                 axes.set_ylabel(
-                    spelt(name).replace(", ", ",\n").replace("continuous ", "continuous\n")
+                    spelt(name)
+                    .replace(", ", ",\n")
+                    .replace("continuous ", "continuous\n")
                     .replace("discretized ", "discretized\n"),
-                    rotation=0, ha="right", va="center", fontsize="small",
-                )  # fmt: skip
+                    rotation=0,
+                    ha="right",
+                    va="center",
+                    fontsize="small",
+                )
     rows = range(len(pictures))
     bits, sharpness = (figure.add_subplot(grid[:, column]) for column in (2, 3))
     for row, name in enumerate(pictures):
         number = numbers[f"bits_per_dim.{name}"]
         binary = trained[name][0].vae.model.likelihood.support is Support.BINARY
         bits.errorbar(
-            number.value, row, xerr=number.std_error or 0, fmt="s" if binary else "o",
-            color=COLOURS[-1 if binary else 0], capsize=3,
-        )  # fmt: skip
+            number.value,
+            row,
+            xerr=number.std_error or 0,
+            fmt="s" if binary else "o",
+            color=COLOURS[-1 if binary else 0],
+            capsize=3,
+        )
         text = f"{number.brief}{' (binary images:' if binary else ''}"
         bits.annotate(text, (number.value, row), (6, 5), textcoords="offset points", fontsize=8)
         if binary:
             bits.annotate(
-                "not comparable)", (number.value, row), (6, -10),
-                textcoords="offset points", fontsize=8,
-            )  # fmt: skip
+                "not comparable)",
+                (number.value, row),
+                (6, -10),
+                textcoords="offset points",
+                fontsize=8,
+            )
     for index, kind in enumerate(KINDS):
         points = [numbers[f"sharpness.{kind}.{name}"] for name in pictures]
         sharpness.errorbar(
-            [p.value for p in points], rows, xerr=[p.std_error or 0 for p in points], ls="",
-            marker=MARKERS[index], color=COLOURS[index], capsize=3, label=f"{kind}s",
-        )  # fmt: skip
+            [p.value for p in points],
+            rows,
+            xerr=[p.std_error or 0 for p in points],
+            ls="",
+            marker=MARKERS[index],
+            color=COLOURS[index],
+            capsize=3,
+            label=f"{kind}s",
+        )
     sharpness.axvline(1, color="black", lw=0.8)
     label(bits, "how well: lower is better", "bits per pixel", "")
     label(sharpness, "how sharp: 1 as test images", "squared difference, ratio", "")

@@ -21,7 +21,7 @@ from experiments.vaes import Recipe, Trained
 from vae_pyro.errors import EstimatorError
 from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, posterior_means
 from vae_pyro.log_marginal import (
-    ELBO,
+    ELBOBound,
     Estimator,
     ImportanceSampling,
     LocalELBO,
@@ -70,9 +70,15 @@ class PosteriorOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (
-            ("large", 3), ("images", 1), ("grid", 3), ("local_steps", 1), ("draws", 100),
-            ("nuts_images", 1), ("nuts_samples", 10), ("nuts_warmup", 10),
-        ):  # fmt: skip
+            ("large", 3),
+            ("images", 1),
+            ("grid", 3),
+            ("local_steps", 1),
+            ("draws", 100),
+            ("nuts_images", 1),
+            ("nuts_samples", 10),
+            ("nuts_warmup", 10),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
 
@@ -195,7 +201,7 @@ def gap(trained: Trained, options: PosteriorOptions) -> Gap:
     )
     if vae.model.latent_dim == 2:
         known = Quadrature()
-    asked: dict[str, Estimator] = {"elbo": ELBO(1_000), "known": known}
+    asked: dict[str, Estimator] = {"elbo": ELBOBound(1_000), "known": known}
     best = LocalELBO(num_steps=options.local_steps)
     with suppress(EstimatorError):  # of a flow it has no answer
         best.check(vae)
@@ -344,9 +350,11 @@ def levels(density: Tensor) -> list[float]:
 
 
 def draw(
-    drawn: Mapping[str, Contours], numbers: Mapping[str, Number], compared: Sequence[Compared],
+    drawn: Mapping[str, Contours],
+    numbers: Mapping[str, Number],
+    compared: Sequence[Compared],
     options: PosteriorOptions,
-) -> Figure:  # fmt: skip
+) -> Figure:
     figure, (top, bottom) = new_figure(12, 7.6, 2, 3)
     for axes, (guide, title) in zip(top, GUIDES.items(), strict=True):
         draw_contours(axes, drawn[guide], title)
@@ -381,9 +389,10 @@ def draw_gaps(axes: Axes, numbers: Mapping[str, Number], options: PosteriorOptio
             axes.bar(place, total.value, 0.7, color=COLOURS[6])
         axes.errorbar(place, total.value, total.std_error or 0, color="black", capsize=4)
     for index, title in (
-        (0, "approximation: the family"), (1, "amortisation: one encoder for all"),
+        (0, "approximation: the family"),
+        (1, "amortisation: one encoder for all"),
         (6, "both (not split for a flow)"),
-    ):  # fmt: skip
+    ):
         axes.bar([0], [0], color=COLOURS[index], label=title)
     short = {"diag_normal": "normal", "full_rank_normal": "full\nrank", "flow": "flow"}
     ticks = []
@@ -404,9 +413,11 @@ def draw_stds(axes: Axes, compared: Sequence[Compared], options: PosteriorOption
     axes.axline((x.min().item(),) * 2, slope=1, color="black", lw=0.8)
     axes.legend(fontsize="small")
     label(
-        axes, f"spread of each used z_d ({options.large}-D)",
-        "standard deviation by weighted draws", "standard deviation",
-    )  # fmt: skip
+        axes,
+        f"spread of each used z_d ({options.large}-D)",
+        "standard deviation by weighted draws",
+        "standard deviation",
+    )
 
 
 def draw_shifts(axes: Axes, compared: Sequence[Compared], options: PosteriorOptions) -> None:
@@ -419,12 +430,16 @@ def draw_shifts(axes: Axes, compared: Sequence[Compared], options: PosteriorOpti
         axes.hist(shifts[index], bins, color=COLOURS[index], alpha=0.6, label=title)
     axes.legend(fontsize="small")
     label(
-        axes, f"means of each used z_d ({options.large}-D)",
-        "off the mean by weighted draws, in its std. dev.", "images and dimensions",
-    )  # fmt: skip
+        axes,
+        f"means of each used z_d ({options.large}-D)",
+        "off the mean by weighted draws, in its std. dev.",
+        "images and dimensions",
+    )
 
 
 study = Study(
-    "why_approximate_the_posterior", "Why approximate p(z | x), and what does it cost?", run,
+    "why_approximate_the_posterior",
+    "Why approximate p(z | x), and what does it cost?",
+    run,
     options=PosteriorOptions,
-)  # fmt: skip
+)

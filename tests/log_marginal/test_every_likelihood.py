@@ -8,7 +8,7 @@ from vae_pyro.errors import DataError
 from vae_pyro.guide import DiagNormal
 from vae_pyro.log_marginal import (
     AIS,
-    ELBO,
+    ELBOBound,
     Estimator,
     Exact,
     ImportanceSampling,
@@ -54,7 +54,7 @@ def test_simulated_images_can_be_weighed(name: str, vae: VAE) -> None:
 
 
 @pytest.mark.parametrize(
-    "estimator", [ELBO(5), AIS(2, 2, 1), ReverseAIS(2, 2, 1), LocalELBO(1, 1, 2), Quadrature()]
+    "estimator", [ELBOBound(5), AIS(2, 2, 1), ReverseAIS(2, 2, 1), LocalELBO(1, 1, 2), Quadrature()]
 )
 def test_x_outside_the_support_is_refused_by_all(estimator: Estimator) -> None:
     grey = torch.full((2, 1, 3, 4), 0.5)

@@ -11,7 +11,14 @@ import torch
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
-from vae_pyro.log_marginal import ELBO, IWAE, Bound, ImportanceSampling, PriorSampling, elbo_parts
+from vae_pyro.log_marginal import (
+    Bound,
+    ELBOBound,
+    ImportanceSampling,
+    IWAEBound,
+    PriorSampling,
+    elbo_parts,
+)
 from vae_pyro.log_marginal.importance import read_together
 from vae_pyro.networks import MLP
 from vae_pyro.vae import VAE, build_vae
@@ -46,7 +53,7 @@ def test_importance_sampling_is_exact_within_its_own_honest_error_bars() -> None
 def test_perfect_guide_has_no_variance() -> None:
     truth = LinearGaussian()
     x = truth.sample(30)
-    for estimator in (ELBO(100), IWAE(100, 10), ImportanceSampling(100)):
+    for estimator in (ELBOBound(100), IWAEBound(100, 10), ImportanceSampling(100)):
         estimate = estimator(truth.vae, x)
         torch.testing.assert_close(estimate.value, truth.log_marginal(x))
         assert estimate.std_error.max() < 1e-7
@@ -59,7 +66,7 @@ def test_expected_bound_rises_with_k_to_the_marginal() -> None:
     truth = LinearGaussian(shift=0.5, stretch=1.5)
     x = truth.sample(300)
     ks = [1, 2, 5, 20, 100]
-    estimates = read_together({str(k): IWAE(2000, k) for k in ks}, truth.vae, x)
+    estimates = read_together({str(k): IWAEBound(2000, k) for k in ks}, truth.vae, x)
     exact = truth.log_marginal(x).mean().item()
     means = [estimates[str(k)].mean() for k in ks]
     errors = [estimates[str(k)].mean_std_error() for k in ks]
@@ -72,8 +79,8 @@ def test_expected_bound_rises_with_k_to_the_marginal() -> None:
 def test_iwae_is_an_unbiased_mean_over_groups() -> None:
     truth = LinearGaussian(shift=0.5, stretch=1.5)
     x = truth.sample(100)
-    few = IWAE(5, 5)(truth.vae, x.repeat(2000, 1, 1, 1)).value.reshape(2000, 100)
-    many = IWAE(5000, 5)(truth.vae, x)
+    few = IWAEBound(5, 5)(truth.vae, x.repeat(2000, 1, 1, 1)).value.reshape(2000, 100)
+    many = IWAEBound(5000, 5)(truth.vae, x)
     std_error = (few.var(0) / 2000 + many.std_error**2).sqrt()
     assert ((few.mean(0) - many.value) / std_error).abs().max() < 4.5
 
@@ -92,7 +99,7 @@ def test_two_dimensional_digits_agree_with_quadrature(
     assert trusted.double().mean() > 0.5
     assert z_scores.abs().max() < 4.5
     assert abs(z_scores.std() - 1) < 4.5 / math.sqrt(2 * len(z_scores))
-    assert (ELBO(1000)(digits_vae, x).mean()) < exact.mean()
+    assert (ELBOBound(1000)(digits_vae, x).mean()) < exact.mean()
 
 
 def test_probabilities_of_all_images_sum_to_one() -> None:
@@ -130,13 +137,15 @@ def test_reconstruction_minus_kl_is_the_elbo_in_closed_form() -> None:
 def test_dataset_error_is_monte_carlo_only() -> None:
     truth = LinearGaussian(shift=0.2, stretch=1.4)
     x = truth.sample(50)
-    repeats = [ELBO(20)(truth.vae, x) for _ in range(300)]
+    repeats = [ELBOBound(20)(truth.vae, x) for _ in range(300)]
     spread = np.std([repeat.mean() for repeat in repeats], ddof=1)
     predicted = np.mean([repeat.mean_std_error() for repeat in repeats])
     assert spread == pytest.approx(predicted, rel=4.5 / math.sqrt(2 * 300))
 
 
-@pytest.mark.parametrize("build", [lambda: ELBO(0), lambda: IWAE(10, 11), lambda: IWAE(10, 0)])
+@pytest.mark.parametrize(
+    "build", [lambda: ELBOBound(0), lambda: IWAEBound(10, 11), lambda: IWAEBound(10, 0)]
+)
 def test_impossible_budgets_are_refused(build: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"num_samples|k:"):
         build()
@@ -145,15 +154,15 @@ def test_impossible_budgets_are_refused(build: Callable[[], object]) -> None:
 def test_different_budgets_cannot_share_one_pass() -> None:
     truth = LinearGaussian()
     with pytest.raises(ValueError, match="share num_samples"):
-        read_together({"a": ELBO(5), "b": ELBO(6)}, truth.vae, truth.sample(2))
+        read_together({"a": ELBOBound(5), "b": ELBOBound(6)}, truth.vae, truth.sample(2))
     with pytest.raises(ValueError, match="num_samples and proposal"):
-        read_together({"a": ELBO(5), "b": PriorSampling(5)}, truth.vae, truth.sample(2))
+        read_together({"a": ELBOBound(5), "b": PriorSampling(5)}, truth.vae, truth.sample(2))
 
 
 def test_progress_ends_at_the_whole() -> None:
     truth = LinearGaussian(shift=0.1)
     shares: list[float] = []
-    ELBO(2000)(truth.vae, truth.sample(130), lambda share, _: shares.append(share))
+    ELBOBound(2000)(truth.vae, truth.sample(130), lambda share, _: shares.append(share))
     assert shares == sorted(shares)
     assert len(shares) > 1
     assert shares[-1] == pytest.approx(1)
@@ -169,7 +178,7 @@ def test_the_gap_has_an_honest_error_bar() -> None:
     z_scores = (gap - exact) / std_error
     assert z_scores.abs().max() < 4.5
     assert 0.9 < z_scores.std() < 1.1
-    alone = torch.hypot(estimate.std_error, ELBO(1000)(truth.vae, x).std_error)
+    alone = torch.hypot(estimate.std_error, ELBOBound(1000)(truth.vae, x).std_error)
     assert (std_error < alone).all()
 
 

@@ -9,7 +9,7 @@ from tests.linear_gaussian import LinearGaussian
 from vae_pyro.errors import EstimatorError
 from vae_pyro.guide import DiagNormal, Flow, FullRankNormal, Guide
 from vae_pyro.likelihoods import Bernoulli, Normal
-from vae_pyro.log_marginal import ELBO, Bound, Exact, LocalELBO, Quadrature
+from vae_pyro.log_marginal import Bound, ELBOBound, Exact, LocalELBO, Quadrature
 from vae_pyro.networks import MLP, Linear
 from vae_pyro.vae import VAE, build_vae
 
@@ -21,7 +21,7 @@ def test_a_spoilt_encoder_is_made_good_image_by_image() -> None:
     exact = Exact()(spoilt.vae, x)
     best = LocalELBO()(spoilt.vae, x)
     assert best.bound is Bound.LOWER
-    assert exact.mean() - ELBO(500)(spoilt.vae, x).mean() > 0
+    assert exact.mean() - ELBOBound(500)(spoilt.vae, x).mean() > 0
     assert abs(exact.mean() - best.mean()) < 0.003
     assert (exact.value - best.value).max() < 0.05
 
@@ -52,7 +52,7 @@ def test_the_best_lies_between_the_encoders_elbo_and_log_px(
     digits_vae: VAE, binary_test_digits: torch.Tensor
 ) -> None:
     x = binary_test_digits[:60]
-    elbo, best, exact = (e(digits_vae, x) for e in (ELBO(500), LocalELBO(), Quadrature()))
+    elbo, best, exact = (e(digits_vae, x) for e in (ELBOBound(500), LocalELBO(), Quadrature()))
     below = (exact.value - best.value) / best.std_error
     assert below.min() > -4.5
     assert best.mean() - elbo.mean() > 4 * math.hypot(best.mean_std_error(), elbo.mean_std_error())

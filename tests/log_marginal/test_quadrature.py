@@ -54,8 +54,10 @@ class Folded(nn.Module):
 
 
 def test_two_modes_are_both_found() -> None:
-    vae = VAE(Model(1, nn.Sequential(Folded(), Reshape((1, 1, 2, 3))), Normal(None, 0.05)),
-              linear(1, 1.0).guide).double()  # fmt: skip
+    vae = VAE(
+        Model(1, nn.Sequential(Folded(), Reshape((1, 1, 2, 3))), Normal(None, 0.05)),
+        linear(1, 1.0).guide,
+    ).double()
     level = 1.5
     x = torch.full((1, 1, 2, 3), level, dtype=torch.float64)
     # One of two equal modes: x_bar ~ N(|z|, s^2 / 6), the rest of x is pure noise.

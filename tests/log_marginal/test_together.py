@@ -15,17 +15,17 @@ from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli, Beta
 from vae_pyro.log_marginal import (
     AIS,
-    ELBO,
-    IWAE,
-    Answer,
     Bound,
+    ELBOBound,
     Estimate,
     Estimator,
     Exact,
     ImportanceSampling,
+    IWAEBound,
     LocalELBO,
     PriorSampling,
     Quadrature,
+    TimedEstimate,
     bidirectional,
     estimate_together,
 )
@@ -36,8 +36,8 @@ from vae_pyro.networks import MLP, Conv, Network
 from vae_pyro.vae import VAE, build_vae
 
 FAMILY: dict[str, Estimator] = {
-    "elbo": ELBO(50),
-    "iwae_5": IWAE(50, 5),
+    "elbo": ELBOBound(50),
+    "iwae_5": IWAEBound(50, 5),
     "log_px": ImportanceSampling(50),
     "log_px_wide": ImportanceSampling(50, inflation=1.5),
     "log_px_prior": PriorSampling(50),
@@ -48,7 +48,7 @@ FAMILY: dict[str, Estimator] = {
 }
 
 
-def same(first: dict[str, Answer], second: dict[str, Answer]) -> bool:
+def same(first: dict[str, TimedEstimate], second: dict[str, TimedEstimate]) -> bool:
     return first.keys() == second.keys() and all(
         torch.equal(first[name].estimate.value, second[name].estimate.value)
         and torch.equal(first[name].estimate.std_error, second[name].estimate.std_error)
@@ -84,7 +84,9 @@ def test_the_seed_decides() -> None:
     assert same(first, again)
     assert not torch.equal(first["elbo"].estimate.value, other["elbo"].estimate.value)
     # Two chunks, two sequences of random numbers: equal images do not get equal answers.
-    twice = estimate_together({"elbo": ELBO(5)}, truth.vae, x[:1].expand(200, -1, -1, -1), seed=0)
+    twice = estimate_together(
+        {"elbo": ELBOBound(5)}, truth.vae, x[:1].expand(200, -1, -1, -1), seed=0
+    )
     value = twice["elbo"].estimate.value
     assert not torch.equal(value[:100], value[100:])
 
@@ -131,8 +133,11 @@ def test_a_stopped_evaluation_goes_on_at_its_chunk(tmp_path: Path) -> None:
         with pytest.raises(Stop):
             estimate_together(
                 {"log_px_a": Counting(stop_after, log)},
-                truth.vae, x, seed=1, folder=tmp_path / "kept",
-            )  # fmt: skip
+                truth.vae,
+                x,
+                seed=1,
+                folder=tmp_path / "kept",
+            )
     continued = estimate_together(
         {"log_px_a": Counting(99, log)}, truth.vae, x, seed=1, folder=tmp_path / "kept"
     )
@@ -169,7 +174,7 @@ def asked_anew(folder: Path, ask: Callable[[], object]) -> bool:
 def test_another_question_is_not_answered_from_the_folder(tmp_path: Path) -> None:
     truth = LinearGaussian()
     x = truth.sample(3)
-    elbo: dict[str, Estimator] = {"elbo": ELBO(5)}
+    elbo: dict[str, Estimator] = {"elbo": ELBOBound(5)}
 
     def ask(
         estimators: dict[str, Estimator] = elbo,
@@ -181,8 +186,8 @@ def test_another_question_is_not_answered_from_the_folder(tmp_path: Path) -> Non
 
     ask()
     assert not asked_anew(tmp_path, ask)
-    assert asked_anew(tmp_path, lambda: ask({"elbo": ELBO(6)}))
-    assert asked_anew(tmp_path, lambda: ask({"elbo": ELBO(5, inflation=2.0)}))
+    assert asked_anew(tmp_path, lambda: ask({"elbo": ELBOBound(6)}))
+    assert asked_anew(tmp_path, lambda: ask({"elbo": ELBOBound(5, inflation=2.0)}))
     assert asked_anew(tmp_path, lambda: ask(images=x + 1e-9))
     assert asked_anew(tmp_path, lambda: ask(seed=1))
     assert asked_anew(tmp_path, lambda: ask(vae=LinearGaussian(shift=1e-6).vae))
@@ -195,7 +200,7 @@ def test_another_question_is_not_answered_from_the_folder(tmp_path: Path) -> Non
 def test_a_damaged_chunk_is_computed_again(tmp_path: Path, damage: str) -> None:
     truth = LinearGaussian()
     x = truth.sample(3)
-    elbo: dict[str, Estimator] = {"elbo": ELBO(50)}
+    elbo: dict[str, Estimator] = {"elbo": ELBOBound(50)}
     fresh = estimate_together(elbo, truth.vae, x, seed=0, folder=tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
@@ -211,7 +216,7 @@ def test_a_damaged_chunk_is_computed_again(tmp_path: Path, damage: str) -> None:
 
 def test_what_has_no_answer_is_told_before_anything_is_computed(tmp_path: Path) -> None:
     vae = build_vae(4, (1, 2, 3), MLP((4,)), Beta(17), DiagNormal)
-    family: dict[str, Estimator] = {"elbo": ELBO(5), "log_px_quadrature": Quadrature()}
+    family: dict[str, Estimator] = {"elbo": ELBOBound(5), "log_px_quadrature": Quadrature()}
     with pytest.raises(EstimatorError, match="latent_dim of at most 3"):
         estimate_together(family, vae, torch.full((2, 1, 2, 3), 0.5), seed=0, folder=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -268,7 +273,7 @@ def test_the_later_images_have_answers_of_their_own(tmp_path: Path) -> None:
     estimators = {**dice, "log_px_prior": PriorSampling(50)}
     some = estimate_together(estimators, truth.vae, x[first], seed=0, folder=tmp_path)
 
-    def ask() -> dict[str, Answer]:
+    def ask() -> dict[str, TimedEstimate]:
         return for_all_images(some, estimators, truth.vae, x, first, seed=0, folder=tmp_path)
 
     complete = ask()
@@ -315,4 +320,4 @@ def test_what_a_decoder_costs() -> None:
 
 def test_budgets_are_frozen() -> None:
     assert replace(AIS(5, 4, 2), num_chains=8) == AIS(5, 8, 2)
-    assert hash(ELBO(5)) == hash(ELBO(5))
+    assert hash(ELBOBound(5)) == hash(ELBOBound(5))

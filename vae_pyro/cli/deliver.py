@@ -26,13 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m vae_pyro.cli.deliver", description=__doc__)
     parser.add_argument(
-        "folders", nargs="*", type=Path, default=[Path("outputs"), Path("multirun")],
+        "folders",
+        nargs="*",
+        type=Path,
+        default=[Path("outputs"), Path("multirun")],
         help="of jobs or sweeps; outputs/ and multirun/ unless named",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--uri", help="of the tracking store; by default $MLFLOW_TRACKING_URI, else "
+        "--uri",
+        help="of the tracking store; by default $MLFLOW_TRACKING_URI, else "
         f"{MLflow.uri}, if the records were made for that one",
-    )  # fmt: skip
+    )
     options = parser.parse_args(arguments)
     journals = {path for folder in options.folders for path in folder.glob(f"**/record/{JOURNAL}")}
     if not journals:

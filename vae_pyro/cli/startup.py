@@ -10,10 +10,24 @@ from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import ConfigError
 
 _WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
-_PLAIN = str.maketrans({
-    "±": "+-", "−": "-", "–": "-", "≥": ">=", "≤": "<=", "→": "->", "‖": "|", "…": "...",
-    "━": "-", "─": "-", "•": "*", "×": "x", "β": "beta", "σ": "sigma",
-})  # fmt: skip
+_PLAIN = str.maketrans(
+    {
+        "±": "+-",
+        "−": "-",
+        "–": "-",
+        "≥": ">=",
+        "≤": "<=",
+        "→": "->",
+        "‖": "|",
+        "…": "...",
+        "━": "-",
+        "─": "-",
+        "•": "*",
+        "×": "x",
+        "β": "beta",
+        "σ": "sigma",
+    }
+)
 
 
 def prepare() -> None:

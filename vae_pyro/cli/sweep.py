@@ -104,7 +104,7 @@ class SweepCallback(Callback):
         name = f"sweep {' '.join(relevant)}"
         self._run = open_run(
             tracker, record, name, {"sweep": "parent"}, must_answer=True, tell=tell
-        )  # fmt: skip
+        )
         # Hydra has no hook for a sweep that it refuses or that is interrupted.
         atexit.register(self._abandon)
         signal.signal(signal.SIGTERM, _end_with_children)
@@ -241,9 +241,13 @@ def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str
 
     uri = OmegaConf.select(config, "tracking.uri", default="")
     swept = OmegaConf.select(config, "hydra.sweeper.params", default=None) or {}
-    refuse_credentials([
-        *config.hydra.overrides.task, f"tracking.uri={uri}", *(f"{k}={v}" for k, v in swept.items())
-    ])  # fmt: skip
+    refuse_credentials(
+        [
+            *config.hydra.overrides.task,
+            f"tracking.uri={uri}",
+            *(f"{k}={v}" for k, v in swept.items()),
+        ]
+    )
     key = f"hydra.{mode}.dir"
     chosen = Path(OmegaConf.select(config, key))
     folder = chosen

@@ -24,11 +24,14 @@ class CIFAR10(DownloadedSource):
 
         with self.downloading("the five data_batch files, test_batch and batches.meta"):
             official, test = (
-                Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
-                      torch.tensor(part.targets))
-                for part in (datasets.CIFAR10(self.root, train, download=True)
-                             for train in (True, False))
-            )  # fmt: skip
+                Split(
+                    torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+                    torch.tensor(part.targets),
+                )
+                for part in (
+                    datasets.CIFAR10(self.root, train, download=True) for train in (True, False)
+                )
+            )
         num_train = len(official) * 9 // 10
         return Dataset(
             train=Split(official.images[:num_train], official.labels[:num_train]),

@@ -148,7 +148,9 @@ def information(vae: VAE, x: Tensor, num_samples: int = 8) -> Information:
             draws["mutual_information_upper"].append(log_own - log_others)
             draws["marginal_kl"].append(log_all - log_p)
     values = {name: torch.cat(parts, dim=1).cpu() for name, parts in draws.items()}
-    return Information(**{
-        name: PerImage(value.mean(0), value.std(0) / num_samples**0.5)
-        for name, value in values.items()
-    })  # fmt: skip
+    return Information(
+        **{
+            name: PerImage(value.mean(0), value.std(0) / num_samples**0.5)
+            for name, value in values.items()
+        }
+    )

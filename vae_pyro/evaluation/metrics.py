@@ -19,14 +19,14 @@ from vae_pyro.evaluation.latent import (
 from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import (
     AIS,
-    ELBO,
-    IWAE,
-    Answer,
     Bound,
+    ELBOBound,
     Estimate,
     Estimator,
     ImportanceSampling,
+    IWAEBound,
     PerImage,
+    TimedEstimate,
     bidirectional,
     elbo_parts,
     estimate_together,
@@ -60,7 +60,7 @@ def validate(vae: VAE, x: Tensor, num_samples: int) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvaluationPlan:
     """What is asked of a trained VAE about test images.
 
     Attributes:
@@ -96,8 +96,8 @@ class Evaluation:
     """
 
     metrics: dict[str, float]
-    answers: Mapping[str, Answer]
-    compared: Mapping[str, Answer]
+    answers: Mapping[str, TimedEstimate]
+    compared: Mapping[str, TimedEstimate]
     draws: int
 
     @property
@@ -127,7 +127,7 @@ class Evaluation:
 def evaluate(
     vae: VAE,
     x: Tensor,
-    questions: Questions,
+    questions: EvaluationPlan,
     *,
     seed: int,
     draws: int = 1,
@@ -160,8 +160,8 @@ def evaluate(
     for estimator in questions.estimators.values():
         estimator.check(vae)
     family: dict[str, Estimator] = {
-        "elbo": ELBO(questions.num_samples),
-        **{f"iwae_{k}": IWAE(questions.num_samples, k) for k in questions.iwae_samples},
+        "elbo": ELBOBound(questions.num_samples),
+        **{f"iwae_{k}": IWAEBound(questions.num_samples, k) for k in questions.iwae_samples},
         "log_px": ImportanceSampling(questions.num_samples),
     }
     answers = estimate_together(family, vae, x, seed=seed, folder=folder, progress=progress)
@@ -185,7 +185,7 @@ def evaluate(
 
     first = torch.arange(len(x)).reshape(draws, -1)[:, : questions.num_images].flatten()
     compared = {
-        name: Answer(answer.estimate.select(first), answer.seconds * len(first) / len(x))
+        name: TimedEstimate(answer.estimate.select(first), answer.seconds * len(first) / len(x))
         for name, answer in answers.items()
     }
     chosen = x[first.to(x.device)]

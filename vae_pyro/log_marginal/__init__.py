@@ -1,24 +1,23 @@
 """The family of answers to "what is log p(x)?", all with one signature: ``estimator(vae, x)``."""
 
 from vae_pyro.log_marginal.annealed import AIS, ReverseAIS
-from vae_pyro.log_marginal.elbo import ELBO, elbo_parts
+from vae_pyro.log_marginal.elbo import ELBOBound, elbo_parts
 from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, PerImage
 from vae_pyro.log_marginal.exact import Exact
-from vae_pyro.log_marginal.importance import IWAE, ImportanceSampling, PriorSampling
+from vae_pyro.log_marginal.importance import ImportanceSampling, IWAEBound, PriorSampling
 from vae_pyro.log_marginal.local import LocalELBO
 from vae_pyro.log_marginal.quadrature import Quadrature
-from vae_pyro.log_marginal.together import Answer, bidirectional, estimate_together
+from vae_pyro.log_marginal.together import TimedEstimate, bidirectional, estimate_together
 from vae_pyro.log_marginal.weights import LogWeights, log_weights
 
 __all__ = [
     "AIS",
-    "ELBO",
-    "IWAE",
-    "Answer",
     "Bound",
+    "ELBOBound",
     "Estimate",
     "Estimator",
     "Exact",
+    "IWAEBound",
     "ImportanceSampling",
     "LocalELBO",
     "LogWeights",
@@ -26,6 +25,7 @@ __all__ = [
     "PriorSampling",
     "Quadrature",
     "ReverseAIS",
+    "TimedEstimate",
     "bidirectional",
     "elbo_parts",
     "estimate_together",

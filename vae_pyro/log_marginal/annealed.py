@@ -137,13 +137,15 @@ class AIS(Estimator):
         report = on_progress or (lambda _share, _state: None)
         starts = range(0, len(x), size)
         with accelerated(x.device):
-            return concatenate([
-                estimate(
-                    slice(start, start + size),
-                    part_of(report, start / len(x), min(start + size, len(x)) / len(x)),
-                )
-                for start in starts
-            ])  # fmt: skip
+            return concatenate(
+                [
+                    estimate(
+                        slice(start, start + size),
+                        part_of(report, start / len(x), min(start + size, len(x)) / len(x)),
+                    )
+                    for start in starts
+                ]
+            )
 
     def _images_at_once(self, vae: VAE, x: Tensor) -> int:
         return max(1, rows_per_chunk(vae, x) // self.num_chains)

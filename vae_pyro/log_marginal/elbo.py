@@ -14,7 +14,7 @@ from vae_pyro.vae import VAE
 
 
 @dataclass(frozen=True)
-class ELBO(WeightEstimator):
+class ELBOBound(WeightEstimator):
     """E_q[log p(x, z) - log q(z | x)]: the mean of the log weights, below log p(x) by KL(q || p).
 
     Source: Jordan et al. (1999); Kingma and Welling (2014), equation 2.

@@ -74,7 +74,7 @@ class WeightEstimator(Estimator):
 
 
 @dataclass(frozen=True)
-class IWAE(WeightEstimator):
+class IWAEBound(WeightEstimator):
     """L_k = E[log (1/k) sum_{j <= k} w_j], averaged over ``num_samples // k`` groups; k=1: ELBO.
 
     A lower bound on log p(x) that rises with k and reaches it in the limit.
@@ -133,7 +133,7 @@ def read_together(
     x: Tensor,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Estimate]:
-    """Answer with several estimators from one pass over one set of weights.
+    """Evaluate several estimators from one pass over one set of weights.
 
     Args:
         estimators: by name, all with one ``num_samples`` and one proposal.

@@ -30,7 +30,7 @@ def silently(_label: str, _total: int) -> AbstractContextManager[Callable[[int, 
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedEstimate:
     """What one estimator said, and what it took.
 
     Attributes:
@@ -51,7 +51,7 @@ def estimate_together(
     place: int = 0,
     folder: Path | str | None = None,
     progress: ShowProgress = silently,
-) -> dict[str, Answer]:
+) -> dict[str, TimedEstimate]:
     """Ask several estimators about the same images.
 
     Those that read the same importance weights share one pass. Every chunk of images has random
@@ -74,7 +74,7 @@ def estimate_together(
     """
     for estimator in estimators.values():
         estimator.check(vae)
-    answers: dict[str, Answer] = {}
+    answers: dict[str, TimedEstimate] = {}
     for names in _passes(estimators):
         family = {name: estimators[name] for name in names}
 
@@ -94,7 +94,7 @@ def estimate_together(
 
 
 def for_all_images(
-    answers: Mapping[str, Answer],
+    answers: Mapping[str, TimedEstimate],
     estimators: Mapping[str, Estimator],
     vae: VAE,
     x: Tensor,
@@ -103,7 +103,7 @@ def for_all_images(
     seed: int,
     folder: Path | str | None = None,
     progress: ShowProgress = silently,
-) -> dict[str, Answer]:
+) -> dict[str, TimedEstimate]:
     """The answers for all images, of the estimators that are cheap enough; see ``is_cheap``.
 
     Only the images without an answer are computed.
@@ -130,12 +130,17 @@ def for_all_images(
     is_left[first] = False
     left = is_left.nonzero().flatten()
     later = estimate_together(
-        cheap, vae, x[left.to(x.device)],
-        seed=seed, place=len(first), folder=folder, progress=progress,
-    )  # fmt: skip
+        cheap,
+        vae,
+        x[left.to(x.device)],
+        seed=seed,
+        place=len(first),
+        folder=folder,
+        progress=progress,
+    )
     in_order = torch.cat([first, left]).argsort()
     return {
-        name: Answer(
+        name: TimedEstimate(
             concatenate([answers[name].estimate, answer.estimate]).select(in_order),
             answers[name].seconds + answer.seconds,
         )
@@ -166,7 +171,7 @@ def bidirectional(
     seed: int,
     folder: Path | str | None = None,
     progress: ShowProgress = silently,
-) -> tuple[Answer, Answer]:
+) -> tuple[TimedEstimate, TimedEstimate]:
     """Bidirectional Monte Carlo: log p(x) of simulated images from below and from above.
 
     z ~ p(z) and x ~ p(x | z) make z a draw from p(z | x), so that AIS run backwards from it is an
@@ -227,7 +232,7 @@ def _in_chunks(
     folder: Path | str | None,
     progress: ShowProgress,
     place: int = 0,
-) -> dict[str, Answer]:
+) -> dict[str, TimedEstimate]:
     """Compute chunk by chunk, each with its own randomness, or take from the folder what is there.
 
     Args:
@@ -259,7 +264,7 @@ def _in_chunks(
             chunks.append(found)
             report(chunk.stop, "")
     return {
-        name: Answer(
+        name: TimedEstimate(
             concatenate([estimates[name] for estimates, _ in chunks]),
             sum(seconds for _, seconds in chunks),
         )

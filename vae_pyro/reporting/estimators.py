@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vae_pyro.errors import EstimatorError
 from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, kl_per_dimension, posterior_means
-from vae_pyro.evaluation.metrics import Evaluation, Questions, pareto_k_high
-from vae_pyro.log_marginal import AIS, Answer, Bound, Estimate
+from vae_pyro.evaluation.metrics import Evaluation, EvaluationPlan, pareto_k_high
+from vae_pyro.log_marginal import AIS, Bound, Estimate, TimedEstimate
 from vae_pyro.log_marginal.importance import WeightEstimator
 from vae_pyro.reporting.tables import SummaryTable, bound_label
 from vae_pyro.vae import VAE
@@ -71,7 +71,7 @@ def comparison(evaluation: Evaluation, log_cell_volume: float) -> SummaryTable:
     )
 
 
-def advice(evaluation: Evaluation, questions: Questions) -> list[str]:
+def advice(evaluation: Evaluation, questions: EvaluationPlan) -> list[str]:
     """What a reader must be told about these numbers, a line each; nothing where all is well."""
     return [
         *_about_weights(evaluation, questions),
@@ -84,7 +84,7 @@ def advice(evaluation: Evaluation, questions: Questions) -> list[str]:
     ]
 
 
-def _about_weights(evaluation: Evaluation, questions: Questions) -> Iterable[str]:
+def _about_weights(evaluation: Evaluation, questions: EvaluationPlan) -> Iterable[str]:
     share = evaluation.metrics["test/pareto_k_high"]
     if not share > _MANY_HIGH:
         return
@@ -138,7 +138,7 @@ def _about_upper(evaluation: Evaluation) -> Iterable[str]:
         yield "upper is a bound only as far as the chains of AIS had reached the posterior"
 
 
-def _about_bracket(evaluation: Evaluation, questions: Questions) -> Iterable[str]:
+def _about_bracket(evaluation: Evaluation, questions: EvaluationPlan) -> Iterable[str]:
     m = evaluation.metrics
     if "simulated/gap" not in m:
         return
@@ -200,17 +200,19 @@ def estimators_csv(evaluation: Evaluation) -> str:
     rows = []
     for name, answer in evaluation.compared.items():
         estimate = answer.estimate
-        rows.append({
-            "estimator": name,
-            "bound": estimate.bound.value,
-            "nats_per_image": estimate.mean(),
-            "std_error": estimate.mean_std_error(evaluation.draws),
-            "image_std_error": estimate.image_std_error(evaluation.draws),
-            "minus_reference": _error(evaluation, name) if evaluation.reference else "",
-            "pareto_k_high": pareto_k_high(estimate),
-            "decoder_evaluations_per_image": estimate.evaluations,
-            "seconds_per_image": _seconds_per_image(answer),
-        })  # fmt: skip
+        rows.append(
+            {
+                "estimator": name,
+                "bound": estimate.bound.value,
+                "nats_per_image": estimate.mean(),
+                "std_error": estimate.mean_std_error(evaluation.draws),
+                "image_std_error": estimate.image_std_error(evaluation.draws),
+                "minus_reference": _error(evaluation, name) if evaluation.reference else "",
+                "pareto_k_high": pareto_k_high(estimate),
+                "decoder_evaluations_per_image": estimate.evaluations,
+                "seconds_per_image": _seconds_per_image(answer),
+            }
+        )
     return _csv(list(rows[0]), [list(row.values()) for row in rows])
 
 
@@ -278,7 +280,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def _seconds_per_image(answer: Answer) -> float:
+def _seconds_per_image(answer: TimedEstimate) -> float:
     return answer.seconds / len(answer.estimate.value)
 
 

@@ -17,9 +17,17 @@ from vae_pyro.vae import VAE
 
 # Ten colours that stay apart for colour-blind readers (after Paul Tol's "muted" scheme).
 CLASS_COLOURS = (
-    "#332288", "#88ccee", "#44aa99", "#117733", "#999933",
-    "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777",
-)  # fmt: skip
+    "#332288",
+    "#88ccee",
+    "#44aa99",
+    "#117733",
+    "#999933",
+    "#ddcc77",
+    "#cc6677",
+    "#882255",
+    "#aa4499",
+    "#777777",
+)
 # From the loosest bound to log p(x), the last one.
 _BOUND_COLOURS = ("#cc6677", "#ddcc77", "#44aa99", "#88ccee", "#aa4499", "#332288")
 _AXIS = "nats per test image (higher is better)"

@@ -18,14 +18,28 @@ from vae_pyro.files import write_atomically
 
 RESULT_FILE = "result.json"
 _SPARED_FIRST = (
-    "ESS", "k-hat > 0.7", "seconds", "active units", "gap", "bits/dim", "rank", "± images",
+    "ESS",
+    "k-hat > 0.7",
+    "seconds",
+    "active units",
+    "gap",
+    "bits/dim",
+    "rank",
+    "± images",
     "decoder evaluations",
-)  # fmt: skip
+)
 _SHOWN = {
-    "test/elbo", "test/log_px", "test/log_px_std_error", "test/log_px_image_std_error", "test/gap",
-    "test/effective_sample_size", "test/pareto_k_high", "test/active_units", "time/train_seconds",
+    "test/elbo",
+    "test/log_px",
+    "test/log_px_std_error",
+    "test/log_px_image_std_error",
+    "test/gap",
+    "test/effective_sample_size",
+    "test/pareto_k_high",
+    "test/active_units",
+    "time/train_seconds",
     "time/evaluate_seconds",
-}  # fmt: skip
+}
 CAPTION = (
     "nats per test image, higher is better; ± is one Monte Carlo standard error: the same images "
     "evaluated anew; ± images is one standard error for other images of the same kind"

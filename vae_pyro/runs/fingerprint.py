@@ -60,11 +60,16 @@ class Fingerprint:
 
     def changes_since(self, earlier: "Fingerprint") -> str:
         """In words, for instance ``latent_dim=10 (was 2), code of vae_pyro``."""
-        return ", ".join([
-            *(f"{key}={v} (was {was})" for key, was, v in _unequal(earlier.config, self.config)),
-            *(f"code of {key}" for key, _, _ in _unequal(earlier.code, self.code)),
-            *(["data"] if earlier.data != self.data else []),
-        ])  # fmt: skip
+        return ", ".join(
+            [
+                *(
+                    f"{key}={v} (was {was})"
+                    for key, was, v in _unequal(earlier.config, self.config)
+                ),
+                *(f"code of {key}" for key, _, _ in _unequal(earlier.code, self.code)),
+                *(["data"] if earlier.data != self.data else []),
+            ]
+        )
 
     def write(self, path: Path) -> None:
         write_atomically(path, self._json())

@@ -14,10 +14,21 @@ FINGERPRINT_FILE = "fingerprint.json"
 _LOCK = ".lock"
 # What a job leaves in its folder; whatever else lies there is not its own.
 _LEFT_BEHIND = (
-    "result.json", "config.yaml", "record", "checkpoint", "evaluation", "model", "per_image.csv",
-    "latent.csv", "estimators.csv", "elbo_vs_iwae.png", "samples.png", "reconstructions.png",
-    "latent_space.png", FINGERPRINT_FILE,
-)  # fmt: skip
+    "result.json",
+    "config.yaml",
+    "record",
+    "checkpoint",
+    "evaluation",
+    "model",
+    "per_image.csv",
+    "latent.csv",
+    "estimators.csv",
+    "elbo_vs_iwae.png",
+    "samples.png",
+    "reconstructions.png",
+    "latent_space.png",
+    FINGERPRINT_FILE,
+)
 
 
 def claim(folder: Path) -> IO[str]:

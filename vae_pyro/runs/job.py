@@ -16,7 +16,7 @@ from vae_pyro.config import Config, build, flatten, parse_config
 from vae_pyro.config import Evaluation as EvaluationOptions
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError, DataError, EstimatorError, StorageError
-from vae_pyro.evaluation.metrics import Questions, log_cell_volume
+from vae_pyro.evaluation.metrics import EvaluationPlan, log_cell_volume
 from vae_pyro.files import write_atomically
 from vae_pyro.hardware import CoreMeter, crowding
 from vae_pyro.interruption import uninterrupted
@@ -94,7 +94,7 @@ class _Parts:
     blueprint: Blueprint
     likelihood: Likelihood
     vae: VAE
-    questions: Questions
+    questions: EvaluationPlan
     notes: list[str]
     x: str
     crowding: str | None
@@ -134,9 +134,18 @@ def _build_parts(config: Config, job: Job) -> _Parts:
     x = describe_x(job.choices.get("data", ""), source.binarisation, likelihood)
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     return _Parts(
-        device, tracker, objective, dataset, blueprint, likelihood, vae, questions, notes, x,
+        device,
+        tracker,
+        objective,
+        dataset,
+        blueprint,
+        likelihood,
+        vae,
+        questions,
+        notes,
+        x,
         crowding(threads, meter.others()),
-    )  # fmt: skip
+    )
 
 
 def _check_support(dataset: Dataset, likelihood: Likelihood, seed: int) -> None:
@@ -184,13 +193,24 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
     checkpoints = Checkpoints(job.output / "checkpoint", config.training.checkpoint_seconds)
     try:
         run = open_run(
-            parts.tracker, job.output / "record", job.name, tags, job.parent,
-            must_answer=job.sweep is None, tell=tell,
-        )  # fmt: skip
+            parts.tracker,
+            job.output / "record",
+            job.name,
+            tags,
+            job.parent,
+            must_answer=job.sweep is None,
+            tell=tell,
+        )
         experiment = Experiment(
-            config, parts.dataset, parts.vae, parts.objective, parts.questions, run, console,
+            config,
+            parts.dataset,
+            parts.vae,
+            parts.objective,
+            parts.questions,
+            run,
+            console,
             job.output,
-        )  # fmt: skip
+        )
         run.log_params({**job.choices, **flatten(recorded)})
         run.log_file(_write_config(recorded, job.output))
         trained, last_epoch = experiment.train(checkpoints)
@@ -240,7 +260,7 @@ def _read_back(finished: JobResult, job: Job) -> JobResult:
     return result
 
 
-def _questions(options: EvaluationOptions, vae: VAE) -> tuple[Questions, list[str]]:
+def _questions(options: EvaluationOptions, vae: VAE) -> tuple[EvaluationPlan, list[str]]:
     """What is asked of this VAE, and a line for every estimator that has no answer for it.
 
     Raises:
@@ -263,7 +283,7 @@ def _questions(options: EvaluationOptions, vae: VAE) -> tuple[Questions, list[st
         if options.inapplicable == "refuse":
             raise ConfigError(f"evaluation.{why}; add ais, or ask for 0")
         notes.append(f"{why}, so none were made")
-    questions = Questions(
+    questions = EvaluationPlan(
         options.num_samples,
         options.iwae_samples,
         estimators,

@@ -16,7 +16,13 @@ from vae_pyro.compilation import MIN_STEPS, accelerated, is_repaid
 from vae_pyro.config import Config
 from vae_pyro.data import Dataset, batches
 from vae_pyro.evaluation.latent import posterior_means
-from vae_pyro.evaluation.metrics import Evaluation, Questions, evaluate, log_cell_volume, validate
+from vae_pyro.evaluation.metrics import (
+    Evaluation,
+    EvaluationPlan,
+    evaluate,
+    log_cell_volume,
+    validate,
+)
 from vae_pyro.files import write_atomically
 from vae_pyro.log_marginal import ImportanceSampling, estimate_together
 from vae_pyro.objectives import Objective
@@ -52,7 +58,7 @@ class Experiment:
     dataset: Dataset
     vae: VAE
     objective: Objective
-    questions: Questions
+    questions: EvaluationPlan
     run: Run
     console: Console
     output: Path

@@ -5,6 +5,15 @@ from vae_pyro.tracking.record import Record, deliver_rest, open_run
 from vae_pyro.tracking.store import MLflow, downloaded
 
 __all__ = [
-    "MLflow", "NoTracking", "Record", "Run", "SilentRun", "Status", "StoredRun", "Tracker",
-    "deliver_rest", "downloaded", "open_run",
-]  # fmt: skip
+    "MLflow",
+    "NoTracking",
+    "Record",
+    "Run",
+    "SilentRun",
+    "Status",
+    "StoredRun",
+    "Tracker",
+    "deliver_rest",
+    "downloaded",
+    "open_run",
+]

@@ -28,7 +28,9 @@ _Path = Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4000)]
 
 _FIELDS: dict[str, dict[str, Any]] = {
     "start": {
-        "name": str, "tags": Mapping[str, str], "parent": _Name | None,
+        "name": str,
+        "tags": Mapping[str, str],
+        "parent": _Name | None,
         "tracker": Mapping[str, str],
     },
     "params": {"params": Mapping[str, str]},
@@ -37,7 +39,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "file": {"path": _Path, "folder": _Name | None},
     "describe": {"markdown": str},
     "end": {"status": Status},
-}  # fmt: skip
+}
 _Entries: Any = create_model  # its types do not allow for fields from a table
 _SCHEMAS = {
     op: _Entries(

@@ -33,10 +33,12 @@ class FusedAdam(pyro.optim.PyroOptim):  # type: ignore[misc]  # Pyro's classes a
 
     def __call__(self, params: Any, *_args: Any, **_kwargs: Any) -> None:  # noqa: ARG002
         """What ``pyro.infer.SVI`` calls when gradients are known: all weights move."""
-        self.step([
-            torch.zeros_like(weight) if weight.grad is None else weight.grad
-            for weight in self._weights
-        ])  # fmt: skip
+        self.step(
+            [
+                torch.zeros_like(weight) if weight.grad is None else weight.grad
+                for weight in self._weights
+            ]
+        )
 
     def state(self) -> dict[str, Tensor]:
         """What the next step depends on: moments and count, by name; not copies."""
