@@ -149,7 +149,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
-        """Estimate log p(x) of every image; memory is bounded, whatever their number and the budget.
+        """Estimate log p(x) of every image, in bounded memory whatever their number and the budget.
 
         Args:
             vae: the pair; in evaluation mode.
