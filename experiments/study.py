@@ -28,7 +28,8 @@ from vae_pyro.credentials import refuse_credentials
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError
 from vae_pyro.likelihoods import Support
-from vae_pyro.runs.job import Job, choose_device
+from vae_pyro.runs.job import Job
+from vae_pyro.runs.preparation import choose_device
 from vae_pyro.tracking import Tracker
 
 CONF = HERE.parent / "conf"

@@ -15,7 +15,8 @@ from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.data.dataset import Split
 from vae_pyro.errors import DataError
 from vae_pyro.likelihoods import Beta, Likelihood
-from vae_pyro.runs.job import Job, _check_support, run_job
+from vae_pyro.runs.job import Job, run_job
+from vae_pyro.runs.preparation import check_support
 
 
 class NaNInTest(ImageSource):
@@ -82,7 +83,7 @@ def test_checking_the_data_moves_no_other_random_number(digits: Dataset) -> None
 
     before, checksum = torch.get_rng_state(), digits.checksum
     likelihood: Likelihood = Counting(17)
-    _check_support(digits, likelihood, 0)
+    check_support(digits, likelihood, 0)
     assert torch.equal(torch.get_rng_state(), before)
     assert digits.checksum == checksum
     assert sum(drawn) == sum(map(len, (digits.train, digits.valid, digits.test)))

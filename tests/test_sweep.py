@@ -28,7 +28,7 @@ from vae_pyro.data import Dataset
 from vae_pyro.evaluation.metrics import validate
 from vae_pyro.log_marginal import ELBOBound
 from vae_pyro.randomness import RandomStream
-from vae_pyro.runs.trainer import snapshot_epochs
+from vae_pyro.runs.pictures import snapshot_epochs
 from vae_pyro.saving import load_model
 
 IN_TRAINING = ("train/elbo", "valid/elbo", "valid/reconstruction", "valid/kl")

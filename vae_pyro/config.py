@@ -40,7 +40,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Training:
+class TrainingConfig:
     """How the objective is maximised.
 
     Attributes:
@@ -70,7 +70,7 @@ class Training:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Evaluation:
+class EvaluationConfig:
     """What is asked of the test set after training.
 
     Attributes:
@@ -123,13 +123,13 @@ class Config:
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Literal["auto", "cpu", "cuda"]
     resume: bool
-    training: Training
+    training: TrainingConfig
     data: Options
     network: Options
     likelihood: Options
     guide: Options
     objective: Options
-    evaluation: Evaluation
+    evaluation: EvaluationConfig
     tracking: Options
 
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there at all, and the files that this code is made of."""
 
+import ast
 import fcntl
 import functools
 import hashlib
@@ -19,15 +20,68 @@ from torch import Tensor
 
 from vae_pyro.errors import CheckpointError, StorageError
 
+_COMPUTING = (
+    "compilation",
+    "data",
+    "evaluation",
+    "guide.py",
+    "likelihoods",
+    "log_marginal",
+    "model.py",
+    "networks.py",
+    "objectives.py",
+    "randomness.py",
+    "runs/evaluator.py",
+    "runs/preparation.py",
+    "runs/trainer.py",
+    "saving.py",
+    "training",
+    "vae.py",
+)
+"""The part of this package that a result depends on."""
+
 
 @functools.cache
 def code_digest() -> str:
-    """SHA-256 of this package's own code, in hexadecimal."""
-    digest = hashlib.sha256()
+    """SHA-256 of the code that computes results, in hexadecimal.
+
+    It does not depend on comments, docstrings, and the words of errors and of the log; nor on the
+    modules that report, record or run the command line. So better words do not make a stopped run
+    another one.
+    """
     package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    digest = hashlib.sha256()
+    for name in _COMPUTING:
+        path = package / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(package).as_posix()} ".encode())
+            digest.update(_without_words(file.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
+
+
+def _without_words(source: str) -> str:
+    """The syntax tree of a module without docstrings, comments, and words that people read."""
+    tree = _WordRemover().visit(ast.parse(source))
+    return ast.dump(tree)
+
+
+class _WordRemover(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:  # the name that ast wants
+        """Drop docstrings, and calls of a logger."""
+        value = node.value
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return None
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
+            owner = value.func.value
+            if isinstance(owner, ast.Name) and owner.id == "logger":
+                return None
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        """Keep which error is raised, and drop its words."""
+        if isinstance(node.exc, ast.Call):
+            return ast.Raise(exc=node.exc.func, cause=node.cause)
+        return node
 
 
 def write_atomically(path: Path, content: bytes) -> None:

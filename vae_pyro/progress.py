@@ -1,13 +1,21 @@
-"""How far along: a bar on a terminal, an occasional plain line elsewhere."""
+"""Progress: a bar on a terminal, an occasional plain line elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
+"""(what is done, number of steps) -> a context that gives report(steps done, state in words)."""
+
 _LINES = 5  # at most so many plain lines per task
+
+
+def no_progress(_label: str, _total: int) -> AbstractContextManager[Callable[[int, str], None]]:
+    """A ``ShowProgress`` that shows nothing."""
+    return nullcontext(lambda _done, _state: None)
 
 
 @contextmanager

@@ -28,6 +28,8 @@ from vae_pyro.likelihoods import Likelihood
 from vae_pyro.networks import Network
 from vae_pyro.vae import VAE, build_vae
 
+MODEL_FOLDER = "model"
+"""Where a job keeps its trained VAE, in its own folder."""
 _WEIGHTS = "weights.safetensors"
 _BLUEPRINT = "model.json"
 _MOST_WORDS = 1_000_000  # bytes of a blueprint, and of the header that safetensors have

@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     output = Path(hydra.runtime.output_dir)
     sweep = Sweep.read(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None
-    is_judged = hydra.runtime.choices.get("hydra/sweeper", "basic") != "basic"
+    is_search = hydra.runtime.choices.get("hydra/sweeper", "basic") != "basic"
     overrides = task_overrides(hydra.overrides.task)
     chosen = relevant_overrides(overrides)
     job = Job(
@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> float | None:
         output=output,
         parent=sweep.parent if sweep else None,
         sweep=sweep.token if sweep else None,
-        is_judged=is_judged,
+        needs_validation_log_px=is_search,
     )
     console = make_console()
     started = StartedJob(overrides, job.sweep)

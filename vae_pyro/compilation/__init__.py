@@ -10,6 +10,7 @@ it is run.
 from vae_pyro.compilation.graph import CompilationError, Outputs, compile_program, is_tracing
 from vae_pyro.compilation.scope import (
     MIN_STEPS,
+    Mode,
     accelerated,
     compiled,
     is_compiling,
@@ -20,6 +21,7 @@ from vae_pyro.compilation.scope import (
 __all__ = [
     "MIN_STEPS",
     "CompilationError",
+    "Mode",
     "Outputs",
     "accelerated",
     "compile_program",

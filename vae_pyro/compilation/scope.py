@@ -1,5 +1,6 @@
 """Whether to compile, and for how long a graph is kept."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,8 @@ from vae_pyro.compilation.precision import fast_matmul
 
 Mode = Literal["auto"] | bool
 
+logger = logging.getLogger(__name__)
+
 # Repetitions that repay the seconds that compiling takes.
 MIN_STEPS = 5_000  # of training
 MIN_CALLS = 1_000  # of evaluating, one chunk each
@@ -23,7 +26,6 @@ MIN_CALLS = 1_000  # of evaluating, one chunk each
 class _Scope:
     mode: Mode
     repeats: int
-    tell: Callable[[str], None]
     programs: dict[Any, Callable[..., Outputs] | None] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
 
@@ -36,7 +38,6 @@ def accelerated(
     device: torch.device,
     mode: Mode = "auto",
     repeats: int = 1,
-    tell: Callable[[str], None] = lambda _note: None,
 ) -> Iterator[None]:
     """Evaluate fast within: matrix products as fast as float32 allows, programs compiled.
 
@@ -48,11 +49,10 @@ def accelerated(
         mode: ``auto`` compiles what is repeated often enough to repay it; the outermost scope's
             holds.
         repeats: how often what is announced within will be done; those of nested scopes multiply.
-        tell: called with one line, where something cannot be compiled; the outermost scope's.
     """
     keep_freed_memory()
     outer = _scope.get()
-    scope = _Scope(mode, repeats, tell)
+    scope = _Scope(mode, repeats)
     if outer is not None:
         scope = replace(outer, repeats=repeats * outer.repeats)
     token = _scope.set(scope)
@@ -95,7 +95,7 @@ def compiled(
             note = f"evaluated without compiling: {error}"
             if note not in scope.told:
                 scope.told.add(note)
-                scope.tell(note)
+                logger.warning(note)
     return scope.programs[whole_key] or eager
 
 

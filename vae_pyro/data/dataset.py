@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -109,6 +109,12 @@ class Dataset:
         On the CPU whatever the job's device, because a GPU draws other numbers from one seed.
         """
         return RandomStream(f"prepare {split}", self.preparation_seed)
+
+    def prepared(self, split: Any, vae: Any, draws: int = 1) -> Tensor:
+        images = getattr(self, split).images
+        generator = self.held_out_stream(split).generator
+        x = [vae.model.likelihood.prepare(images.cpu(), generator) for _ in range(draws)]
+        return torch.cat(x).to(vae.model.origin.device)
 
     def check(self) -> None:
         """Refuse images that no likelihood can score, whichever split they are in.

@@ -1,4 +1,4 @@
-"""Where a result comes from, and what it is of: configuration, code, data, and x."""
+"""Where a result comes from: configuration, code, data, and the x that was scored."""
 
 import hashlib
 import json
@@ -27,8 +27,8 @@ class Fingerprint:
 
     Attributes:
         config: values by dotted key; ``device`` is the one that was chosen.
-        code: SHA-256 of this package, and of each module of the user's that the configuration
-            names; versions of the libraries that compute.
+        code: SHA-256 of this package's computing code (see ``code_digest``) and of each module of
+            the user's that the configuration names; versions of the libraries that compute.
         data: the data set's checksum.
     """
 

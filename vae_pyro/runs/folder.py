@@ -1,34 +1,33 @@
-"""A job's folder from one process to the next: gone on with, read back, or set aside."""
+"""A job's folder from one process to the next: continued, read back, or set aside."""
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from vae_pyro.errors import ResumeError
 from vae_pyro.files import cannot_write, lock, make_folder, remove_leftovers
-from vae_pyro.reporting.tables import JobResult
+from vae_pyro.reporting.results import RESULT_FILE, JobResult
+from vae_pyro.runs import evaluator, pictures, recording, trainer
 from vae_pyro.runs.fingerprint import Fingerprint
+from vae_pyro.saving import MODEL_FOLDER
 
 FINGERPRINT_FILE = "fingerprint.json"
 _LOCK = ".lock"
-# What a job leaves in its folder; whatever else lies there is not its own.
-_LEFT_BEHIND = (
-    "result.json",
-    "config.yaml",
-    "record",
-    "checkpoint",
-    "evaluation",
-    "model",
-    "per_image.csv",
-    "latent.csv",
-    "estimators.csv",
-    "elbo_vs_iwae.png",
-    "samples.png",
-    "reconstructions.png",
-    "latent_space.png",
-    FINGERPRINT_FILE,
+
+logger = logging.getLogger(__name__)
+
+LEFT_BEHIND = (
+    RESULT_FILE,
+    *recording.FILES,
+    *trainer.FILES,
+    *evaluator.FILES,
+    MODEL_FOLDER,
+    *pictures.FILES,
+    FINGERPRINT_FILE,  # the last to be set aside: a process killed on the way starts again
 )
+"""What a job leaves in its folder: each writer lists its own. Other files there are not touched."""
 
 
 def claim(folder: Path) -> IO[str]:
@@ -57,13 +56,11 @@ def claim(folder: Path) -> IO[str]:
             f"another process is at work in {folder}: wait for it or end it, or choose another "
             "folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=...)"
         ) from error
-    remove_leftovers(folder, *(folder / name for name in _LEFT_BEHIND))
+    remove_leftovers(folder, *(folder / name for name in LEFT_BEHIND))
     return claimed
 
 
-def continue_or_begin(
-    folder: Path, fingerprint: Fingerprint, *, resume: bool, tell: Callable[[str], None]
-) -> JobResult | None:
+def continue_or_begin(folder: Path, fingerprint: Fingerprint, *, resume: bool) -> JobResult | None:
     """Prepare a job's folder for it.
 
     What a job with another fingerprint left there is set aside whole, and so is what the same one
@@ -73,7 +70,6 @@ def continue_or_begin(
         folder: the job's own.
         fingerprint: of the job that starts.
         resume: whether to go on with what is there.
-        tell: called with one line where something is set aside.
 
     Returns:
         its result, where it has finished before and is resumed; None where it is to run.
@@ -81,12 +77,12 @@ def continue_or_begin(
     earlier = Fingerprint.read(folder / FINGERPRINT_FILE)
     if resume and earlier == fingerprint:
         return JobResult.read(folder)
-    if (aside := set_aside(folder, _LEFT_BEHIND)) is not None:
+    if (aside := set_aside(folder, LEFT_BEHIND)) is not None:
         why = "to go on with it, ask for resume=true"
         if resume:
             changes = earlier and fingerprint.changes_since(earlier)
             why = f"changed was {changes}" if changes else f"{FINGERPRINT_FILE} cannot be read"
-        tell(f"a new run; what was there before is in {aside} ({why})")
+        logger.info("a new run; what was there before is in %s (%s)", aside, why)
     fingerprint.write(folder / FINGERPRINT_FILE)
     return None
 

@@ -4,6 +4,8 @@ from vae_pyro.tracking.base import NoTracking, Run, SilentRun, Status, StoredRun
 from vae_pyro.tracking.record import Record, deliver_rest, open_run
 from vae_pyro.tracking.store import MLflow, downloaded
 
+RECORD_FOLDER = "record"
+
 __all__ = [
     "MLflow",
     "NoTracking",

@@ -1,7 +1,8 @@
 """Checkpoints of a training: written atomically, verified when they are read."""
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,22 @@ from torch import Tensor
 from vae_pyro.errors import CheckpointError
 from vae_pyro.files import make_folder, read_tensors, write_tensors
 
-_KEPT = 2  # checkpoints: the last one, and the one before should it be damaged
+logger = logging.getLogger(__name__)
 
-
-_SHARE = 0.05  # of the time, at most, is spent on writing checkpoints
+FOLDER = "checkpoint"
+"""Where a job keeps its checkpoints, in its own folder."""
+_KEPT = 2  # checkpoints: the last one, and the one before in case it is damaged
+_SHARE = 0.05  # at most this share of the time is spent on writing checkpoints
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that the rest of a training depends on.
+    """Everything that the rest of a training depends on.
 
     Attributes:
-        epoch: how many were done.
-        tensors: weights, optimiser and random generators, by name.
-        about: what goes with them; whatever JSON has.
+        epoch: number of finished epochs.
+        tensors: weights, optimiser state and random generators, by name.
+        about: the rest, as JSON values.
     """
 
     epoch: int
@@ -33,12 +36,12 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The last checkpoints of one training.
+    """The last checkpoints of one training, in one folder.
 
     Args:
-        folder: where they are; created with the first.
-        seconds: how long a training may go on without one. Where writing one takes longer than a
-            twentieth of that, it is done less often.
+        folder: where they are written; created with the first.
+        seconds: the longest time between two checkpoints. They are written less often where writing
+            takes more than a twentieth of the time.
     """
 
     def __init__(self, folder: Path, seconds: float) -> None:
@@ -49,7 +52,7 @@ class Checkpoints:
         self._due = 0.0
 
     def keep(self, checkpoint: Checkpoint) -> None:
-        """Take note of one; write it where it is time to.
+        """Remember the latest checkpoint; write it where one is due.
 
         Raises:
             StorageError: where it cannot be written; those before remain.
@@ -59,7 +62,7 @@ class Checkpoints:
             self.flush()
 
     def flush(self) -> None:
-        """Write the latest, unless it is written; as when the training is about to be stopped.
+        """Write the latest checkpoint now, unless it is on disk already.
 
         Raises:
             StorageError: as ``keep``.
@@ -76,17 +79,16 @@ class Checkpoints:
         end = time.monotonic()
         self._due = end + max(self._seconds, (end - start) / _SHARE)
 
-    def read(self, tell: Callable[[str], None]) -> Checkpoint | None:
-        """The last one that is whole; None where there is none.
+    def read(self) -> Checkpoint | None:
+        """The last checkpoint that is whole; None where there is none.
 
-        Args:
-            tell: called with one line about each that is damaged.
+        A damaged one is set aside, with a note in the log.
         """
         for path in reversed(self.paths()):
             try:
                 tensors, about = read_tensors(path)
             except CheckpointError as error:
-                tell(f"{error}; it is left out")
+                logger.warning("%s; it is left out", error)
                 path.replace(path.with_suffix(".damaged"))
                 continue
             self._written_epoch = _epoch(path)
@@ -94,7 +96,7 @@ class Checkpoints:
         return None
 
     def paths(self) -> list[Path]:
-        """The files that are there, the oldest first."""
+        """The checkpoint files, the oldest first."""
         found = (p for p in self.folder.glob("epoch-*.safetensors") if p.stem[6:].isdigit())
         return sorted(found, key=_epoch)
 

@@ -1,6 +1,7 @@
-"""Where a training is: what is kept of it, so that it can be stopped and gone on with exactly."""
+"""The state of a training: saved in checkpoints, so that a stopped training ends the same."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,19 +18,19 @@ from vae_pyro.vae import VAE
 
 @dataclass
 class TrainingState:
-    """All that the rest of a training depends on.
+    """Everything that the rest of a training depends on.
 
     Attributes:
-        vae: its weights are the last epoch's.
+        vae: holds the weights of the last epoch.
         adam: their optimiser.
-        streams: the random numbers that go on from epoch to epoch, by name.
-        epoch: how many epochs were done.
+        streams: the random streams that go on from epoch to epoch, by name.
+        epoch: number of finished epochs.
         is_done: whether the training has ended.
-        kept_epoch: whose weights are kept.
-        best: their valid ELBO, nats per image; -inf while the objective warms up.
-        kept: these weights.
-        seconds: spent on steps.
-        history: the metrics of every epoch, with the time at which they were recorded.
+        kept_epoch: the epoch whose weights are kept.
+        best: valid ELBO of the kept weights, nats per image; -inf while the objective warms up.
+        kept: the kept weights.
+        seconds: spent on training steps.
+        history: metrics of every epoch, with the time at which they were recorded.
     """
 
     vae: VAE
@@ -43,13 +44,17 @@ class TrainingState:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Append the metrics of the epoch that has just ended."""
+        self.history.append({"step": self.epoch, "time": time.time(), "metrics": dict(metrics)})
+
     def keep_weights(self, best: float) -> None:
-        """Those of this epoch are the ones to be tested, unless better ones follow."""
+        """Keep the weights of this epoch, whose valid ELBO is ``best``."""
         self.kept_epoch, self.best = self.epoch, best
         self.kept = {name: t.clone() for name, t in self.vae.state_dict().items()}
 
     def checkpoint(self) -> Checkpoint:
-        """A copy, on the CPU; further steps do not change it."""
+        """A copy on the CPU, which further steps do not change."""
         tensors = {
             **_named("weights", self.vae.state_dict()),
             **_named("kept", self.kept),
@@ -69,10 +74,10 @@ class TrainingState:
         return Checkpoint(self.epoch, tensors, about)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from there; computing with as many threads as before.
+        """Continue from a checkpoint, with as many threads as before.
 
         Raises:
-            CheckpointError: where it is of another VAE.
+            CheckpointError: where it belongs to another VAE.
         """
         about, tensors = dict(checkpoint.about), checkpoint.tensors
         try:

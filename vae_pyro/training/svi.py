@@ -1,5 +1,6 @@
-"""The SVI loop. It yields one record per epoch, and knows nothing of who listens."""
+"""The SVI loop: one record per epoch, and nothing about who reads it."""
 
+import logging
 import math
 import time
 import warnings
@@ -19,6 +20,8 @@ from vae_pyro.randomness import RandomStream
 from vae_pyro.training.divergence import Watch
 from vae_pyro.training.optimizer import FusedAdam
 from vae_pyro.vae import VAE
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,6 @@ def train(
     learning_rate: float,
     noise: RandomStream,
     compiled: bool = False,
-    tell: Callable[[str], None] = lambda _note: None,
     adam: FusedAdam | None = None,
     done: int = 0,
 ) -> Iterator[EpochRecord]:
@@ -65,13 +67,12 @@ def train(
     Args:
         vae: the pair; its weights are changed in place. In evaluation mode whenever this yields.
         objective: what to maximise.
-        epoch_batches: gives the batches of one epoch, x ``(batch, C, H, W)``, anew at each call.
+        epoch_batches: returns an iterator over one epoch of batches, x ``(batch, C, H, W)``.
         epochs: how many passes over the data.
         learning_rate: Adam's.
-        noise: where the guide's draws come from.
-        compiled: whether losses and gradients are computed by one compiled graph. Batches of
-            another shape than the first, and epochs in which the objective warms up, are not.
-        tell: called with one line, where the objective cannot be compiled.
+        noise: the random stream of the guide's samples.
+        compiled: whether one compiled graph computes losses and gradients. Batches of another
+            shape than the first, and epochs in which the objective warms up, run uncompiled.
         adam: the optimiser of these weights; a new one, unless training goes on.
         done: how many of the epochs were done before.
 
@@ -106,7 +107,7 @@ def train(
                         graph = _Graph(vae, loss, x)
                     except CompilationError as error:
                         compiled = False
-                        tell(f"trained without compiling: {error}")
+                        logger.warning("trained without compiling: %s", error)
                 watch.next_step(x)
                 if graph is not None and x.shape == graph.shape and current == objective:
                     if watch.looks:

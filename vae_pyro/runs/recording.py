@@ -1,0 +1,116 @@
+"""Record: one job's run in the tracker, from its opening to the status it ends with."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vae_pyro.config import flatten
+from vae_pyro.errors import StorageError
+from vae_pyro.files import write_atomically
+from vae_pyro.interruption import uninterrupted
+from vae_pyro.runs.fingerprint import Fingerprint, git_tags
+from vae_pyro.runs.preparation import Parts
+from vae_pyro.tracking import RECORD_FOLDER, Run, SilentRun, open_run
+from vae_pyro.training.checkpoints import Checkpoints
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+FILES = (RECORD_FOLDER, CONFIG_FILE)
+"""What this module writes into a job's folder."""
+
+
+@contextmanager
+def recorded(
+    parts: Parts,
+    fingerprint: Fingerprint,
+    *,
+    name: str,
+    parent: str | None,
+    is_part_of_sweep: bool,
+    folder: Path,
+    checkpoints: Checkpoints,
+) -> Iterator[Run]:
+    """Open the job's run; where the job fails or is interrupted, close it with that status.
+
+    The caller ends a run that finishes.
+
+    Args:
+        parts: of the job.
+        fingerprint: likewise; becomes a tag.
+        name: of the run.
+        parent: run id of the sweep.
+        is_part_of_sweep: then a store that does not respond does not stop the job from starting.
+        folder: the job's own.
+        checkpoints: the last one is written where the job is interrupted.
+
+    Raises:
+        TrackingError: where the store does not respond, and the job is no part of a sweep.
+        StorageError: where the disk is full.
+    """
+    tags = {
+        "fingerprint": fingerprint.digest,
+        "x": parts.x,
+        "log_px": "density" if parts.likelihood.support.is_continuous else "probability",
+        **git_tags(),
+    }
+    run: Run = SilentRun()
+    try:
+        run = open_run(
+            parts.tracker,
+            folder / RECORD_FOLDER,
+            name,
+            tags,
+            parent,
+            must_answer=not is_part_of_sweep,
+            tell=logger.info,
+        )
+        yield run
+    except Exception as error:
+        _end_failed(run, error)
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM
+        _end_killed(run, checkpoints)
+        raise
+    run.close()
+
+
+def record_config(
+    run: Run, tree: Mapping[str, Any], choices: Mapping[str, str], folder: Path
+) -> None:
+    """The resolved configuration, as parameters of the run and as ``config.yaml``."""
+    run.log_params({**choices, **flatten(tree)})
+    path = folder / CONFIG_FILE
+    write_atomically(path, OmegaConf.to_yaml(dict(tree)).encode())
+    run.log_file(path)
+
+
+def record_files(run: Run, paths: Sequence[Path], folder: str) -> None:
+    """Upload files into one folder of the run."""
+    for path in paths:
+        run.log_file(path, folder)
+
+
+def _end_failed(run: Run, error: Exception) -> None:
+    """The disk or the store may be what failed: the first error is the one that is reported."""
+    with uninterrupted():
+        with suppress(Exception):
+            run.describe(f"Failed: {error}")
+        with suppress(Exception):
+            run.end("FAILED")
+    run.close()
+
+
+def _end_killed(run: Run, checkpoints: Checkpoints) -> None:
+    with uninterrupted():
+        try:
+            checkpoints.flush()
+        except StorageError as error:
+            logger.warning("%s", error)
+        with suppress(Exception):
+            run.end("KILLED")
+        run.close()

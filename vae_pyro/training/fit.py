@@ -1,0 +1,256 @@
+"""``fit``: train a VAE on a data set. The command's trainer and notebooks use the same function."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from vae_pyro.compilation import MIN_STEPS, Mode, accelerated, is_repaid
+from vae_pyro.data import Dataset, batches
+from vae_pyro.errors import ConfigError
+from vae_pyro.evaluation import validate
+from vae_pyro.objectives import ELBO, Objective
+from vae_pyro.progress import ShowProgress, no_progress, show_progress
+from vae_pyro.randomness import RandomStream
+from vae_pyro.training.checkpoints import Checkpoints
+from vae_pyro.training.early_stopping import EarlyStopping, Keep
+from vae_pyro.training.optimizer import FusedAdam
+from vae_pyro.training.state import TrainingState
+from vae_pyro.training.svi import EpochRecord, train
+from vae_pyro.vae import VAE
+
+if TYPE_CHECKING:
+    import pandas
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch, as ``fit`` reports it.
+
+    Attributes:
+        number: 1 for the first; 0 stands for the state before training.
+        metrics: ``train/elbo``, ``valid/elbo``, .. with their standard errors, nats per image; none
+            for epoch 0.
+        time: at which they were known, in seconds since 1970.
+        is_restored: whether an earlier process trained it, and it was read from a checkpoint.
+        is_last: whether the training ends with it.
+    """
+
+    number: int
+    metrics: Mapping[str, float]
+    time: float
+    is_restored: bool = False
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
+class History:
+    """The metrics of a training, epoch by epoch.
+
+    Attributes:
+        epochs: in their order, the first one is number 1.
+        kept_epoch: the epoch whose weights the VAE now has.
+        seconds: spent on training steps.
+    """
+
+    epochs: Sequence[Epoch]
+    kept_epoch: int
+    seconds: float
+
+    def __getitem__(self, metric: str) -> list[float]:
+        """One metric, epoch by epoch: ``history["valid/elbo"]``, nats per image."""
+        if self.epochs and metric not in self.epochs[0].metrics:
+            known = ", ".join(self.epochs[0].metrics)
+            raise KeyError(f"{metric!r} is not a metric of this training; there are {known}")
+        return [epoch.metrics[metric] for epoch in self.epochs]
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row per epoch (the index), one column per metric."""
+        import pandas
+
+        rows = [dict(epoch.metrics) for epoch in self.epochs]
+        return pandas.DataFrame(rows, index=[epoch.number for epoch in self.epochs])
+
+    def __repr__(self) -> str:
+        best = self["valid/elbo"][self.kept_epoch - 1] if self.epochs else float("nan")
+        return (
+            f"History({len(self.epochs)} epochs, {self.seconds:.1f} s; "
+            f"kept epoch {self.kept_epoch}: valid ELBO {best:.2f} nats per image)"
+        )
+
+
+def fit(
+    vae: VAE,
+    data: Dataset,
+    objective: Objective | None = None,
+    *,
+    epochs: int = 200,
+    seed: int = 0,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    valid_samples: int = 5,
+    keep: Keep = "best",
+    patience: int = 50,
+    compile_training: Mode = "auto",
+    compile_validation: Mode = "auto",
+    checkpoints: Checkpoints | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
+    progress: ShowProgress | bool = True,
+) -> History:
+    """Maximise the objective by SVI with Adam, and keep the weights with the best valid ELBO.
+
+    >>> import vae_pyro as vp
+    >>> data = vp.data.Digits().load()
+    >>> likelihood = vp.likelihoods.Bernoulli(data.num_levels)
+    >>> vae = vp.build_vae(latent_dim=2, image_shape=data.image_shape, likelihood=likelihood)
+    >>> history = vp.fit(vae, data, vp.objectives.ELBO(), epochs=2, seed=0, progress=False)
+    >>> len(history["valid/elbo"])
+    2
+
+    Training, validation and batches have random streams of their own, all fixed by ``seed``. So the
+    result does not depend on what else draws random numbers, and ``python run.py`` with the same
+    settings gives the same weights.
+
+    Args:
+        vae: its weights are changed in place. It is left in evaluation mode on its own device.
+        data: training and validation images.
+        objective: what is maximised; the ELBO where it is None. ``valid/elbo`` is the true ELBO,
+            whatever the objective.
+        epochs: passes over the training images, at most.
+        seed: of all random numbers of the training; the initial weights are those of ``vae``.
+        batch_size: images per step.
+        learning_rate: of Adam.
+        valid_samples: z's per validation image and epoch, at least 2.
+        keep: ``best``: the weights of the epoch with the highest valid ELBO; ``last``: of the last.
+        patience: with ``best``, training stops after so many epochs without a better valid ELBO.
+        compile_training: whether a step runs as one compiled graph; ``auto`` where there are enough
+            steps to repay the seconds of compiling.
+        compile_validation: the same for validation.
+        checkpoints: continued from the last one, where there is one; more are written there.
+        on_epoch: called after every epoch, before its checkpoint; first with epoch 0, or with every
+            restored epoch.
+        progress: True shows a bar on a terminal and a few lines elsewhere.
+
+    Returns:
+        the metrics of every epoch.
+
+    Raises:
+        ConfigError: where a number is out of range, or the objective does not fit the guide.
+        DataError: where the data do not fit the VAE.
+        DivergenceError: at the first step whose objective is not a finite number.
+        CheckpointError: where a checkpoint belongs to another training.
+    """
+    for name, value, least in (
+        ("epochs", epochs, 1),
+        ("batch_size", batch_size, 1),
+        ("valid_samples", valid_samples, 2),
+        ("patience", patience, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"{name}: must be at least {least}, got {value}")
+    if not 0 < learning_rate < float("inf"):
+        raise ConfigError(f"learning_rate: must be a positive number, got {learning_rate}")
+    if keep not in ("best", "last"):
+        raise ConfigError(f"keep: must be 'best' or 'last', got {keep!r}")
+    objective = ELBO() if objective is None else objective
+    device = vae.model.origin.device
+    valid_x = data.prepared("valid", vae)
+    data = data.to(device)
+    streams = {name: RandomStream(name, seed, device) for name in ("batches", "training")}
+    state = TrainingState(vae, FusedAdam(vae.parameters(), learning_rate), streams)
+    restored = _restore(state, checkpoints)
+    for epoch in restored or [Epoch(0, {}, time.time())]:
+        on_epoch(epoch)
+    order = streams["batches"].generator
+    records = train(
+        vae,
+        objective,
+        lambda: batches(
+            data.train.images,
+            lambda images: vae.model.likelihood.prepare(images, order),
+            batch_size,
+            order,
+        ),
+        epochs=0 if state.is_done else epochs,
+        learning_rate=learning_rate,
+        noise=streams["training"],
+        compiled=not state.is_done
+        and _is_compiled(compile_training, epochs * (len(data.train) // batch_size)),
+        adam=state.adam,
+        done=state.epoch,
+    )
+    stopping = EarlyStopping(epochs, keep, patience)
+    with (
+        _shown(progress)("training", epochs) as report,
+        accelerated(device, compile_validation, repeats=epochs),
+    ):
+        for record in records:
+            state.epoch, state.seconds = record.epoch, state.seconds + record.seconds
+            # The same samples every epoch: what changes between epochs is the model.
+            with RandomStream("validation", seed, device).active():
+                valid = validate(vae, valid_x, valid_samples)
+            state.add_metrics({**_train_metrics(record), **valid})
+            is_settled = objective.at_epoch(record.epoch) == objective
+            stopping.update(state, valid["valid/elbo"], is_settled=is_settled)
+            report(record.epoch, f"valid ELBO {valid['valid/elbo']:.2f} nats")
+            on_epoch(_epoch(state.history[-1], is_last=state.is_done))
+            if checkpoints is not None:
+                checkpoints.keep(state.checkpoint())
+            if state.is_done:
+                break
+    if checkpoints is not None:
+        checkpoints.flush()
+    if state.epoch < epochs:
+        logger.info(
+            "training ended with epoch %d: no better valid ELBO since %d",
+            state.epoch,
+            state.kept_epoch,
+        )
+    vae.load_state_dict(state.kept)
+    return History([_epoch(entry) for entry in state.history], state.kept_epoch, state.seconds)
+
+
+def _restore(state: TrainingState, checkpoints: Checkpoints | None) -> list[Epoch]:
+    """Continue from the last checkpoint; returns its epochs, none where there is none."""
+    checkpoint = None if checkpoints is None else checkpoints.read()
+    if checkpoint is None:
+        return []
+    state.restore(checkpoint)
+    logger.info("training goes on after epoch %d", state.epoch)
+    return [_epoch(entry, is_restored=True) for entry in state.history]
+
+
+def _epoch(entry: Mapping[str, Any], *, is_restored: bool = False, is_last: bool = False) -> Epoch:
+    return Epoch(entry["step"], entry["metrics"], entry["time"], is_restored, is_last)
+
+
+def _is_compiled(mode: Mode, steps: int) -> bool:
+    chosen = is_repaid(mode, steps, MIN_STEPS)
+    if mode == "auto" and not chosen:
+        logger.info(
+            "training without compiling: %s steps do not repay it, %s would "
+            "(training.compile=true compiles)",
+            f"{steps:,}",
+            f"{MIN_STEPS:,}",
+        )
+    return chosen
+
+
+def _shown(progress: ShowProgress | bool) -> ShowProgress:
+    if progress is True:
+        return partial(show_progress, console=Console())
+    return no_progress if progress is False else progress
+
+
+def _train_metrics(record: EpochRecord) -> dict[str, float]:
+    metrics = {"train/elbo": record.elbo, "train/elbo_std_error": record.elbo_std_error}
+    if record.objective is not None and record.objective_std_error is not None:
+        metrics["train/objective"] = record.objective
+        metrics["train/objective_std_error"] = record.objective_std_error
+    return metrics
