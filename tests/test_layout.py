@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from vae_pyro.files import COMPUTING
 
 PACKAGE = ROOT / "vae_pyro"
 
@@ -121,6 +122,41 @@ def test_imports_go_downward(path: Path) -> None:
             assert order.index(layer(name, 2)) < order.index(own[1]), f"{path} imports {name}"
         else:
             assert LAYERS.index(other) < LAYERS.index(own[0]), f"{path} imports {name}"
+
+
+def rooms() -> dict[str, set[str]]:
+    """The top-level modules and folders, and which others each of them imports."""
+    found: dict[str, set[str]] = {}
+    for path in MODULES:
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        others = {layer(name, 1) for name in imports(path) if name.startswith("vae_pyro.")}
+        found.setdefault(own, set()).update(others - {own})
+    return found
+
+
+def test_the_house_is_small_and_its_arrows_few() -> None:
+    arrows = rooms()
+    assert arrows.keys() == set(LAYERS)
+    floors: dict[str, int] = {}
+    for room in LAYERS:  # from the bottom up
+        floors[room] = 1 + max((floors[other] for other in arrows[room]), default=0)
+    assert len(arrows) <= 24
+    assert max(floors.values()) <= 10
+    assert sum(map(len, arrows.values())) <= 90
+
+
+def test_what_computes_is_known() -> None:
+    """The fingerprint covers what computes, and that imports nothing else but plain tools."""
+    tools = {"errors", "files", "progress", "hardware", "interruption", "config"}
+    writers = {"reporting", "tracking", "runs"}  # of the parts of a run that only record
+    computing = {name.partition("/")[0].removesuffix(".py") for name in COMPUTING}
+    assert computing | tools | writers | {"cli", "credentials"} == set(LAYERS)
+    for path in MODULES:
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.startswith(COMPUTING):
+            allowed = computing | tools | (writers if name.startswith("runs/") else set())
+            used = {layer(n, 1) for n in imports(path) if n.startswith("vae_pyro.")}
+            assert used <= allowed, name
 
 
 @pytest.mark.parametrize(

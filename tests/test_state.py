@@ -79,7 +79,7 @@ def test_stopped_after_any_epoch_it_ends_with_the_same_bits(
         checkpoints.keep(state.checkpoint())
         checkpoints.flush()
         state = start(seed=5, guide=guide)  # what is not restored would differ
-        found = Checkpoints(tmp_path, seconds=0).read(pytest.fail)
+        found = Checkpoints(tmp_path, seconds=0).read()
         assert found is not None
         state.restore(found)
     for _ in go_on(state, digits, objective, compiled):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vae_pyro.errors import CheckpointError, StorageError
 
-_COMPUTING = (
+COMPUTING = (
     "compilation",
     "data",
     "evaluation",
@@ -51,18 +51,20 @@ def code_digest() -> str:
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    for name in _COMPUTING:
+    for name in COMPUTING:
         path = package / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(f"{file.relative_to(package).as_posix()} ".encode())
-            digest.update(_without_words(file.read_text(encoding="utf-8")).encode())
+            digest.update(without_words(file.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
 
 
-def _without_words(source: str) -> str:
-    """The syntax tree of a module without docstrings, comments, and words that people read."""
-    tree = _WordRemover().visit(ast.parse(source))
-    return ast.dump(tree)
+def without_words(source: str) -> str:
+    """The syntax tree of a module, as text, without comments and without words for people.
+
+    Docstrings, arguments of ``logger``'s methods and of errors that are raised are left out.
+    """
+    return ast.dump(_WordRemover().visit(ast.parse(source)))
 
 
 class _WordRemover(ast.NodeTransformer):

@@ -1,0 +1,165 @@
+"""``fit``: what it keeps, when it stops, what it refuses, and that notebooks get the same bits."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from vae_pyro.data import Dataset
+from vae_pyro.data.dataset import Split
+from vae_pyro.errors import ConfigError, DataError
+from vae_pyro.guide import DiagNormal
+from vae_pyro.likelihoods import Bernoulli
+from vae_pyro.networks import MLP
+from vae_pyro.objectives import ELBO, BetaELBO, Objective
+from vae_pyro.randomness import RandomStream
+from vae_pyro.training import Epoch, History, fit
+from vae_pyro.training.checkpoints import Checkpoints
+from vae_pyro.training.early_stopping import EarlyStopping
+from vae_pyro.training.optimizer import FusedAdam
+from vae_pyro.training.state import TrainingState
+from vae_pyro.vae import VAE, build_vae
+
+
+def new_vae(num_levels: int = 17) -> VAE:
+    with RandomStream("initial weights", 0).active():
+        return build_vae(2, (1, 8, 8), MLP((20,)), Bernoulli(num_levels), DiagNormal)
+
+
+@pytest.fixture(scope="module")
+def few(digits: Dataset) -> Dataset:
+    def first(split: Split) -> Split:
+        return Split(split.images[:120], split.labels[:120])
+
+    return digits.map(first)
+
+
+def train(
+    vae: VAE, data: Dataset, objective: Objective | None = None, epochs: int = 6, **options: object
+) -> History:
+    return fit(vae, data, objective, epochs=epochs, progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_the_vae_has_the_weights_of_the_best_epoch(few: Dataset) -> None:
+    """Training again for just so many epochs ends with the same weights."""
+    vae, again = new_vae(), new_vae()
+    history = train(vae, few, learning_rate=0.05, epochs=12)
+    elbos = history["valid/elbo"]
+    assert history.kept_epoch == 1 + elbos.index(max(elbos))
+    assert history.kept_epoch < 12, "the learning rate is too small to overshoot"
+    train(again, few, learning_rate=0.05, epochs=history.kept_epoch, keep="last")
+    for (name, mine), theirs in zip(
+        vae.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
+    assert not vae.training
+
+
+def test_the_seed_decides_and_nothing_else(few: Dataset) -> None:
+    torch.manual_seed(5)
+    first = train(new_vae(), few, seed=3)
+    before = torch.get_rng_state()
+    second = train(new_vae(), few, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [e.metrics for e in first.epochs] == [e.metrics for e in second.epochs]
+    assert first["train/elbo"] != train(new_vae(), few, seed=4)["train/elbo"]
+
+
+def test_a_stopped_training_continues_to_the_same_bits(few: Dataset, tmp_path: Path) -> None:
+    undisturbed, stopped = new_vae(), new_vae()
+    whole = train(undisturbed, few)
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.number == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(stopped, few, checkpoints=Checkpoints(tmp_path, 0), on_epoch=stop)
+    seen: list[Epoch] = []
+    fresh = new_vae()
+    history = train(fresh, few, checkpoints=Checkpoints(tmp_path, 0), on_epoch=seen.append)
+    restored = [e.number for e in seen if e.is_restored]
+    assert restored in ([1], [1, 2], [1, 2, 3])  # checkpoints take at most 5% of the time
+    assert [e.number for e in seen] == [1, 2, 3, 4, 5, 6]
+    assert [e.number for e in seen if e.is_last] == [6]
+    assert [e.metrics for e in history.epochs] == [e.metrics for e in whole.epochs]
+    for mine, theirs in zip(fresh.parameters(), undisturbed.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_new_training_reports_epoch_0_first(few: Dataset) -> None:
+    seen: list[Epoch] = []
+    train(new_vae(), few, epochs=2, on_epoch=seen.append)
+    assert [epoch.number for epoch in seen] == [0, 1, 2]
+    assert seen[0].metrics == {}
+
+
+def state_after(epoch: int) -> TrainingState:
+    vae = new_vae()
+    return TrainingState(vae, FusedAdam(vae.parameters(), 1e-3), {}, epoch=epoch)
+
+
+@pytest.mark.parametrize(
+    ("keep", "elbos", "kept", "last"),
+    [
+        ("best", [-3, -1, -2, -2, -2, 0], 2, 5),  # three epochs without a better one
+        ("best", [-3, -1, -2, -0.5, -2, -2, -2, 0], 4, 7),
+        ("best", [-3, -2, -1], 3, 3),
+        ("best", [-3, math.nan, -1], 3, 3),  # NaN is kept until a number is better than it
+        ("last", [-3, -1, -2, -2, -2, -2], 6, 6),
+    ],
+)
+def test_early_stopping(keep: str, elbos: list[float], kept: int, last: int) -> None:
+    stopping = EarlyStopping(len(elbos), keep, patience=3)  # type: ignore[arg-type]
+    state = state_after(0)
+    for elbo in elbos:
+        state.epoch += 1
+        stopping.update(state, elbo, is_settled=True)
+        if state.is_done:
+            break
+    assert (state.kept_epoch, state.epoch) == (kept, last)
+
+
+def test_a_high_elbo_of_a_warm_up_is_not_kept(few: Dataset) -> None:
+    """With beta near 0 the latent code is free; the ELBO of these epochs is another objective's."""
+    objective = BetaELBO(1, beta=1.0, warmup_epochs=4)
+    history = train(new_vae(), few, objective, epochs=6, learning_rate=0.02)
+    assert history.kept_epoch >= 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs: must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate: must be a positive number, got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate: must be a positive number"),
+        ({"valid_samples": 1}, "valid_samples: must be at least 2"),
+        ({"keep": "first"}, "keep: must be 'best' or 'last', got 'first'"),
+    ],
+)
+def test_impossible_options_are_errors_in_words(
+    options: dict[str, object], message: str, few: Dataset
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(new_vae(), few, **options)  # type: ignore[arg-type]
+
+
+def test_data_of_other_levels_are_refused(few: Dataset) -> None:
+    """Binarised as if they had 256 levels, nearly all pixels would be black."""
+    with pytest.raises(DataError, match="256"):
+        train(new_vae(256), few)
+
+
+def test_a_history_is_a_table_and_one_line(few: Dataset) -> None:
+    history = train(new_vae(), few, ELBO(), epochs=3)
+    table = history.to_dataframe()
+    assert list(table.index) == [1, 2, 3]
+    assert table["valid/elbo"].tolist() == history["valid/elbo"]
+    assert f"kept epoch {history.kept_epoch}" in repr(history)
+    with pytest.raises(KeyError, match="there are train/elbo"):
+        history["elbo"]
