@@ -1,6 +1,5 @@
 """A job's folder from one process to the next: gone on with, read back, or set aside."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
@@ -9,6 +8,7 @@ from vae_pyro.errors import ResumeError
 from vae_pyro.files import cannot_write, lock, make_folder, remove_leftovers
 from vae_pyro.reporting.tables import JobResult
 from vae_pyro.runs.fingerprint import Fingerprint
+from vae_pyro.tracking import RECORD_FOLDER
 
 FINGERPRINT_FILE = "fingerprint.json"
 _LOCK = ".lock"
@@ -16,7 +16,7 @@ _LOCK = ".lock"
 _LEFT_BEHIND = (
     "result.json",
     "config.yaml",
-    "record",
+    RECORD_FOLDER,
     "checkpoint",
     "evaluation",
     "model",
@@ -31,12 +31,10 @@ _LEFT_BEHIND = (
 )
 
 
-def claim(folder: Path) -> IO[str]:
+def claim(folder: Path) -> IO[bytes]:
     """Let no other process work in this folder until what is returned is closed.
 
-    What a process that was killed there had not finished writing is removed.
-
-    A process that is killed loses its claim.
+    A process that is killed loses its claim. Files that it had not finished writing are removed.
 
     Raises:
         ResumeError: where another process is at work there.
@@ -44,19 +42,14 @@ def claim(folder: Path) -> IO[str]:
     """
     make_folder(folder)
     try:
-        # Neither through a link that somebody left there, nor waiting at a pipe.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        claimed = os.fdopen(os.open(folder / _LOCK, flags, 0o666), "r+")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    try:
-        lock(claimed, wait=False)
+        claimed = lock(folder / _LOCK, wait=False)
     except BlockingIOError as error:
-        claimed.close()
         raise ResumeError(
             f"another process is at work in {folder}: wait for it or end it, or choose another "
             "folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=...)"
         ) from error
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     remove_leftovers(folder, *(folder / name for name in _LEFT_BEHIND))
     return claimed
 

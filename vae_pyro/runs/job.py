@@ -31,7 +31,7 @@ from vae_pyro.runs.fingerprint import Fingerprint, describe_x, git_tags, identif
 from vae_pyro.runs.folder import continue_or_begin
 from vae_pyro.runs.trainer import Experiment
 from vae_pyro.saving import Blueprint, save_model
-from vae_pyro.tracking import Run, SilentRun, Tracker, deliver_rest, open_run
+from vae_pyro.tracking import RECORD_FOLDER, Run, SilentRun, Tracker, deliver_rest, open_run
 from vae_pyro.training.checkpoints import Checkpoints
 from vae_pyro.training.svi import try_out
 from vae_pyro.vae import VAE
@@ -179,7 +179,7 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
     finished = continue_or_begin(job.output, fingerprint, resume=config.resume, tell=tell)
     if finished is not None:
         tell(f"{job.name}: finished before, and read back")
-        deliver_rest(parts.tracker, job.output / "record", job.parent, tell)
+        deliver_rest(parts.tracker, job.output / RECORD_FOLDER, job.parent)
         return _read_back(finished, job)
     tags = {
         "fingerprint": fingerprint.digest,
@@ -194,12 +194,11 @@ def _run(tree: Mapping[str, Any], config: Config, job: Job, console: Console) ->
     try:
         run = open_run(
             parts.tracker,
-            job.output / "record",
+            job.output / RECORD_FOLDER,
             job.name,
             tags,
             job.parent,
-            must_answer=job.sweep is None,
-            tell=tell,
+            must_respond=job.sweep is None,
         )
         experiment = Experiment(
             config,
