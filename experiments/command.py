@@ -12,7 +12,8 @@ from typing import Any
 
 from experiments.pages import HERE, NAMES, fill, fill_table
 from experiments.study import OUTPUTS, Findings, Lab, Study, as_typed
-from vae_pyro.cli.app import explain, fail, make_console, tell
+from vae_pyro.cli.app import explain, fail
+from vae_pyro.cli.console import make_console, print_notes
 from vae_pyro.config import flatten
 from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import Interrupted, interruptible, leave_if_told, uninterrupted
@@ -42,6 +43,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 
 def _run(study: Study, typed: Sequence[str]) -> None:
     console = make_console()
+    print_notes(console)
     lab = Lab(study, typed, console)
     work = OUTPUTS / study.name
     folder = HERE / study.name if lab.is_default else work
@@ -49,7 +51,7 @@ def _run(study: Study, typed: Sequence[str]) -> None:
     with claim(work):
         record = work / f"record-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         tags = {"experiment": study.name, **git_tags()}
-        run = open_run(lab.tracker, record, study.name, tags, must_answer=True, tell=tell)
+        run = open_run(lab.tracker, record, study.name, tags, must_respond=True)
         try:
             run.log_params(
                 {

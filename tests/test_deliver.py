@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 
-MLFLOW = "vae_pyro.tracking.store.MLflow"
+MLFLOW = "vae_pyro.tracking.store.MLflow"  # as earlier versions wrote it
 
 
 def deliver(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ from experiments.numbers import Number, over_seeds
 from experiments.pages import HERE, NAMES, fill, fill_table, read_results
 from experiments.study import OUTPUTS, Lab
 from tests.conftest import ROOT
-from vae_pyro.cli.app import make_console
+from vae_pyro.cli.console import make_console
 from vae_pyro.errors import ConfigError
 
 QUICK = ("training.epochs=2", "evaluation.num_samples=50", "seed=0", "experiment.workers=1")

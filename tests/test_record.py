@@ -1,9 +1,10 @@
-"""A run's record: nothing twice, nothing lost, in order, whatever the store does meanwhile."""
+"""A run's outbox: nothing twice, nothing lost, in order, whatever the store does meanwhile."""
 
 import json
+import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from mlflow import MlflowClient
 
 from tests.test_tracking import free_port
 from vae_pyro.errors import TrackingError, UserError
-from vae_pyro.tracking import MLflow, NoTracking, Record, SilentRun, deliver_rest, open_run
-from vae_pyro.tracking.journal import JOURNAL, read_journal
+from vae_pyro.tracking import MLflow, NoTracking, OutboxRun, SilentRun, deliver_rest, open_run
+from vae_pyro.tracking.outbox import JOURNAL, read_journal
 
 PICTURE = np.zeros((4, 5, 3), np.uint8)
 
@@ -26,13 +27,31 @@ def uri(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def begin(folder: Path, uri: str, tell: Callable[[str], Any] = print, **how: Any) -> Record:
-    record = Record(folder, MLflow(uri), tell)
-    record.start("a job", {"fingerprint": "abc"}, **({"must_answer": True} | how))
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What is logged for the user, whichever thread does it."""
+    messages: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger, handler = logging.getLogger("vae_pyro"), Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def begin(folder: Path, uri: str, **how: Any) -> OutboxRun:
+    record = OutboxRun(folder, MLflow(uri))
+    record.start("a job", {"fingerprint": "abc"}, **({"must_respond": True} | how))
     return record
 
 
-def say(record: Record, steps: range) -> None:
+def say(record: OutboxRun, steps: range) -> None:
     """What a job says; a resumed one says some of it again, at another time."""
     record.log_params({"seed": 0})
     for step in steps:
@@ -40,7 +59,7 @@ def say(record: Record, steps: range) -> None:
         record.log_image("samples", PICTURE, step)
 
 
-def held(uri: str, record: Record) -> tuple[list[tuple[int, float]], int, dict[str, str], str]:
+def held(uri: str, record: OutboxRun) -> tuple[list[tuple[int, float]], int, dict[str, str], str]:
     client = MlflowClient(uri)
     run = client.get_run(record.run_id)
     points = client.get_metric_history(record.run_id, "train/elbo")
@@ -98,9 +117,8 @@ def test_a_store_that_was_lost_is_filled_again(tmp_path: Path, uri: str) -> None
     assert held(new, again) == complete(4)
 
 
-def test_a_locked_database_is_waited_for(tmp_path: Path, uri: str) -> None:
-    told: list[str] = []
-    record = begin(tmp_path / "record", uri, told.append)
+def test_a_locked_database_is_waited_for(tmp_path: Path, uri: str, told: list[str]) -> None:
+    record = begin(tmp_path / "record", uri)
     blocker = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
     start = time.monotonic()
@@ -120,15 +138,17 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, uri: str) -> None:
     assert held(uri, record) == complete(2)
 
 
-def test_one_bad_picture_does_not_hold_up_the_rest(tmp_path: Path, uri: str) -> None:
-    told: list[str] = []
-    record = begin(tmp_path / "record", f"http://127.0.0.1:{free_port()}", must_answer=False)
+def test_one_bad_picture_does_not_hold_up_the_rest(
+    tmp_path: Path, uri: str, told: list[str]
+) -> None:
+    record = begin(tmp_path / "record", f"http://127.0.0.1:{free_port()}", must_respond=False)
     say(record, range(1, 4))
     record.close()
     (tmp_path / "record/samples-000002.png").write_bytes(b"torn")
-    later = Record(tmp_path / "record", MLflow(uri), told.append)
+    told.clear()  # the store was away
+    later = OutboxRun(tmp_path / "record", MLflow(uri))
     later.deliver()
-    later = Record(tmp_path / "record", MLflow(uri), told.append)
+    later = OutboxRun(tmp_path / "record", MLflow(uri))
     later.end("FINISHED")
     later.close()
     history, _, params, _ = complete(3)
@@ -142,30 +162,51 @@ def test_a_resumed_job_moves_to_its_new_parent(tmp_path: Path, uri: str) -> None
     again = begin(tmp_path / "record", uri, parent="b")
     again.close()
     assert again.run_id == first.run_id
-    deliver_rest(MLflow(uri), tmp_path / "record", "c", print)
+    deliver_rest(MLflow(uri), tmp_path / "record", "c")
     tags = MlflowClient(uri).get_run(first.run_id).data.tags
     assert tags["mlflow.parentRunId"] == "c"
 
 
-def test_in_a_sweep_a_job_starts_without_the_store(tmp_path: Path, uri: str) -> None:
-    told: list[str] = []
+def test_in_a_sweep_a_job_starts_without_the_store(
+    tmp_path: Path, uri: str, told: list[str]
+) -> None:
     away = f"http://127.0.0.1:{free_port()}"
-    record = begin(tmp_path / "record", away, told.append, must_answer=False)
+    record = begin(tmp_path / "record", away, must_respond=False)
     say(record, range(1, 3))
     record.end("FINISHED")
     record.close()
     assert record.undelivered == len(read_journal(tmp_path / "record"))
     assert "python -m vae_pyro.cli.deliver" in told[-1]
-    later = Record(tmp_path / "record", MLflow(uri), told.append)
+    later = OutboxRun(tmp_path / "record", MLflow(uri))
     later.deliver()
     assert later.undelivered == 0
     assert held(uri, later) == complete(2)
 
 
-def test_alone_it_does_not_and_leaves_nothing(tmp_path: Path) -> None:
+def test_alone_it_does_not_and_leaves_nothing(tmp_path: Path, told: list[str]) -> None:
     with pytest.raises(TrackingError, match="no server responds"):
         begin(tmp_path / "record", f"http://127.0.0.1:{free_port()}")
     assert read_journal(tmp_path / "record") == []
+    assert told == []  # an error, and no note that the records are kept
+
+
+@pytest.mark.parametrize("path", ["vae_pyro.tracking.store.MLflow", "vae_pyro.tracking.MLflow"])
+def test_an_outbox_of_another_version_is_continued(path: str, tmp_path: Path, uri: str) -> None:
+    """Its journal names the class by the module of that time; the store is the same."""
+    first = begin(tmp_path / "record", uri)
+    say(first, range(1, 4))
+    first.close()
+    journal = tmp_path / "record" / JOURNAL
+    now = "vae_pyro.tracking.mlflow_store.MLflow"
+    assert journal.read_text().count(now) == 1
+    journal.write_text(journal.read_text().replace(now, path))
+    again = OutboxRun(tmp_path / "record", MLflow(uri))
+    again.address(None)
+    assert again.undelivered == 0
+    assert again.run_id == first.run_id
+    elsewhere = OutboxRun(tmp_path / "record", MLflow(f"sqlite:///{tmp_path}/other.db"))
+    elsewhere.address(None)
+    assert elsewhere.undelivered == len(read_journal(tmp_path / "record"))
 
 
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, uri: str) -> None:
@@ -207,7 +248,7 @@ def test_a_damaged_journal_is_an_error_in_words(tmp_path: Path, data: st.DataObj
 
 
 def test_nothing_is_written_where_nothing_is_tracked(tmp_path: Path) -> None:
-    run = open_run(NoTracking(), tmp_path / "record", "job", {}, must_answer=True, tell=print)
+    run = open_run(NoTracking(), tmp_path / "record", "job", {}, must_respond=True)
     assert isinstance(run, SilentRun)
     assert not (tmp_path / "record").exists()
 

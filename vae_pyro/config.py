@@ -6,14 +6,12 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.dataclasses import dataclass
 
 from vae_pyro.errors import ConfigError
-from vae_pyro.files import read_regular
 
 T = TypeVar("T")
 # The upper limits lie above what anybody needs and below what breaks a loop, an index or a disk.
@@ -140,19 +138,6 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         ConfigError: one line for every key that is unknown, missing, or of a wrong type or range.
     """
     return _validated(TypeAdapter(Config), tree, "", known=_keys_of(Config))
-
-
-def parse_file(kind: type[T], path: Path) -> T | None:
-    """A dataclass that was written as JSON; None where the file does not hold one.
-
-    Args:
-        kind: the dataclass, whose annotations are checked.
-        path: of the file, of at most 16 MB.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(read_regular(path, 16 << 20), strict=True)
-    except (OSError, ValueError):  # pydantic's error is a ValueError
-        return None
 
 
 def resolve(options: Options, base: type[T], where: str) -> tuple[type[T], dict[str, Any]]:

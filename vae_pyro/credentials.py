@@ -1,4 +1,4 @@
-"""Addresses hold no passwords and no tokens: one that does is refused before it is written down."""
+"""Refuses addresses that hold a password or token, before they are written anywhere."""
 
 import re
 from collections.abc import Iterable
@@ -23,15 +23,15 @@ _OBVIOUS = re.compile(r":.*@|[?&]\w*(password|passwd|pwd|token|secret|key)\w*=",
 def refuse_credentials(texts: Iterable[str]) -> None:
     """Refuse addresses that hold, or may hold, a password or token.
 
-    In the address of a tracking store, allowed beside host, port and path are the user name of a
-    database and options that are known to hold no secret. In other values only what is obviously a
-    password or token is refused. The message does not repeat the address.
+    The address of a tracking store may have a host, port and path, the user name of a database, and
+    options that are known to hold no secret. In other values, only an obvious password or token is
+    refused. The message does not repeat the address.
 
     Args:
         texts: as typed (``key=value``) or as configured; each may hold several addresses.
 
     Raises:
-        ConfigError: naming the key, and where credentials belong.
+        ConfigError: with the key, and where credentials belong.
     """
     for text in texts:
         starts = [found.start() for found in _SCHEME.finditer(text)]

@@ -1,20 +1,20 @@
-"""Files that are whole or not there at all, and the files that this code is made of."""
+"""Files: written whole or not at all, read with care, locked; tensors with a checksum."""
 
 import ast
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import safetensors.torch
 import torch
+from filelock import lock_descriptor
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -39,6 +39,11 @@ COMPUTING = (
     "vae.py",
 )
 """The part of this package that a result depends on."""
+T = TypeVar("T")
+_LARGEST_JSON = 16 << 20  # bytes
+# Windows has neither: there, links and pipes of this kind are rare.
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0)  # otherwise opening a pipe waits for its other end
 
 
 @functools.cache
@@ -111,10 +116,10 @@ _LEFTOVER = re.compile(r"\..+\.(csv|json|jsonl|png|safetensors|yaml)\.\d+")
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Remove the unfinished files of killed processes; no other process may write there.
+    """Remove the unfinished files of killed processes; no other process may be writing there.
 
     Args:
-        folders: each by itself, without the folders in it; one that is missing is passed over.
+        folders: each without its subfolders; missing ones are passed over.
     """
     for folder in folders:
         for path in [] if folder.is_symlink() else folder.glob(".*"):
@@ -132,8 +137,7 @@ def read_regular(path: Path, limit: int) -> bytes:
     Raises:
         OSError: where it cannot be read, is no regular file (a pipe would hang), or is larger.
     """
-    # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAITING), "rb") as file:
         _require_regular(path, os.fstat(file.fileno()))
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -158,7 +162,7 @@ def _require_regular(path: Path, status: os.stat_result) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON from a file that somebody else may have made.
+    """Parse JSON from a file that somebody else may have made.
 
     Raises:
         ValueError: where it is no JSON, or is nested more deeply than Python can follow.
@@ -169,8 +173,24 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("its JSON is nested too deeply") from None
 
 
+def parse_file(kind: type[T], path: Path) -> T | None:
+    """A dataclass that was written as JSON; None where the file does not hold one.
+
+    Args:
+        kind: the dataclass, whose annotations are checked.
+        path: of the file, of at most 16 MB.
+    """
+    from pydantic import TypeAdapter
+
+    try:
+        content = read_regular(path, _LARGEST_JSON)
+        return TypeAdapter(kind).validate_json(content, strict=True)
+    except (OSError, ValueError):  # pydantic's error is a ValueError
+        return None
+
+
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes that a safetensors file announces, by name; no tensor is read.
+    """Shapes by name, from the header of a safetensors file; no tensor is read.
 
     Raises:
         OSError: where there is no such file, or it is no regular file.
@@ -181,36 +201,47 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Of the processes that name this file, one at a time is inside; the others wait.
+def lock(path: Path, *, wait: bool = True) -> IO[bytes]:
+    """Lock a file, so that of the processes that name it one at a time goes on.
 
-    Raises:
-        OSError: where the file cannot be created.
-    """
-    with path.open("a") as file:
-        lock(file)
-        yield
+    The lock lasts until the returned file is closed; a process that is killed loses it. The lock
+    file stays: if it were removed, two processes could hold locks on two files of one name. Some
+    file systems that clusters share have no locks (ENOLCK, ENOSYS); there nothing is locked.
 
+    Args:
+        path: of the lock file, which is created where it is missing; it holds nothing.
+        wait: whether to wait for another process that holds the lock.
 
-def lock(file: IO[str], *, wait: bool = True) -> None:
-    """Lock an open file until it is closed, on file systems that have locks.
-
-    Some file systems that clusters share have none (ENOLCK); there nothing is locked.
+    Returns:
+        the open lock file, to be used in a ``with`` statement or closed.
 
     Raises:
         BlockingIOError: where another process holds the lock and ``wait`` is False.
+        OSError: where the file cannot be created, or is a link or no regular file.
     """
+    flags = os.O_RDWR | os.O_CREAT | _NO_LINKS | _NO_WAITING
+    file = os.fdopen(os.open(path, flags, 0o666), "rb+", buffering=0)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+        _require_regular(path, os.fstat(file.fileno()))
+        if not _try_to_lock(file, wait=wait):
+            raise BlockingIOError(f"{path} is locked by another process")
+    except BaseException:
+        file.close()
         raise
-    except OSError:
-        pass
+    return file
+
+
+def _try_to_lock(file: IO[bytes], *, wait: bool) -> bool:
+    try:
+        return lock_descriptor(file.fileno(), blocking=wait)
+    except OSError:  # this file system, or this Python, has no locks
+        return True
 
 
 def flush_folder(folder: Path) -> None:
-    """Let a rename in this folder survive a loss of power."""
+    """Let a rename in this folder survive a loss of power; Windows needs no such call."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -231,7 +262,7 @@ def make_folder(folder: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> StorageError:
-    """What to tell of a file that could not be written."""
+    """The error to raise where a file could not be written."""
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}. Make room, or choose another folder "
         "(hydra.run.dir=..., in a sweep hydra.sweep.dir=...); what was written before is whole, "
@@ -240,14 +271,14 @@ def cannot_write(path: Path, error: OSError) -> StorageError:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and a few words about them, with the SHA-256 of both, atomically.
+    """Write tensors and a description of them atomically, with the SHA-256 of both.
 
-    ``read_tensors`` returns both in the order in which they are given here.
+    ``read_tensors`` returns the tensors in the order in which they are given here.
 
     Args:
         path: a safetensors file.
         tensors: by name.
-        about: of whatever JSON has.
+        about: the description, of JSON's types.
 
     Raises:
         StorageError: as ``write_atomically``.
@@ -261,7 +292,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What ``write_tensors`` wrote, to the bit. Nothing in the file is executed.
+    """Tensors by name, and their description, as ``write_tensors`` wrote them, to the bit.
+
+    Nothing in the file is executed.
 
     Raises:
         CheckpointError: where the file is missing or damaged, or is no regular file.

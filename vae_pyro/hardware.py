@@ -1,4 +1,8 @@
-"""How many cores a job can have, beside other programs and under the limits of its container."""
+"""What the machine has to spare for a job: cores, beside other programs and under the limits of a
+container, and memory.
+
+Linux tells all of it. Elsewhere less is known; then the whole machine counts as free.
+"""
 
 import math
 import os
@@ -9,20 +13,24 @@ from pathlib import Path, PurePosixPath
 import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_STATISTICS = Path("/proc/stat")
+_MEMORY = Path("/proc/meminfo")
 _ROUNDING = 0.5  # cores that come and go
 
 
 def available_cores() -> float:
     """Cores that this process may use: those it is bound to, at most its CPU quota."""
-    return min(len(os.sched_getaffinity(0)), quota())
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(bound or 1, quota())
 
 
-def quota(root: Path = _CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float:
+def quota(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float:
     """Cores that the process's control groups grant it; infinity where none limits them.
 
     Args:
         root: where the control groups are mounted, of version 1 or 2.
-        membership: the file that lists those of this process.
+        membership: the file that lists the groups of this process.
     """
     granted = math.inf
     with suppress(OSError, ValueError):
@@ -49,13 +57,13 @@ def _limit(group: Path) -> float:
 
 
 class CoreMeter:
-    """Cores that other programs kept busy since it was made."""
+    """Measures how many cores other programs have kept busy since it was made."""
 
     def __init__(self) -> None:
         self._start = _times()
 
     def others(self) -> float:
-        """Their number on average; 0 where the system does not tell."""
+        """Cores that other programs kept busy, on average; 0 where the system does not tell."""
         if self._start is None or (now := _times()) is None:
             return 0.0
         wall, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
@@ -65,7 +73,7 @@ class CoreMeter:
 def _times() -> tuple[float, float, float] | None:
     """Seconds: of the clock, of all cores at work, of this process."""
     try:
-        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+        fields = _STATISTICS.read_text().splitlines()[0].split()[1:9]
         user, nice, system, _idle, _wait, irq, soft, steal = map(int, fields)
     except (OSError, ValueError, IndexError):
         return None
@@ -74,7 +82,7 @@ def _times() -> tuple[float, float, float] | None:
 
 
 def crowding(threads: int, others: float) -> str | None:
-    """A line where fewer cores are free than a job has threads; None where there are enough.
+    """A warning where a job has more threads than there are free cores; None where it has not.
 
     Args:
         threads: that compute.
@@ -93,17 +101,20 @@ def crowding(threads: int, others: float) -> str | None:
     return f"{line}; OMP_NUM_THREADS={fewer} is often faster then" if fewer < threads else line
 
 
-def available_memory(device: torch.device) -> int:
+def available_memory(device: torch.device) -> float:
     """Bytes that can be allocated on a device without swapping; on a CPU an estimate.
 
-    Where Linux does not tell what is available, as on macOS: all memory that the machine has.
+    Where the system does not tell what is available: all memory of the machine (macOS), or
+    infinity where that is unknown too (Windows).
     """
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in _MEMORY.read_text().splitlines():
             name, _, amount = line.partition(":")
             if name == "MemAvailable":
                 return int(amount.removesuffix("kB")) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return math.inf

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: an exception in the job, but not in the middle of what belongs together."""
+"""Ctrl-C and SIGTERM raise an exception, but never between lines that belong together."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was told to end.
+    """A signal asked the process to end.
 
     Attributes:
-        status: with which to exit, as shells count: 128 + the signal's number.
+        status: the exit status, by the shells' convention: 128 + the signal's number.
     """
 
     def __init__(self, signum: int) -> None:
@@ -34,9 +34,9 @@ class _Pending:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise ``Interrupted`` within where a signal asks the process to end.
+    """Raise ``Interrupted`` inside this block when a signal asks the process to end.
 
-    Where this is not the main thread, which alone may say what signals do, they do what they did.
+    In another thread than the main one, Python allows no change: signals keep their effect.
     """
     before = {}
     _Pending.since = _Pending.status = None
@@ -51,7 +51,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put off what a signal asks for until the end of a few lines that belong together."""
+    """Delay ``Interrupted`` to the end of this block, whose lines belong together."""
     _Pending.held += 1
     try:
         yield
@@ -63,10 +63,10 @@ def uninterrupted() -> Iterator[None]:
 
 
 def hasten(signum: int | None = None) -> None:
-    """The process ends now: from here on its grace runs.
+    """Start the grace period: the process is about to end.
 
     Args:
-        signum: of the signal that told it to, if one did.
+        signum: number of the signal that ends it, if one does.
     """
     _Pending.since = _Pending.since or time.monotonic()
     if signum is not None:
@@ -74,9 +74,9 @@ def hasten(signum: int | None = None) -> None:
 
 
 def leave_if_told() -> None:
-    """End a process that a signal told to end, when all that it had to write is written.
+    """Exit at once if a signal ended this process; to be called when everything is written.
 
-    Python's own farewell takes seconds, and waits for threads that hang in a call of the store.
+    Python's own exit takes seconds, and waits for threads that hang in a call of the store.
     """
     if _Pending.status is not None:
         sys.stdout.flush()
@@ -85,9 +85,12 @@ def leave_if_told() -> None:
 
 
 def grace(seconds: float) -> float | None:
-    """What is left of so many seconds since the process was told to end; None where it was not.
+    """Seconds left of the grace period; None where the process is not about to end.
 
-    All that a process still does shares one grace, however many runs it has to close.
+    A process has one grace period, however many runs it has to close.
+
+    Args:
+        seconds: length of the period.
     """
     if _Pending.since is None:
         return None

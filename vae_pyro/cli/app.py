@@ -11,8 +11,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
+from vae_pyro.cli.console import make_console, print_notes
 from vae_pyro.cli.slurm import is_restart, requeue_if_preempted
 from vae_pyro.errors import StorageError, UserError
 from vae_pyro.interruption import Interrupted, interruptible, leave_if_told
@@ -48,6 +48,7 @@ def main(cfg: DictConfig) -> float | None:
         needs_validation_log_px=is_search,
     )
     console = make_console()
+    print_notes(console)
     started = StartedJob(overrides, job.sweep)
     try:
         with interruptible(), claim(output):
@@ -96,17 +97,6 @@ def fail(message: str) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
         print(traceback.format_exc(), file=sys.stderr)
     print(f"error: {message}", file=sys.stderr, flush=True)
-
-
-def tell(note: str) -> None:
-    """Print a line that the user may care about."""
-    make_console().print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-
-
-def make_console() -> Console:
-    """Standard output; wide enough for the table where it is not a terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 140))
 
 
 def split_overrides(overrides: Sequence[str]) -> Mapping[str, str]:

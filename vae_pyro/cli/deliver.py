@@ -1,25 +1,32 @@
-"""``python -m vae_pyro.cli.deliver``: deliver what was recorded while the store was away."""
+"""``python -m vae_pyro.cli.deliver``: deliver what runs recorded while the store was away."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vae_pyro.cli import startup
-from vae_pyro.cli.app import fail, tell
+from vae_pyro.cli.app import fail
+from vae_pyro.cli.console import make_console, print_notes
 from vae_pyro.errors import ResumeError, TrackingError, UserError
 from vae_pyro.interruption import Interrupted, interruptible
 from vae_pyro.runs.folder import claim
-from vae_pyro.tracking import MLflow, Record
-from vae_pyro.tracking.journal import JOURNAL, read_journal
+from vae_pyro.tracking import RECORD_FOLDER, MLflow, OutboxRun
+from vae_pyro.tracking.outbox import JOURNAL, read_journal
+
+logger = logging.getLogger("vae_pyro.cli.deliver")  # run as a program, __name__ is "__main__"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Deliver every record below some folders; parents before their children.
+    """Deliver the records of every job and sweep below some folders, parents before children.
 
-    A record names the store that it was made for, but it may be somebody else's: it is delivered
+    A journal names the store that it was made for, but it may be somebody else's: it is delivered
     only to a store that the user names, by ``--uri`` or as the configured one.
+
+    Args:
+        arguments: of the command line; those of this process unless given.
 
     Returns:
         0 where nothing is left to be delivered, 1 otherwise.
@@ -30,15 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="*",
         type=Path,
         default=[Path("outputs"), Path("multirun")],
-        help="of jobs or sweeps; outputs/ and multirun/ unless named",
+        help="of jobs or sweeps (default: outputs/ and multirun/)",
     )
     parser.add_argument(
         "--uri",
-        help="of the tracking store; by default $MLFLOW_TRACKING_URI, else "
-        f"{MLflow.uri}, if the records were made for that one",
+        help="of the tracking store (default: $MLFLOW_TRACKING_URI, else "
+        f"{MLflow.uri}, for records that were made for that store)",
     )
     options = parser.parse_args(arguments)
-    journals = {path for folder in options.folders for path in folder.glob(f"**/record/{JOURNAL}")}
+    print_notes(make_console())
+    pattern = f"**/{RECORD_FOLDER}/{JOURNAL}"
+    journals = {path for folder in options.folders for path in folder.glob(pattern)}
     if not journals:
         fail(f"no records are below {', '.join(map(str, options.folders))}")
         return 1
@@ -47,19 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         job = journal.parent.parent
         try:
             with interruptible():
-                tell(f"{job}: {_deliver(job, options.uri)}")
+                logger.info("%s: %s", job, _deliver(job, options.uri))
         except UserError as error:
             is_complete = False
             fail(f"{job}: {error}")
         except Interrupted as interruption:
-            fail(f"{interruption}; the same command goes on with what waits")
+            fail(f"{interruption}; the same command delivers the rest")
             return interruption.status
     return 0 if is_complete else 1
 
 
 def _deliver(job: Path, uri: str | None) -> str:
-    folder = job / "record"
-    if (folder / JOURNAL).resolve() != job.resolve() / "record" / JOURNAL:
+    folder = job / RECORD_FOLDER
+    if (folder / JOURNAL).resolve() != job.resolve() / RECORD_FOLDER / JOURNAL:
         raise TrackingError(f"{folder / JOURNAL} is a link to a record elsewhere; name that folder")
     try:
         claimed = claim(job)
@@ -74,17 +83,17 @@ def _deliver(job: Path, uri: str | None) -> str:
             os.environ.get("MLFLOW_TRACKING_URI") or MLflow.uri if uri is None else uri,
             recorded.get("experiment", MLflow.experiment),
         )
-        if uri is None and recorded != tracker.options():
+        if uri is None and not tracker.is_store_of(recorded):
             raise TrackingError(
                 f"its records were made for {recorded.get('uri', 'another kind of store')!r}, and "
                 f"the configured store is {tracker.uri!r}; name the one to use with --uri"
             )
-        record = Record(folder, tracker, tell)
-        record.address(record.parent)
-        waiting = record.undelivered
-        record.deliver()
-        if record.undelivered:
-            raise TrackingError(f"{record.undelivered} records still wait")
+        run = OutboxRun(folder, tracker)
+        run.address(run.parent)
+        waiting = run.undelivered
+        run.deliver()
+        if run.undelivered:
+            raise TrackingError(f"{run.undelivered} records still wait")
         return f"{waiting} records delivered" if waiting else "has everything delivered"
 
 

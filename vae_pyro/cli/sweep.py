@@ -6,6 +6,7 @@ Hydra loads this module at every start, ``--help`` included, so heavy imports wa
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import multiprocessing
 import signal
@@ -20,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from vae_pyro.cli.console import make_console, print_notes
 from vae_pyro.cli.slurm import is_restart
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.interruption import hasten, leave_if_told
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from vae_pyro.reporting.tables import JobResult
     from vae_pyro.tracking import Run, Status
 
+logger = logging.getLogger(__name__)
+
 _GRACE = 10.0  # seconds for jobs to leave a checkpoint
 
 
@@ -52,7 +56,7 @@ class SweepCallback(Callback):
         self._run: Run | None = None
         self._folder = Path()
         self._token = ""
-        self._claim: IO[str] | None = None
+        self._claim: IO[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Launchers send callbacks along to other processes, where the open run has no use."""
@@ -61,11 +65,13 @@ class SweepCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """A single job goes where the same command last went, if it is to be resumed."""
         with _failing_loudly():
+            print_notes(make_console())
             _prepare(config, StartedJob, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent run; a store that cannot be used ends the sweep here."""
         with _failing_loudly():
+            print_notes(make_console())
             self._folder = _prepare(config, Sweep, "sweep")
             self._open(config)
 
@@ -81,10 +87,9 @@ class SweepCallback(Callback):
             self._close(results)
 
     def _open(self, config: DictConfig) -> None:
-        from vae_pyro.cli.app import tell
         from vae_pyro.config import build
         from vae_pyro.runs.folder import claim, set_aside
-        from vae_pyro.tracking import Tracker, open_run
+        from vae_pyro.tracking import RECORD_FOLDER, Tracker, open_run
 
         overrides = task_overrides(config.hydra.overrides.task)
         earlier = Sweep.read(self._folder) if _is_resumed(config) else None
@@ -92,9 +97,9 @@ class SweepCallback(Callback):
             earlier = None
         self._claim = claim(self._folder)
         self._token = earlier.token if earlier else uuid.uuid4().hex
-        record = self._folder / "record"
+        record = self._folder / RECORD_FOLDER
         if earlier is None:  # another sweep may have used this folder before
-            set_aside(self._folder, ("summary.csv", "elbo_vs_iwae.png", "record"))
+            set_aside(self._folder, ("summary.csv", "elbo_vs_iwae.png", RECORD_FOLDER))
         # Before the run is opened: killed in between, the next start goes on with this one.
         Sweep(overrides, self._token, earlier.parent if earlier else None).write(self._folder)
         options = OmegaConf.to_container(config.tracking, resolve=True)
@@ -102,9 +107,7 @@ class SweepCallback(Callback):
         tracker = build({str(k): v for k, v in options.items()}, Tracker, "tracking")
         relevant = relevant_overrides(overrides)
         name = f"sweep {' '.join(relevant)}"
-        self._run = open_run(
-            tracker, record, name, {"sweep": "parent"}, must_answer=True, tell=tell
-        )
+        self._run = open_run(tracker, record, name, {"sweep": "parent"}, must_respond=True)
         # Hydra has no hook for a sweep that it refuses or that is interrupted.
         atexit.register(self._abandon)
         signal.signal(signal.SIGTERM, _end_with_children)
@@ -112,7 +115,6 @@ class SweepCallback(Callback):
         Sweep(overrides, self._token, self._run.run_id).write(self._folder)
 
     def _report(self, results: list[JobResult]) -> None:
-        from vae_pyro.cli.app import make_console
         from vae_pyro.files import write_atomically
         from vae_pyro.reporting.tables import print_summary, summary_csv, summary_markdown
 
@@ -236,7 +238,6 @@ def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str
     Raises:
         StorageError: where it cannot be written.
     """
-    from vae_pyro.cli.app import tell
     from vae_pyro.files import make_folder
 
     uri = OmegaConf.select(config, "tracking.uri", default="")
@@ -255,11 +256,12 @@ def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str
         earlier = None
         if _is_resumed(config):
             earlier = last_started(kind, task_overrides(config.hydra.overrides.task), chosen)
-            tell(
-                f"resumed in {earlier}"
-                if earlier
-                else f"nothing to resume: no such command has left anything beside {chosen}"
-            )
+            if earlier:
+                logger.info("resumed in %s", earlier)
+            else:
+                logger.warning(
+                    "nothing to resume: no such command has left anything beside %s", chosen
+                )
         number = 1
         while earlier is None and folder.exists():  # of a command of the same second
             number += 1

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from vae_pyro.data.dataset import Dataset, ImageSource
 from vae_pyro.errors import DataError
-from vae_pyro.files import locked
+from vae_pyro.files import lock
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,23 @@ class DownloadedSource(ImageSource, ABC):
         return Path(self.root) / self.subfolder
 
     def load(self) -> Dataset:
-        """Read and split; of the processes of one machine one at a time, and so one downloads."""
+        """Read and split; a user's processes on one machine take turns, so one of them downloads.
+
+        Raises:
+            DataError: where the files are missing or damaged, or the lock file cannot be used.
+        """
         digest = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
-        name = f"vae-pyro-{os.getuid()}-{digest}.lock"
-        with locked(Path(tempfile.gettempdir()) / name):
+        # Users who share a folder for temporary files cannot open each other's locks.
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        path = Path(tempfile.gettempdir()) / f"vae-pyro-{user}-{digest}.lock"
+        try:
+            turn = lock(path)
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be used as a lock file ({error.strerror or error}): remove it, or "
+                "name another folder for temporary files in the environment variable TMPDIR"
+            ) from error
+        with turn:
             return super().load()
 
     @contextmanager

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from vae_pyro.config import parse_file
-from vae_pyro.files import write_atomically
+from vae_pyro.files import parse_file, write_atomically
 
 RESULT_FILE = "result.json"
 _SPARED_FIRST = (

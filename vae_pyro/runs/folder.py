@@ -1,7 +1,6 @@
 """A job's folder from one process to the next: continued, read back, or set aside."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -30,12 +29,10 @@ LEFT_BEHIND = (
 """What a job leaves in its folder: each writer lists its own. Other files there are not touched."""
 
 
-def claim(folder: Path) -> IO[str]:
+def claim(folder: Path) -> IO[bytes]:
     """Let no other process work in this folder until what is returned is closed.
 
-    What a process that was killed there had not finished writing is removed.
-
-    A process that is killed loses its claim.
+    A process that is killed loses its claim. Files that it had not finished writing are removed.
 
     Raises:
         ResumeError: where another process is at work there.
@@ -43,19 +40,14 @@ def claim(folder: Path) -> IO[str]:
     """
     make_folder(folder)
     try:
-        # Neither through a link that somebody left there, nor waiting at a pipe.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        claimed = os.fdopen(os.open(folder / _LOCK, flags, 0o666), "r+")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    try:
-        lock(claimed, wait=False)
+        claimed = lock(folder / _LOCK, wait=False)
     except BlockingIOError as error:
-        claimed.close()
         raise ResumeError(
             f"another process is at work in {folder}: wait for it or end it, or choose another "
             "folder (hydra.run.dir=..., in a sweep hydra.sweep.dir=...)"
         ) from error
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     remove_leftovers(folder, *(folder / name for name in LEFT_BEHIND))
     return claimed
 

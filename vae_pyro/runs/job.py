@@ -151,7 +151,7 @@ def _report(
 def _read_back(finished: JobResult, parts: Parts, job: Job) -> JobResult:
     """The result of a job that finished before, as that of this command and its sweep."""
     logger.info("%s: finished before, and read back", job.name)
-    deliver_rest(parts.tracker, job.output / RECORD_FOLDER, job.parent, logger.info)
+    deliver_rest(parts.tracker, job.output / RECORD_FOLDER, job.parent)
     result = replace(finished, name=job.name, settings=dict(job.settings), sweep=job.sweep)
     if result != finished:
         result.write(job.output)

@@ -107,6 +107,6 @@ def _write(path: Path, started: Sweep | StartedJob) -> None:
 
 def _read(kind: type[T], path: Path) -> T | None:
     """None where there is none, or it is not what ``_write`` writes."""
-    from vae_pyro.config import parse_file
+    from vae_pyro.files import parse_file
 
     return parse_file(kind, path)

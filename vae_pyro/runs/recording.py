@@ -66,8 +66,7 @@ def recorded(
             name,
             tags,
             parent,
-            must_answer=not is_part_of_sweep,
-            tell=logger.info,
+            must_respond=not is_part_of_sweep,
         )
         yield run
     except Exception as error:

@@ -1,15 +1,14 @@
-"""Where a run's numbers and files go: MLflow, or nowhere; and a record on disk before that."""
+"""Where a run is recorded: in MLflow, through an outbox on disk, or nowhere."""
 
 from vae_pyro.tracking.base import NoTracking, Run, SilentRun, Status, StoredRun, Tracker
-from vae_pyro.tracking.record import Record, deliver_rest, open_run
-from vae_pyro.tracking.store import MLflow, downloaded
-
-RECORD_FOLDER = "record"
+from vae_pyro.tracking.mlflow_store import MLflow, downloaded
+from vae_pyro.tracking.outbox import RECORD_FOLDER, OutboxRun, deliver_rest, open_run
 
 __all__ = [
+    "RECORD_FOLDER",
     "MLflow",
     "NoTracking",
-    "Record",
+    "OutboxRun",
     "Run",
     "SilentRun",
     "Status",

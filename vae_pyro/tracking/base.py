@@ -1,4 +1,4 @@
-"""The interface of trackers and runs, and the tracker that records nothing."""
+"""The interface of trackers and their runs, and the tracker that records nothing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class Run(ABC):
 
     @property
     def run_id(self) -> str | None:
-        """Under which the tracker keeps it; None where nothing is kept."""
+        """The tracker's id of this run; None where nothing is kept."""
         return None
 
     @abstractmethod
@@ -25,21 +25,32 @@ class Run(ABC):
 
     @abstractmethod
     def log_metrics(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> None:
-        """Record numbers that belong together; the same ones again change nothing.
+        """Record metrics of one step; recording the same ones again changes nothing.
 
         Args:
-            metrics: by name.
+            metrics: values by name.
             step: the epoch.
-            at: when they were known, in seconds since 1970; now, unless told otherwise.
+            at: when they were measured, in seconds since 1970; by default now.
         """
 
     @abstractmethod
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
-        """Record a picture, ``uint8 (H, W, 3)``, of a series."""
+        """Record one picture of a series.
+
+        Args:
+            key: name of the series.
+            image: ``uint8 (H, W, 3)``.
+            step: the epoch.
+        """
 
     @abstractmethod
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file of the job's folder, under ``folder``."""
+        """Keep a copy of a file of the job's folder.
+
+        Args:
+            path: of the file.
+            folder: of the run's artifacts; by default the topmost.
+        """
 
     @abstractmethod
     def describe(self, markdown: str) -> None:
@@ -50,11 +61,11 @@ class Run(ABC):
         """Close the run; ``RUNNING`` opens it again."""
 
     def close(self) -> None:
-        """Wait, for some seconds, until the store has everything; what waits then is told."""
+        """Wait some seconds until the store has everything; log how many entries still wait."""
         return
 
     def discard(self) -> None:
-        """Take back a run under which nothing happened."""
+        """Take back a run in which nothing happened."""
         return
 
 
@@ -80,7 +91,7 @@ class Tracker(ABC):
         The store is created where there is none: in a sweep by the parent, before any job starts.
 
         Raises:
-            TrackingError: within 10 seconds, where the store does not answer or cannot be written.
+            TrackingError: within 10 seconds, where the store does not respond or cannot be written.
         """
 
     @abstractmethod
@@ -92,19 +103,28 @@ class Tracker(ABC):
         """
 
     def trouble(self) -> Exception | None:
-        """Why the store does not respond, found out in a moment; None where that is not known."""
+        """Why the store does not respond, found in a moment; None where that is unknown."""
         return None
 
     def options(self) -> dict[str, str]:
-        """What tells this store from others: the class, and each of its options as text."""
+        """The class and its options as text, which together identify the store."""
         fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
         fields = {name: str(value) for name, value in fields.items()}
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
 
+    def is_store_of(self, recorded: Mapping[str, str]) -> bool:
+        """Whether ``recorded``, the ``options`` of a tracker, identifies this same store."""
+        return _without_module(recorded) == _without_module(self.options())
+
+
+def _without_module(options: Mapping[str, str]) -> dict[str, str]:
+    """A class may lie in another module than when the options were written down."""
+    return {**options, "_target_": options.get("_target_", "").rpartition(".")[2]}
+
 
 @dataclass(frozen=True)
 class NoTracking(Tracker):
-    """Record nothing; a job still leaves its files in its own output folder."""
+    """Record nothing; a job still leaves its files in its own folder."""
 
     def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> StoredRun:
         return SilentRun()
@@ -114,7 +134,7 @@ class NoTracking(Tracker):
 
 
 class SilentRun(StoredRun):
-    """Keeps nothing."""
+    """A run that keeps nothing."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         pass

@@ -16,14 +16,14 @@ _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def require_response(uri: str, within: float = 5.0) -> None:
-    """Return where the store responds, or is of a kind that only MLflow knows.
+    """Return if the store responds, or if only MLflow can tell (``s3://...`` and others).
 
     Args:
         uri: of the tracking store, without credentials.
-        within: so many seconds.
+        within: seconds to wait.
 
     Raises:
-        OSError: with the reason, in words, where it does not.
+        OSError: with the reason in words, if the store does not respond.
     """
     if not uri:
         raise OSError("it is empty")
@@ -39,7 +39,7 @@ def require_response(uri: str, within: float = 5.0) -> None:
             health = f"{uri.rstrip('/')}/health"
             urllib.request.urlopen(health, timeout=within).close()  # noqa: S310
         except urllib.error.HTTPError:
-            pass  # a server responds; what it tells MLflow's own calls will be seen
+            pass  # a server responds; MLflow's own calls will report what is wrong
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise OSError(f"no server responds there ({error})") from error
     elif database in _DATABASE_PORTS:
@@ -63,12 +63,12 @@ def _require_file(path: Path, within: float) -> None:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
     except sqlite3.OperationalError as error:
-        if "locked" in str(error):  # anything else is told by MLflow at once
+        if "locked" in str(error):  # MLflow reports anything else at once
             raise OSError(reason(error)) from error
 
 
 def _log_in(uri: str, within: float) -> None:
-    """MLflow tries ten times, and waits without limit for a server that is silent."""
+    """Log in once: MLflow would try ten times, and wait for a silent server without limit."""
     import sqlalchemy
 
     options = {"connect_timeout": max(1, int(within))}

@@ -1,4 +1,4 @@
-"""Why a store cannot be used, in a line that a person understands."""
+"""Why a tracking store cannot be used, in one line of plain words."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ _KNOWN = {  # what the libraries' messages contain -> the cause
 
 
 def reason(error: BaseException) -> str:
-    """The cause behind what MLflow, SQLAlchemy and requests wrapped around it."""
+    """The first cause of an error that MLflow, SQLAlchemy or requests wrapped into others."""
     chain = list(_chain(error))
     for cause in reversed(chain):
         text = str(cause)

@@ -1,4 +1,4 @@
-"""The file of a run's record: one line an entry, appended, flushed, and read back whole.
+"""The journal of a run: a file with one line per entry, appended, flushed and read back whole.
 
 A journal may come from somebody else's folder, so every entry is checked before it is used.
 """
@@ -16,6 +16,8 @@ from vae_pyro.errors import TrackingError
 from vae_pyro.files import cannot_write, read_regular, write_atomically
 from vae_pyro.tracking.base import Status
 
+# Names on disk and in the store stay: what earlier versions recorded must still be delivered.
+RECORD_FOLDER = "record"  # of a job or sweep
 JOURNAL = "journal.jsonl"
 TAG = "record"  # of the run in the tracker, so that it is found again and never opened twice
 _DELIVERED = "delivered"
@@ -53,17 +55,17 @@ _SCHEMAS = {
 
 
 def write_journal(folder: Path, entries: list[Entry]) -> None:
-    """All of it anew.
+    """Write all entries anew.
 
     Raises:
-        StorageError: where it cannot be written; the old one remains.
+        StorageError: where the journal cannot be written; the old one remains.
     """
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
     write_atomically(folder / JOURNAL, lines.encode())
 
 
 def append_entry(folder: Path, entry: Entry) -> None:
-    """Add a line, flushed to disk.
+    """Append one entry and flush it to disk.
 
     Raises:
         StorageError: where it cannot be written; nothing of it remains.
@@ -81,7 +83,7 @@ def append_entry(folder: Path, entry: Entry) -> None:
 
 
 def write_delivered(folder: Path, count: int, run_id: str | None) -> None:
-    """Neither flushed nor insisted on: where it is lost, entries are delivered again."""
+    """Note how far delivery has come; where this note is lost, entries are delivered again."""
     aside = folder / f".{_DELIVERED}"
     with suppress(OSError):
         aside.unlink(missing_ok=True)
@@ -91,7 +93,10 @@ def write_delivered(folder: Path, count: int, run_id: str | None) -> None:
 
 
 def read_journal(folder: Path) -> list[Entry]:
-    """The whole entries; what a crash left of a last one is cut off.
+    """All whole entries; a last line that a crash left incomplete is cut off.
+
+    Returns:
+        the entries in order; none where there is no journal.
 
     Raises:
         TrackingError: where an entry is damaged, or the file is no journal.
@@ -128,7 +133,7 @@ def read_journal(folder: Path) -> list[Entry]:
 
 
 def read_delivered(folder: Path) -> tuple[int, str | None]:
-    """How many entries were delivered at least, and to which run."""
+    """How many entries were delivered at least, and the id of the run that has them."""
     try:
         count, run_id = read_regular(folder / _DELIVERED, 1000).decode().split()
         return max(0, int(count)), run_id
@@ -137,7 +142,7 @@ def read_delivered(folder: Path) -> tuple[int, str | None]:
 
 
 def identities(entry: Entry) -> set[tuple[Any, ...]]:
-    """What a resumed job would record again."""
+    """Keys of what a resumed job would record a second time."""
     if entry["op"] == "metrics":
         return {("metric", name, entry["step"]) for name in entry["metrics"]}
     if entry["op"] == "image":

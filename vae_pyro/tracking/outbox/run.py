@@ -1,10 +1,11 @@
-"""A run's own record on disk: written first, delivered to the tracker when it responds."""
+"""The run that a job records to: written to disk first, delivered when the tracker responds."""
 
 import io
+import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from vae_pyro.errors import StorageError, TrackingError
 from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import grace, uninterrupted
 from vae_pyro.tracking.base import NoTracking, Run, Status, Tracker
-from vae_pyro.tracking.delivery import Delivery
-from vae_pyro.tracking.journal import (
+from vae_pyro.tracking.outbox.delivery import Delivery
+from vae_pyro.tracking.outbox.journal import (
     JOURNAL,
     TAG,
     Entry,
@@ -26,31 +27,30 @@ from vae_pyro.tracking.journal import (
     write_journal,
 )
 
-_LAST_WORDS = 2.5  # seconds that a process which was told to end waits for the store
+logger = logging.getLogger(__name__)
 
-Tell = Callable[[str], None]
+_LAST_WORDS = 2.5  # seconds that a process waits for the store after a signal has ended it
 
 
-class Record(Run):
-    """Everything is appended to ``journal.jsonl`` first, and then delivered in that order.
+class OutboxRun(Run):
+    """A run whose entries are written to disk first and then delivered in order.
 
-    Delivering happens in another thread. Where the tracker does not respond, the run goes on and
-    the tracker is tried again, ever less often. Nothing is recorded twice: not what a resumed job
-    records again, and not what is delivered again because it is unknown whether it had arrived.
+    Everything is appended to ``journal.jsonl``; another thread delivers it. Where the tracker does
+    not respond, the run goes on, and delivery is tried again at growing intervals. Each entry is
+    recorded once, even if a resumed job records it again, or if it is delivered a second time
+    because it is unknown whether it had arrived.
 
     Args:
-        folder: of the record; pictures are kept there too.
-        tracker: where it is delivered.
-        tell: called with one line where the tracker went away or came back.
+        folder: of the journal and of the pictures.
+        tracker: where the entries are delivered.
 
     Raises:
         StorageError: from every method, where the journal cannot be written.
     """
 
-    def __init__(self, folder: Path, tracker: Tracker, tell: Tell) -> None:
+    def __init__(self, folder: Path, tracker: Tracker) -> None:
         self._folder = folder
         self._tracker = tracker
-        self._tell = tell
         self._entries = read_journal(folder)
         self._delivery = Delivery(folder, tracker, self._entries)
         self._known: set[tuple[Any, ...]] = set()
@@ -59,12 +59,12 @@ class Record(Run):
 
     @property
     def run_id(self) -> str | None:
-        """The tracker's; None before the run was opened."""
+        """The tracker's id of this run; None before the run was opened."""
         return self._delivery.run_id
 
     @property
     def parent(self) -> str | None:
-        """Run id of the sweep that it is recorded under."""
+        """Run id of the sweep that this run belongs to."""
         parent: str | None = self._entries[0]["parent"]
         return parent
 
@@ -74,34 +74,35 @@ class Record(Run):
         return self._delivery.undelivered
 
     def start(
-        self, name: str, tags: Mapping[str, str], parent: str | None = None, *, must_answer: bool
+        self, name: str, tags: Mapping[str, str], parent: str | None = None, *, must_respond: bool
     ) -> None:
         """Open the run, or open it again.
 
         Args:
             name: of the run.
-            tags: likewise.
+            tags: of the run.
             parent: run id of the sweep it belongs to.
-            must_answer: whether a tracker that is away is an error, and not only told of.
+            must_respond: whether a tracker that does not respond is an error; otherwise it is
+                logged, and the entries wait.
 
         Raises:
-            TrackingError: where it must answer and does not; nothing is left behind.
+            TrackingError: where the tracker must respond and does not; nothing is left behind.
         """
         is_new = not self._entries
         if is_new:
             make_folder(self._folder)
             tags = {**tags, TAG: uuid.uuid4().hex}
             self._entries.append({"op": "start", "name": name, "tags": tags})
-        # Before the run is opened: a process that is killed in between finds the run by its tag.
+        # Before the run is opened: if the process is killed in between, the tag leads to the run.
         self.address(parent)
-        if must_answer:
+        if must_respond:
             try:
                 self._delivery.open()
             except TrackingError:
                 if is_new:
                     (self._folder / JOURNAL).unlink()
                 raise
-            except KeyboardInterrupt:  # told to end meanwhile
+            except KeyboardInterrupt:  # a signal ends the process meanwhile
                 self.end("KILLED")
                 self.close()
                 raise
@@ -110,15 +111,18 @@ class Record(Run):
         self._delivery.wake()
 
     def address(self, parent: str | None) -> None:
-        """Deliver to this tracker and under this parent from now on; before anything is delivered.
+        """Deliver to this tracker and under this parent from now on.
+
+        To be called before anything is delivered.
 
         Args:
             parent: run id of the sweep.
         """
-        first, tracker = self._entries[0], self._tracker.options()
-        if first.get("tracker", tracker) != tracker:  # all of it goes to another store
+        first = self._entries[0]
+        is_same_store = self._tracker.is_store_of(first.get("tracker", self._tracker.options()))
+        if not is_same_store:
             self._delivery.start_over()
-        self._entries[0] = {**first, "tracker": tracker, "parent": parent}
+        self._entries[0] = {**first, "tracker": self._tracker.options(), "parent": parent}
         if self._entries[0] != first:
             write_journal(self._folder, self._entries)
 
@@ -143,39 +147,44 @@ class Record(Run):
         self._add({"op": "image", "key": key, "step": step, "file": name})
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        self._add({"op": "file", "path": os.path.relpath(path, self._folder), "folder": folder})
+        relative = Path(os.path.relpath(path, self._folder)).as_posix()
+        self._add({"op": "file", "path": relative, "folder": folder})
 
     def describe(self, markdown: str) -> None:
         self._add({"op": "describe", "markdown": markdown})
 
     def end(self, status: Status) -> None:
         if status == "KILLED" and self._entries[-1] == {"op": "end", "status": "FINISHED"}:
-            return  # told to end when all was done
+            return  # the signal came when everything was done
         try:
             self._add({"op": "end", "status": status})
-        except StorageError:  # then at least the tracker shall know
+        except StorageError:  # the disk is full, but the tracker can still close its run
             self._delivery.end_unrecorded(status)
             raise
 
     def close(self) -> None:
+        """Wait some seconds until the store has everything; log how many entries still wait."""
         self._delivery.finish(grace(_LAST_WORDS))
-        self._pass_on_news()
         if self.undelivered:
-            uri = self._tracker.options().get("uri")
-            self._tell(
-                f"{self.undelivered} of {len(self._entries)} records wait in {self._folder}, "
-                f"because {self._delivery.why}; python -m vae_pyro.cli.deliver "
-                f"{self._folder.parent} --uri {uri} delivers them when it answers again"
+            logger.warning(
+                "%d of %d records wait in %s, because %s; python -m vae_pyro.cli.deliver %s "
+                "--uri %s delivers them when it answers again",
+                self.undelivered,
+                len(self._entries),
+                self._folder,
+                self._delivery.why,
+                self._folder.parent,
+                self._tracker.options().get("uri"),
             )
 
     def discard(self) -> None:
-        """Take back a run under which nothing happened."""
+        """Take back a run in which nothing happened."""
         self._delivery.discard()
         self._delivery.finish(_LAST_WORDS)
         (self._folder / JOURNAL).unlink(missing_ok=True)
 
     def deliver(self) -> None:
-        """Deliver what waits, and where the run stands; nothing is added."""
+        """Deliver what waits, and the run's parent; nothing is added to the journal."""
         self._delivery.wake(open_run=True)
         self.close()
 
@@ -185,11 +194,6 @@ class Record(Run):
             self._entries.append(entry)
             self._known |= identities(entry)
             self._delivery.wake()
-        self._pass_on_news()
-
-    def _pass_on_news(self) -> None:
-        for line in self._delivery.news():
-            self._tell(line)
 
 
 def open_run(
@@ -199,27 +203,34 @@ def open_run(
     tags: Mapping[str, str],
     parent: str | None = None,
     *,
-    must_answer: bool,
-    tell: Tell,
+    must_respond: bool,
 ) -> Run:
-    """A run with a record in ``folder``; goes on with the record that is there.
+    """A run of this tracker, with an outbox in ``folder``; an outbox that is there is continued.
+
+    Args:
+        tracker: where the run is recorded.
+        folder: of the outbox.
+        name: of the run.
+        tags: of the run.
+        parent: run id of the sweep it belongs to.
+        must_respond: whether a tracker that does not respond is an error.
 
     Raises:
-        TrackingError: as ``Record.start``.
-        StorageError: likewise.
+        TrackingError: as ``OutboxRun.start``.
+        StorageError: where the folder cannot be written.
     """
     if isinstance(tracker, NoTracking):
         return tracker.start_run(name, tags, parent)
-    record = Record(folder, tracker, tell)
-    record.start(name, tags, parent, must_answer=must_answer)
-    return record
+    run = OutboxRun(folder, tracker)
+    run.start(name, tags, parent, must_respond=must_respond)
+    return run
 
 
-def deliver_rest(tracker: Tracker, folder: Path, parent: str | None, tell: Tell) -> None:
-    """What a job that has ended still has to deliver, and under which parent it now stands."""
+def deliver_rest(tracker: Tracker, folder: Path, parent: str | None) -> None:
+    """Deliver what a job that has ended left in its outbox, and put its run under ``parent``."""
     if not isinstance(tracker, NoTracking) and read_journal(folder):
-        record = Record(folder, tracker, tell)
-        is_elsewhere = record.parent != parent
-        record.address(parent)
-        if is_elsewhere or record.undelivered:
-            record.deliver()
+        run = OutboxRun(folder, tracker)
+        is_elsewhere = run.parent != parent
+        run.address(parent)
+        if is_elsewhere or run.undelivered:
+            run.deliver()

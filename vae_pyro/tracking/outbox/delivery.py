@@ -1,37 +1,39 @@
-"""Hands a record's entries to the tracker in a thread of its own, so that training never waits."""
+"""The thread that delivers a run's entries, so that training never waits for the tracking store."""
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from vae_pyro.errors import TrackingError
 from vae_pyro.tracking.base import Status, StoredRun, Tracker
-from vae_pyro.tracking.journal import JOURNAL, TAG, Entry, read_delivered, write_delivered
+from vae_pyro.tracking.outbox.entries import hand_over, is_hopeless
+from vae_pyro.tracking.outbox.journal import JOURNAL, TAG, Entry, read_delivered, write_delivered
 from vae_pyro.tracking.reasons import reason
 
-_FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the tracker is away
+logger = logging.getLogger(__name__)
+
+_FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the store is away
 _A_MOMENT = 0.5  # seconds
-_LAST_WAIT = 0.5  # likewise, when the run ends
-# Seconds, where a run must be opened before the job starts. A store that does not respond is told
-# of after 5; making a new database, and importing MLflow, may take long on a busy machine.
+_LAST_WAIT = 0.5  # seconds between tries when the run ends
+# Seconds, where a run must be opened before the job starts. A store that does not respond is
+# reported after 5; making a new database, and importing MLflow, may take long on a busy machine.
 _RESPOND_WITHIN = 60.0
 _PATIENCE = 20.0  # seconds without progress, after which a run that has ended stops waiting
 _PATIENCE_WHEN_AWAY = 5.0  # likewise, where the last try failed
 
 
 class Delivery:
-    """The entries of one record on their way to the tracker, in order.
+    """The entries of one run on their way to the tracker, in order.
 
-    Every call of the tracker is made by the thread. The thread that records only waits where it
-    asks to, and a signal ends such a wait at once, however long the store takes.
+    Every call of the tracker is made by the thread. The thread that records waits only in ``open``
+    and ``finish``, and a signal ends such a wait at once, however long the store takes. The thread
+    logs it when the store goes away, when it is back, and when an entry must be left out.
 
     Args:
-        folder: of the record.
+        folder: of the journal.
         tracker: where the entries go.
         entries: of the journal; further ones are appended to this list, then ``wake`` is called.
 
@@ -46,17 +48,17 @@ class Delivery:
         self._entries = entries
         self.delivered, self.run_id = read_delivered(folder)
         self.delivered = min(self.delivered, len(entries))
-        self._unsure = len(entries)  # whether these have arrived is not known for certain
+        self._unsure = len(entries)  # of the first so many, any undelivered one may have arrived
         self._run: StoredRun | None = None
         self._must_open = False
         self._status: Status | None = None
         self._is_discarded = self._is_over = False
+        self._is_raised = False  # whether a failure becomes an exception, and needs no note
         self._failure: Exception | None = None
         self._wait = 0.0
         self._hurry = threading.Event()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._news: list[str] = []
 
     @property
     def undelivered(self) -> int:
@@ -67,7 +69,7 @@ class Delivery:
     def why(self) -> str:
         """Why entries wait, in words."""
         found: list[Exception | None] = [self._failure]
-        if self._failure is None:  # asked in a thread, because looking up a name may take long
+        if self._failure is None:  # in a thread, because looking up a host's name may take long
             ask = threading.Thread(
                 target=lambda: found.append(self._tracker.trouble()), daemon=True
             )
@@ -77,11 +79,11 @@ class Delivery:
         return "the tracking store takes too long" if error is None else reason(error)
 
     def start_over(self) -> None:
-        """All entries go to another store; before the first ``wake``."""
+        """Deliver all entries, because they go to another store; to be called before ``wake``."""
         self.delivered, self.run_id = 0, None
 
     def wake(self, *, open_run: bool = False) -> None:
-        """Deliver what waits.
+        """Deliver what waits, without waiting for it.
 
         Args:
             open_run: whether the run is opened although nothing waits.
@@ -99,17 +101,21 @@ class Delivery:
         Raises:
             TrackingError: where the tracker cannot do so, or not within a minute.
         """
+        self._is_raised = True
         self.wake(open_run=True)
-        self._wait_until(
-            lambda: self._run is not None or self._failure is not None, _RESPOND_WITHIN
-        )
+        try:
+            self._wait_until(
+                lambda: self._run is not None or self._failure is not None, _RESPOND_WITHIN
+            )
+        finally:
+            self._is_raised = False
         if self._run is not None:
             return
         self._stop()
         if isinstance(self._failure, TrackingError):
             raise self._failure
         raise TrackingError(
-            f"the tracking store cannot be used: {self.why} (asked for {_RESPOND_WITHIN:.0f} s). "
+            f"the tracking store cannot be used: {self.why} (waited {_RESPOND_WITHIN:.0f} s). "
             "Mend it, choose another (tracking.uri=...), or record nothing (tracking=none)"
         )
 
@@ -133,14 +139,8 @@ class Delivery:
             )
         self._stop()
 
-    def _is_behind(self) -> bool:
-        return self._is_busy() or self._failure is not None
-
-    def _state(self) -> tuple[int, bool]:
-        return self.delivered, self._failure is None
-
     def end_unrecorded(self, status: Status) -> None:
-        """Close the run although the journal has no room for saying so."""
+        """Close the tracker's run although the disk has no room for the journal's last entry."""
         self._status = status
         self.wake()
 
@@ -148,11 +148,6 @@ class Delivery:
         """Take the run back."""
         self._is_discarded = True
         self.wake()
-
-    def news(self) -> list[str]:
-        """What the user should be told of, since this was last asked."""
-        told, self._news = self._news, []
-        return told
 
     def _stop(self) -> None:
         with self._changed:
@@ -167,6 +162,12 @@ class Delivery:
             or self._is_discarded
         )
 
+    def _is_behind(self) -> bool:
+        return self._is_busy() or self._failure is not None
+
+    def _state(self) -> tuple[int, bool]:
+        return self.delivered, self._failure is None
+
     def _wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(condition, max(0.0, seconds))
@@ -178,17 +179,20 @@ class Delivery:
                 if self._is_over:
                     return
             try:
-                self._hand_over_all()
+                self._deliver_all()
             except Exception as error:  # of any of the libraries between here and the store
                 self._fail(error)
             else:
                 self._succeed()
 
     def _fail(self, error: Exception) -> None:
-        if not self._wait:
-            self._news.append(
-                f"the tracking store cannot take records for now ({reason(error)}); they are kept "
-                f"in {self._folder} and delivered when it answers again"
+        # Before others see the failure: when ``finish`` returns, the note is printed.
+        if not (self._wait or self._is_raised or self._is_over):
+            logger.warning(
+                "the tracking store cannot take records for now (%s); they are kept in %s and "
+                "delivered when it answers again",
+                reason(error),
+                self._folder,
             )
         self._wait = min(max(2 * self._wait, _FIRST_WAIT), _LONGEST_WAIT)
         with self._changed:
@@ -198,27 +202,27 @@ class Delivery:
             time.sleep(_LAST_WAIT)
 
     def _succeed(self) -> None:
-        if self._wait:
-            self._news.append("the tracking store answers again, and has every record")
+        if self._wait and not (self._is_over and self.undelivered):
+            logger.info("the tracking store answers again, and has every record")
         self._wait = 0.0
         with self._changed:
             self._failure = None
             self._changed.notify_all()
 
-    def _hand_over_all(self) -> None:
+    def _deliver_all(self) -> None:
         run = self._run or self._open()
         while self.undelivered and not self._is_over:
+            number = self.delivered + 1
+            is_repeated = number <= self._unsure
             try:
-                self._hand_over(run, self._entries[self.delivered])
+                hand_over(self._entries[number - 1], self._folder, run, is_repeated=is_repeated)
             except Exception as error:
-                self._unsure = max(self._unsure, self.delivered + 1)
-                if not _is_hopeless(error):
+                self._unsure = max(self._unsure, number)
+                if not is_hopeless(error):
                     raise
-                number = self.delivered + 1
-                self._news.append(
-                    f"line {number} of {self._folder / JOURNAL} is left out: {reason(error)}"
-                )
-            self._count(self.delivered + 1)
+                journal = self._folder / JOURNAL
+                logger.warning("line %d of %s is left out: %s", number, journal, reason(error))
+            self._count(number)
         if self._status is not None:
             run.end(self._status)
             self._status = None
@@ -241,7 +245,7 @@ class Delivery:
         delivered = max(self.delivered, 1)
         if run is None and self._is_over:  # it would stay open
             raise TrackingError("the run was given up before it was opened")
-        if run is None:  # or gone: then the record makes it anew
+        if run is None:  # new, or deleted: then all entries are delivered again
             run = self._tracker.start_run(start["name"], start["tags"], start["parent"])
             delivered = 1
         self.run_id = run.run_id
@@ -250,54 +254,3 @@ class Delivery:
             self._run, self._must_open = run, False
             self._changed.notify_all()
         return run
-
-    def _hand_over(self, run: StoredRun, entry: Entry) -> None:
-        if entry["op"] == "params":
-            run.log_params(entry["params"])
-        elif entry["op"] == "metrics":
-            run.log_metrics(entry["metrics"], entry["step"], entry["at"])
-        elif entry["op"] == "image":
-            is_unsure = self.delivered < self._unsure
-            if not (is_unsure and run.has_image(entry["key"], entry["step"])):
-                image = _picture(_inside(self._folder, self._folder / entry["file"]))
-                run.log_image(entry["key"], image, entry["step"])
-        elif entry["op"] == "file":
-            path = _inside(self._folder.parent, self._folder / entry["path"])
-            if path.exists():
-                run.log_file(path, entry["folder"])
-        elif entry["op"] == "describe":
-            run.describe(entry["markdown"])
-        elif entry["op"] == "end":
-            run.end(entry["status"])
-
-
-def _inside(folder: Path, path: Path) -> Path:
-    """The file that is meant, links resolved; a journal must not name a file elsewhere."""
-    try:
-        folder, found = folder.resolve(), path.resolve()
-        is_other = found.exists() and not found.is_file()
-    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
-        raise _UnusableError(f"{str(path)!r} cannot be found") from error
-    if not found.is_relative_to(folder):
-        raise _UnusableError(f"{str(path)!r} is not a file in {folder}")
-    if is_other:
-        raise _UnusableError(f"{str(path)!r} is not a regular file")
-    return found
-
-
-def _picture(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return np.asarray(image)
-    except Exception as error:  # whatever the decoder meets in a damaged file
-        raise _UnusableError(str(error)) from error
-
-
-def _is_hopeless(error: Exception) -> bool:
-    """Whether an entry will never be taken: its file is unusable, or the store finds it wrong."""
-    is_wrong = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
-    return is_wrong or isinstance(error, _UnusableError)
-
-
-class _UnusableError(Exception):
-    """A file of the record that is damaged, or outside its folder."""

@@ -1,4 +1,4 @@
-"""Records in MLflow: a database or a server. The only file that imports mlflow."""
+"""Runs in MLflow: a database or a server. The only file that imports mlflow."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ import numpy as np
 
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import TrackingError
-from vae_pyro.files import locked
+from vae_pyro.files import lock
 from vae_pyro.tracking.base import Status, StoredRun, Tracker
 from vae_pyro.tracking.reach import require_response
 from vae_pyro.tracking.reasons import reason
@@ -30,15 +30,16 @@ _IN_FILE = re.compile(r"sqlite:///(?!:memory:|file:)[^?]+")
 
 @dataclass(frozen=True)
 class MLflow(Tracker):
-    """Record in MLflow.
+    """A tracking store of MLflow.
 
     Args:
         uri: a database (``sqlite:///mlflow.db``, ``postgresql://...``) or a server (``http://...``).
-        experiment: its name; created where it is missing.
+        experiment: name of the experiment; created where it is missing.
 
     Raises:
         ConfigError: where the address holds credentials.
-        TrackingError: where it is that of a database in memory, which would be lost with the job.
+        TrackingError: where the address is that of a database in memory, which would be lost with
+            the job.
     """
 
     uri: str = "sqlite:///mlflow.db"
@@ -87,10 +88,10 @@ class MLflow(Tracker):
         return {**super().options(), "uri": uri}
 
     def client(self) -> "MlflowClient":
-        """MLflow's own client of a store that answers.
+        """MLflow's own client of this store.
 
         Raises:
-            TrackingError: where it does not.
+            TrackingError: where the store does not respond.
         """
         try:
             require_response(self.uri)
@@ -105,7 +106,7 @@ class MLflow(Tracker):
         import mlflow
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        # Its tracebacks of what is raised again, and told by whoever called.
+        # Tracebacks of errors that are raised again, and reported where they are caught.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         try:
             with self._whole_database():
@@ -134,7 +135,7 @@ class MLflow(Tracker):
         try:
             created: str = client.create_experiment(self.experiment, self._artifacts(), tags=kind)
         except Exception:
-            # Of two who start at once on a fresh server, one comes second.
+            # Of two processes that start at once on a fresh server, one comes second.
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is None:
                 raise
@@ -143,7 +144,7 @@ class MLflow(Tracker):
 
     @contextmanager
     def _whole_database(self) -> Iterator[None]:
-        """A new embedded database is made by one process, and is there whole or not at all.
+        """One process makes a new embedded database, which appears whole or not at all.
 
         MLflow makes the tables with its first client: of two processes that do so at once one
         crashes, and a database whose process was killed meanwhile is refused ever after.
@@ -154,7 +155,7 @@ class MLflow(Tracker):
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         path = Path(self.uri.removeprefix("sqlite:///")).absolute()
-        with locked(path.with_name(f".{path.name}.lock")):
+        with lock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 aside = path.with_name(f".{path.name}.new")
                 for leftover in path.parent.glob(f"{aside.name}*"):
@@ -169,7 +170,7 @@ class MLflow(Tracker):
         return Path(self.uri.removeprefix("sqlite:///")).absolute().parent
 
     def _artifacts(self) -> str | None:
-        """Beside an embedded database; a server knows its own place."""
+        """Where artifacts lie: beside an embedded database; a server decides for itself."""
         if self.uri.startswith("sqlite:///"):
             return (self._sqlite_folder() / "mlartifacts").as_uri()
         return None
@@ -187,7 +188,7 @@ class MLflow(Tracker):
 
 @contextmanager
 def downloaded(run_id: str, artifact: str, uri: str | None = None) -> Iterator[Path]:
-    """A copy of what a run kept, in a folder that is removed afterwards.
+    """A copy of a run's artifact, in a folder that is removed afterwards.
 
     Args:
         run_id: MLflow's.
@@ -195,7 +196,7 @@ def downloaded(run_id: str, artifact: str, uri: str | None = None) -> Iterator[P
         uri: of the tracking store; by default $MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db``.
 
     Raises:
-        TrackingError: where the store does not answer, or has no such run or artifact.
+        TrackingError: where the store does not respond, or has no such run or artifact.
     """
     store = MLflow(uri or os.environ.get("MLFLOW_TRACKING_URI") or MLflow.uri)
     if store.uri.startswith("sqlite:///"):

@@ -1,0 +1,61 @@
+"""What modules log reaches the user as notes: each once, whole, on standard output."""
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from vae_pyro.cli.console import make_console, print_notes
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    logger = logging.getLogger("vae_pyro")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+def test_a_message_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not by Hydra's handler as well, and not once for each job of a sweep."""
+    root = logging.StreamHandler()
+    logging.getLogger().addHandler(root)
+    try:
+        for _ in range(3):
+            print_notes(make_console())
+        logger = logging.getLogger("vae_pyro.tracking")
+        logger.debug("unimportant")
+        logger.info("%d records", 3)
+        logger.warning("away")
+        logging.getLogger("another").info("of no interest")
+    finally:
+        logging.getLogger().removeHandler(root)
+    captured = capsys.readouterr()
+    assert captured.out == "note: 3 records\nnote: away\n"
+    assert captured.err == ""
+
+
+def test_a_message_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_notes(Console(width=20))
+    message = "[bold]a[/bold] path/:smile:/100% and more than fits into a line " + "x" * 200
+    logging.getLogger("vae_pyro").info(message)
+    assert capsys.readouterr().out == f"note: {message}\n"
+
+
+def test_messages_of_threads_are_not_mixed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_notes(make_console())
+    logger = logging.getLogger("vae_pyro.tracking")
+
+    def log(letter: str) -> None:
+        for _ in range(100):
+            logger.info(letter * 50)
+
+    threads = [threading.Thread(target=log, args=[letter]) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines) == sorted(f"note: {letter * 50}" for letter in "abcd" * 100)

@@ -1,0 +1,50 @@
+"""Standard output of the programs: the console they print on, and the notes among its lines."""
+
+import logging
+
+from rich.console import Console
+
+_WIDTH = 140  # characters, enough for the table of results
+
+
+def make_console() -> Console:
+    """Standard output; wide enough for the table of results where it is not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, _WIDTH))
+
+
+def print_notes(console: Console) -> None:
+    """Print what the modules of this package log from now on, each message on a line of its own.
+
+    A message at level INFO or above becomes ``note: <message>``. It goes nowhere else: Hydra's own
+    handlers, which belong to the root logger, would print it a second time.
+
+    Args:
+        console: where to print; it replaces the console of an earlier call.
+    """
+    logger = logging.getLogger("vae_pyro")
+    for handler in [h for h in logger.handlers if isinstance(h, _NoteHandler)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_NoteHandler(console))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _NoteHandler(logging.Handler):
+    """Prints through rich, so that a note appears above a progress bar and does not break it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._console.print(
+                f"note: {record.getMessage()}",
+                highlight=False,
+                markup=False,
+                emoji=False,  # a path may hold :x:
+                soft_wrap=True,
+            )
+        except Exception:  # a note that cannot be printed must not end a run
+            self.handleError(record)
