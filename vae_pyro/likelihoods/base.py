@@ -163,13 +163,3 @@ class Likelihood(nn.Module, ABC):
 def inverse_softplus(y: Tensor) -> Tensor:
     """The s with softplus(s) = y, for y > 0."""
     return y + torch.log(-torch.expm1(-y))
-
-
-def require_positive(name: str, value: float) -> None:
-    """Refuse an option of a likelihood.
-
-    Raises:
-        ValueError: where ``value`` is not positive.
-    """
-    if not value > 0:
-        raise ValueError(f"{name}: must be positive, got {value}")

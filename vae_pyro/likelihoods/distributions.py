@@ -1,13 +1,13 @@
 """Distributions over one pixel that PyTorch lacks, or computes too roughly for a log p(x).
 
-All have event dimension 0, one parameter set per pixel, and are made images by ``to_event(3)``.
+Each has one set of parameters per pixel and event dimension 0; ``to_event(3)`` makes it a
+distribution over images.
 """
 
 from typing import Any
 
 import torch
-from pyro.distributions import Beta as TorchBeta
-from pyro.distributions import Categorical, TorchDistribution
+from pyro.distributions import Beta, Categorical, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
@@ -43,7 +43,7 @@ class PixelDistribution(TorchDistribution):  # type: ignore[misc]  # Pyro's clas
         return new
 
 
-class ContinuousBernoulli(PixelDistribution):
+class PixelContinuousBernoulli(PixelDistribution):
     """p(x) = exp(eta x) eta / (exp(eta) - 1) on [0, 1].
 
     Written so that it stays exact in float32 for every eta: with a = abs(eta) and d the distance
@@ -102,7 +102,7 @@ class ContinuousBernoulli(PixelDistribution):
         return 0.25 * torch.where(small, series, safe**-2 - torch.sinh(safe) ** -2)
 
 
-class Beta(PixelDistribution):
+class PixelBeta(PixelDistribution):
     """p(x) = x^(a - 1) (1 - x)^(b - 1) / B(a, b) on (0, 1), computed in float64.
 
     log B(a, b) is a difference of log-gammas that grow with a and b: at a = b = 10^5, float32 would
@@ -122,9 +122,7 @@ class Beta(PixelDistribution):
         )
 
     def _exact(self) -> Any:
-        return TorchBeta(
-            self.concentration1.double(), self.concentration0.double(), validate_args=False
-        )
+        return Beta(self.concentration1.double(), self.concentration0.double(), validate_args=False)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density at x in (0, 1), in the dtype of the parameters."""
@@ -151,7 +149,7 @@ class Beta(PixelDistribution):
         return self.mean * (1 - self.mean) / (total + 1)
 
 
-class LevelDistribution(PixelDistribution):
+class PixelLevels(PixelDistribution):
     """A distribution over x = level / (L - 1), level = 0 .. L - 1; sums to 1 over the levels.
 
     Args:
@@ -164,7 +162,7 @@ class LevelDistribution(PixelDistribution):
         super().__init__(batch_shape, **parameters)
 
 
-class CategoricalLevels(LevelDistribution):
+class PixelCategorical(PixelLevels):
     """P(level = l) = softmax(logits)_l.
 
     Args:
@@ -199,7 +197,7 @@ class CategoricalLevels(LevelDistribution):
         return self.logits.softmax(-1) @ x
 
 
-class DiscretizedLogisticMixture(LevelDistribution):
+class PixelLogisticMixture(PixelLevels):
     """P(level) = sum_k pi_k [F((x + h - mu_k) / s_k) - F((x - h - mu_k) / s_k)].
 
     F is the logistic function, h = 1 / (2 (L - 1)) half the distance of two levels; the lowest

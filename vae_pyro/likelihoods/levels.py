@@ -5,8 +5,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from vae_pyro.likelihoods import distributions
-from vae_pyro.likelihoods.base import Likelihood, Support, inverse_softplus, require_positive
+from vae_pyro.likelihoods.base import Likelihood, Support, inverse_softplus
+from vae_pyro.likelihoods.checks import require_positive
+from vae_pyro.likelihoods.distributions import PixelCategorical, PixelLogisticMixture
 
 
 class Categorical(Likelihood):
@@ -25,7 +26,7 @@ class Categorical(Likelihood):
         self.num_parameters = num_levels
 
     def forward(self, parameters: Tensor) -> TorchDistribution:
-        return distributions.CategoricalLevels(parameters.movedim(-4, -1)).to_event(3)
+        return PixelCategorical(parameters.movedim(-4, -1)).to_event(3)
 
     def initial_parameters(self, x: Tensor) -> Tensor:
         """Log frequency of each level at each pixel, with one count added to every level."""
@@ -62,7 +63,7 @@ class DiscretizedLogisticMixture(Likelihood):
     def forward(self, parameters: Tensor) -> TorchDistribution:
         assert self.num_levels is not None
         logits, loc, raw_scale = parameters.movedim(-4, -1).chunk(3, dim=-1)
-        return distributions.DiscretizedLogisticMixture(
+        return PixelLogisticMixture(
             self.num_levels, logits, loc, softplus(raw_scale) + self.min_scale
         ).to_event(3)
 

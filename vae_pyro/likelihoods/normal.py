@@ -6,7 +6,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from vae_pyro.likelihoods.base import Likelihood, Support, inverse_softplus, require_positive
+from vae_pyro.likelihoods.base import Likelihood, Support, inverse_softplus
+from vae_pyro.likelihoods.checks import require_positive
 
 
 def _normal(loc: Tensor, scale: Tensor | float) -> TorchDistribution:

@@ -6,8 +6,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from vae_pyro.likelihoods import distributions
 from vae_pyro.likelihoods.base import Likelihood, Support
+from vae_pyro.likelihoods.distributions import PixelBeta, PixelContinuousBernoulli
 
 _LOG_MAX_CONCENTRATION = math.log(1e6)
 
@@ -23,14 +23,14 @@ class ContinuousBernoulli(Likelihood):
     support = Support.UNIT_INTERVAL
 
     def forward(self, parameters: Tensor) -> TorchDistribution:
-        return distributions.ContinuousBernoulli(parameters.squeeze(-4)).to_event(3)
+        return PixelContinuousBernoulli(parameters.squeeze(-4)).to_event(3)
 
     def initial_parameters(self, x: Tensor) -> Tensor:
         """The eta whose mean is the training mean, by Newton's method."""
         target = x.double().mean(0)
         eta = torch.zeros_like(target)
         for _ in range(50):
-            p = distributions.ContinuousBernoulli(eta)
+            p = PixelContinuousBernoulli(eta)
             eta = eta + ((target - p.mean) / p.variance).clamp(-2, 2)
         return eta.to(x.dtype).unsqueeze(0)
 
@@ -48,7 +48,7 @@ class Beta(Likelihood):
     def forward(self, parameters: Tensor) -> TorchDistribution:
         logit, log_concentration = parameters.unbind(-4)
         concentration = log_concentration.clamp(max=_LOG_MAX_CONCENTRATION).exp()
-        return distributions.Beta(
+        return PixelBeta(
             concentration * torch.sigmoid(logit) + 1e-3,
             concentration * torch.sigmoid(-logit) + 1e-3,
         ).to_event(3)
