@@ -7,18 +7,11 @@ from types import EllipsisType
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Distribution
 from torch import Tensor, nn
 
 from vae_pyro.guide import DiagNormal, Guide
-from vae_pyro.likelihoods import Bernoulli, Likelihood
-from vae_pyro.likelihoods.checks import (
-    built,
-    require_images,
-    require_points,
-    require_whole,
-    whole_shape,
-)
+from vae_pyro.likelihoods import Bernoulli, Likelihood, checks
 from vae_pyro.model import Model
 from vae_pyro.networks import MLP, Label, LabelledNetwork, Network
 from vae_pyro.randomness import drawing
@@ -62,7 +55,8 @@ class VAE(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are, and where x and z must be."""
-        return self.model.origin.device
+        device: torch.device = self.model.origin.device
+        return device
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -73,7 +67,7 @@ class VAE(nn.Module):
             self._image_shape = (channels, height, width)
         return self._image_shape
 
-    def encode(self, x: Tensor) -> TorchDistribution:
+    def encode(self, x: Tensor) -> Distribution:
         """q(z | x), with gradients.
 
         Args:
@@ -94,7 +88,7 @@ class VAE(nn.Module):
         self.likelihood.check(x)
         return self.guide.posterior(x)
 
-    def decode(self, z: Tensor) -> TorchDistribution:
+    def decode(self, z: Tensor) -> Distribution:
         """p(x | z), with gradients.
 
         Args:
@@ -110,7 +104,7 @@ class VAE(nn.Module):
         >>> vp.build_vae(3, (1, 8, 8)).decode(torch.zeros(5, 3)).mean.shape
         torch.Size([5, 1, 8, 8])
         """
-        require_points(z, self.latent_dim, self.model.origin)
+        checks.require_points(z, self.latent_dim, self.model.origin)
         return self.model.decode(z)
 
     @torch.no_grad()
@@ -150,7 +144,7 @@ class VAE(nn.Module):
         >>> vp.build_vae(2, (1, 8, 8)).sample(16, seed=0).unique()
         tensor([0., 1.])
         """
-        require_whole("n", n)
+        checks.require_whole("n", n)
         with drawing("samples", seed, self.device):
             p_x = self.model.decode(self.model.prior().sample((n,)))
             images: Tensor = p_x.mean if means else self.likelihood.into_support(p_x.sample())
@@ -162,7 +156,7 @@ class VAE(nn.Module):
         Raises:
             DataError: naming what x is, what it must be and how to convert it.
         """
-        require_images(x, self.image_shape, self.model.origin)
+        checks.require_images(x, self.image_shape, self.model.origin)
 
     def __repr__(self) -> str:
         count = sum(weight.numel() for weight in self.parameters())
@@ -191,15 +185,15 @@ def build_vae(
         image_shape: ``(C, H, W)``.
         network: builds both the encoder and the decoder; an instance, or a class or function
             without arguments.
-        likelihood: the family of p(x | z); an instance, or a class or function of ``num_levels``;
-            by default Bernoulli.
+        likelihood: the family of p(x | z), by default Bernoulli; an instance, or a class or
+            function of ``num_levels``.
         guide: the family of q(z | x); a class or function of (latent_dim, build_encoder,
             **guide_options), or an instance for this latent_dim and image_shape.
         guide_options: further keyword arguments of the guide.
         train_x: prepared training images, ``(N, C, H, W)``. With ``network.output_bias="data"``
             the decoder's output bias starts at what fits them best; without them, at zero.
         num_levels: how many values a pixel of the data can have, ``data.num_levels``. Needed where
-            ``likelihood`` is a class or function; 2 where it is left out.
+            ``likelihood`` is a class or function; where that is left out too, 2.
         seed: fixes the initial weights, which are those of the command with this seed; with None,
             PyTorch's default generator is used.
 
@@ -211,9 +205,9 @@ def build_vae(
     >>> vp.build_vae(2, (1, 8, 8), likelihood=vp.likelihoods.Normal, num_levels=17)
     VAE(latent_dim=2, image_shape=(1, 8, 8), Normal, DiagNormal, 375,268 weights)
     """
-    require_whole("latent_dim", latent_dim)
-    shape = whole_shape(image_shape)
-    network = built(network, Network, "network")
+    checks.require_whole("latent_dim", latent_dim)
+    shape = checks.whole_shape(image_shape)
+    network = checks.built(network, Network, "network")
     likelihood = _likelihood(likelihood, num_levels)
     initial = torch.zeros(likelihood.num_parameters, *shape)
     if train_x is not None and network.output_bias == "data":
@@ -221,7 +215,7 @@ def build_vae(
     encoder = partial(network.encoder, shape)
     with drawing("initial weights", seed):
         model = Model(latent_dim, network.decoder(latent_dim, initial), likelihood)
-        guide = built(guide, Guide, "guide", latent_dim, encoder, **(guide_options or {}))
+        guide = checks.built(guide, Guide, "guide", latent_dim, encoder, **(guide_options or {}))
     if guide.latent_dim != latent_dim:
         raise ValueError(f"guide: has latent_dim={guide.latent_dim}, but latent_dim={latent_dim}")
     return VAE(model, guide, shape)
@@ -231,21 +225,19 @@ def _likelihood(
     given: Likelihood | Callable[[int | None], Likelihood] | None,
     num_levels: int | EllipsisType | None,
 ) -> Likelihood:
-    levels_given = not isinstance(num_levels, EllipsisType)
-    if given is None:
-        return Bernoulli(num_levels if levels_given else 2)
-    if isinstance(given, Likelihood):
-        if levels_given and num_levels != given.num_levels:
+    if isinstance(num_levels, EllipsisType):
+        if callable(given) and not isinstance(given, Likelihood):
+            name = getattr(given, "__name__", "this")
             raise ValueError(
-                f"num_levels: is {num_levels}, but the likelihood has {given.num_levels}; give one"
+                f"num_levels: likelihood={name} needs it; give num_levels=data.num_levels, or "
+                f"likelihood={name}(data.num_levels)"
             )
-    elif callable(given) and not levels_given:
-        name = getattr(given, "__name__", "this")
+        num_levels = 2
+    elif isinstance(given, Likelihood) and num_levels != given.num_levels:
         raise ValueError(
-            f"num_levels: likelihood={name} needs it; give num_levels=data.num_levels, or "
-            f"likelihood={name}(data.num_levels)"
+            f"num_levels: is {num_levels}, but the likelihood has {given.num_levels}; give one"
         )
-    return built(given, Likelihood, "likelihood", num_levels)
+    return checks.built(Bernoulli if given is None else given, Likelihood, "likelihood", num_levels)
 
 
 class ConditionalVAE(nn.Module):

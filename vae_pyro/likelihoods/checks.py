@@ -86,7 +86,7 @@ def whole_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
     Raises:
         ValueError: where it is anything else.
     """
-    if isinstance(image_shape, str) or len(image_shape) != 3:
+    if len(image_shape) != 3:
         raise ValueError(f"image_shape: must be three numbers, (C, H, W), got {image_shape!r}")
     for size in image_shape:
         require_whole("image_shape", size)
@@ -121,7 +121,7 @@ def built(given: Any, kind: type[T], name: str, *arguments: Any, **options: Any)
     return made
 
 
-def _require_tensor(given: Tensor, wanted: str, weights: Tensor) -> None:
+def _require_tensor(given: object, wanted: str, weights: Tensor) -> None:
     name = wanted[0]
     if not isinstance(given, Tensor):
         way_out = f"convert it: torch.as_tensor({name}, dtype={weights.dtype})"
