@@ -56,7 +56,7 @@ class Trained:
         """
         images = getattr(self.dataset, split).images
         prepare = self.vae.model.likelihood.prepare
-        x: Tensor = prepare(images, self.dataset.held_out_stream(split).generator)  # type: ignore[arg-type]
+        x: Tensor = prepare(images, self.dataset.held_out_stream(split).generator)
         return x[:num_images].to(self.vae.model.origin.device)
 
 

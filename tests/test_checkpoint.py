@@ -128,8 +128,8 @@ def test_a_size_that_is_not_that_of_the_weights_is_refused_before_it_is_allocate
     allocated = []
     build_vae = checkpoint.build_vae
 
-    def watched(*arguments: Any) -> VAE:
-        vae = build_vae(*arguments)
+    def watched(*arguments: Any, **options: Any) -> VAE:
+        vae = build_vae(*arguments, **options)
         allocated.extend(t for t in vae.state_dict().values() if t.device.type != "meta")
         return vae
 

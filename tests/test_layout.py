@@ -43,6 +43,7 @@ INNER_LAYERS = {
     "data": ["dataset", "digits", "linear_gaussian", "files", "mnist", "omniglot", "cifar10"],
     "likelihoods": [
         "preparation",
+        "checks",
         "base",
         "binary",
         "distributions",

@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import distributions as dist
-from pyro.distributions import TorchDistribution, transforms
+from pyro.distributions import Distribution, transforms
 from pyro.nn import ConditionalAutoRegressiveNN, MaskedLinear, PyroModule
 from pyro.nn.auto_reg_nn import create_mask
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Guide(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
         """How many numbers the encoder is to say of an image."""
 
     @abstractmethod
-    def posterior(self, x: Tensor) -> TorchDistribution:
+    def posterior(self, x: Tensor) -> Distribution:
         """q_phi(z | x) for x ``(batch, C, H, W)``: batch shape ``(batch,)``, event ``(D,)``."""
 
     def posterior_mean(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class DiagNormal(Guide):
     def num_outputs(self) -> int:
         return 2 * self.latent_dim
 
-    def posterior(self, x: Tensor) -> TorchDistribution:
+    def posterior(self, x: Tensor) -> Distribution:
         loc, raw_scale = self.encoder(x).chunk(2, dim=-1)
         return dist.Normal(loc, softplus(raw_scale) + MIN_SCALE, validate_args=False).to_event(1)
 
@@ -99,7 +99,7 @@ class FullRankNormal(Guide):
     def num_outputs(self) -> int:
         return self.latent_dim + self.latent_dim * (self.latent_dim + 1) // 2
 
-    def posterior(self, x: Tensor) -> TorchDistribution:
+    def posterior(self, x: Tensor) -> Distribution:
         d = self.latent_dim
         loc, raw_diagonal, below = self.encoder(x).split([d, d, d * (d - 1) // 2], dim=-1)
         rows, columns = torch.tril_indices(d, d, offset=-1, device=x.device)
@@ -179,7 +179,7 @@ class Flow(Guide):
     def num_outputs(self) -> int:
         return 2 * self.latent_dim + self._context
 
-    def posterior(self, x: Tensor) -> TorchDistribution:
+    def posterior(self, x: Tensor) -> Distribution:
         d = self.latent_dim
         loc, raw_scale, h = self.encoder(x).split([d, d, self._context], dim=-1)
         base = dist.Normal(loc, softplus(raw_scale) + MIN_SCALE, validate_args=False).to_event(1)

@@ -59,10 +59,10 @@ class Model(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
             image: Tensor = pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
         return image
 
-    def prior(self) -> dist.TorchDistribution:
+    def prior(self) -> dist.Distribution:
         """p(z) = N(0, I), event shape ``(D,)``."""
         return dist.Normal(self.origin, 1.0, validate_args=False).to_event(1)
 
-    def decode(self, z: Tensor) -> dist.TorchDistribution:
+    def decode(self, z: Tensor) -> dist.Distribution:
         """p_theta(x | z) for z ``(*batch, D)``: batch shape ``(*batch,)``, event ``(C, H, W)``."""
         return self.likelihood(self.decoder(z))

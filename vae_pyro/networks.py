@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, one_hot
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -237,6 +237,69 @@ class OverBatchAxes(nn.Module):
         batch, event = x.shape[: -self.event_dim], x.shape[-self.event_dim :]
         y: Tensor = self.module(x.reshape(-1, *event))
         return y.reshape(*batch, *y.shape[1:])
+
+
+class Label:
+    """The class y that the networks of one conditional VAE are given at the moment.
+
+    Args:
+        num_classes: y is a whole number from 0 to num_classes - 1.
+
+    Attributes:
+        y: a scalar, or one class for each image, int64 ``(batch,)``; None where there is none.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.y: Tensor | None = None
+
+    def one_hot(self, like: Tensor, event_dim: int) -> Tensor:
+        """``(*batch, num_classes)``, with the batch axes of ``like``."""
+        if self.y is None:
+            raise ValueError("y: a conditional VAE is used within `with conditional.given(y)`")
+        batch = like.shape[: like.ndim - event_dim]
+        return one_hot(self.y.to(like.device), self.num_classes).to(like).expand(*batch, -1)
+
+
+@dataclass(frozen=True)
+class LabelledNetwork(Network):
+    """Another network, with the one-hot y among the inputs of its encoder and decoder.
+
+    Args:
+        network: builds both, for so many more inputs.
+        label: holds y.
+        output_bias: see ``Network``.
+    """
+
+    network: Network
+    label: Label
+
+    def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
+        channels, height, width = image_shape
+        wider = (channels + self.label.num_classes, height, width)
+        return WithLabel(self.network.encoder(wider, num_outputs), self.label, event_dim=3)
+
+    def decoder(self, latent_dim: int, initial: Tensor) -> nn.Module:
+        inputs = latent_dim + self.label.num_classes
+        return WithLabel(self.network.decoder(inputs, initial), self.label, event_dim=1)
+
+
+class WithLabel(nn.Module):
+    """Appends the one-hot y to the inputs of a module, along their first event axis."""
+
+    def __init__(self, module: nn.Module, label: Label, event_dim: int) -> None:
+        super().__init__()
+        self.module = module
+        self.label = label
+        self.event_dim = event_dim
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        batch = inputs.shape[: inputs.ndim - self.event_dim]
+        y = self.label.one_hot(inputs, self.event_dim)
+        rest = inputs.shape[len(batch) + 1 :]
+        y = y.reshape(*y.shape, *[1] * len(rest)).expand(*y.shape, *rest)
+        outputs: Tensor = self.module(torch.cat([inputs, y], dim=-self.event_dim))
+        return outputs
 
 
 def _output_layer(num_inputs: int, initial: Tensor) -> tuple[nn.Linear, Reshape]:

@@ -33,6 +33,7 @@ MODEL_FOLDER = "model"
 _WEIGHTS = "weights.safetensors"
 _BLUEPRINT = "model.json"
 _MOST_WORDS = 1_000_000  # bytes of a blueprint, and of the header that safetensors have
+_MOST_JOBS = 50  # named in a message
 _COPIES = (
     5  # of every weight in training: itself, its gradient, Adam's two moments, the best so far
 )
@@ -87,6 +88,7 @@ class Blueprint:
                 guide,
                 guide_options,
                 train_x,
+                seed=None,  # the caller has chosen where random numbers come from
             )
         except ValueError as error:
             option = str(error).partition(":")[0]
@@ -160,6 +162,32 @@ def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> list[Path]:
     }
     write_atomically(folder / _BLUEPRINT, json.dumps(description, indent=2).encode())
     return [folder / _WEIGHTS, folder / _BLUEPRINT]
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder with the saved model: this one, or ``model`` in it.
+
+    Raises:
+        CheckpointError: where there is none; for a sweep's folder, naming its jobs' folders.
+    """
+    for candidate in (folder, folder / "model"):
+        if (candidate / _BLUEPRINT).exists():
+            return candidate
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no trained model can be read from {folder}: there is no such folder; give a job's "
+            "folder, or the id of its run"
+        )
+    jobs = sorted(blueprint.parents[1] for blueprint in folder.glob(f"*/model/{_BLUEPRINT}"))
+    if jobs:
+        shown = ", ".join(map(str, jobs[:_MOST_JOBS])) + (", ..." if len(jobs) > _MOST_JOBS else "")
+        raise CheckpointError(
+            f"{folder} holds {len(jobs)} trained models: give the folder of one of them: {shown}"
+        )
+    raise CheckpointError(
+        f"no trained model can be read from {folder}: neither it nor {folder / 'model'} holds "
+        f"{_BLUEPRINT}, which a job writes when its training ends"
+    )
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> VAE:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vae_pyro.likelihoods import Likelihood, Support
-from vae_pyro.likelihoods.distributions import Beta, ContinuousBernoulli
+from vae_pyro.likelihoods.distributions import PixelBeta, PixelContinuousBernoulli
 
 _STANDARD_DEVIATIONS = 12.0
 _SAMPLES = 4096  # of q, to see where it is
@@ -86,7 +86,7 @@ def over_z(q: TorchDistribution, points: int) -> tuple[float, float]:
 
 def log_integral_of_bernoulli_formula(logits: Tensor) -> Tensor:
     """log of the integral over x in (0, 1) of m^x (1 - m)^(1 - x), with m = sigmoid(logits)."""
-    norm = -ContinuousBernoulli(logits).log_prob(torch.zeros_like(logits))
+    norm = -PixelContinuousBernoulli(logits).log_prob(torch.zeros_like(logits))
     return norm + logsigmoid(-logits)
 
 
@@ -96,17 +96,17 @@ def _over_unit_interval(pixels: TorchDistribution, like: Tensor, points: int) ->
     Close to 1 there are few numbers, close to 0 many.
     """
     smallest = math.log(torch.finfo(like.dtype).tiny)  # of numbers that keep all their digits
-    if isinstance(pixels, Beta):
+    if isinstance(pixels, PixelBeta):
         a, b = pixels.concentration1.double(), pixels.concentration0.double()
-        mirrored: TorchDistribution = Beta(pixels.concentration0, pixels.concentration1)
+        mirrored: TorchDistribution = PixelBeta(pixels.concentration0, pixels.concentration1)
         centre, width = (a / b).log(), (1 / a + 1 / b).sqrt()
         log_norm = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
         tails = sum((c * smallest - c.log() - log_norm).exp() for c in (a, b))
         assert isinstance(tails, Tensor)
     else:
-        assert isinstance(pixels, ContinuousBernoulli)
+        assert isinstance(pixels, PixelContinuousBernoulli)
         eta = pixels.eta.double()
-        mirrored = ContinuousBernoulli(-pixels.eta)
+        mirrored = PixelContinuousBernoulli(-pixels.eta)
         centre, width = eta.sign() * torch.log1p(eta.abs()), torch.ones_like(eta)
         tails = torch.zeros_like(eta)
     lowest = torch.asinh((smallest - centre) / width)

@@ -1,19 +1,34 @@
-"""A data set in memory: splits, what is drawn of them, batches, and where they come from."""
+"""A data set in memory: its splits, batches, the x that a likelihood scores, and its source."""
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from vae_pyro.errors import DataError
+from vae_pyro.likelihoods import Likelihood
 from vae_pyro.likelihoods.preparation import binarise
 from vae_pyro.randomness import RandomStream
 
 Binarisation = Literal["dynamic", "static"]
+SplitName = Literal["train", "valid", "test"]
+
+
+class HasLikelihood(Protocol):
+    """What images are prepared for: a ``VAE``."""
+
+    @property
+    def likelihood(self) -> Likelihood: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,7 @@ class Split:
 
     Attributes:
         images: ``(N, C, H, W)``; grey levels ``0 .. num_levels - 1`` as ``uint8``, or real numbers
-            as ``float32`` where the data set has no levels.
+            ``float32`` where the pixels are real-valued.
         labels: class labels, ``int64``, shape ``(N,)``.
     """
 
@@ -33,10 +48,10 @@ class Split:
         return len(self.images)
 
     def of_classes(self, classes: Sequence[int]) -> "Split":
-        """The images with one of these labels, in their order.
+        """The images with one of these labels, in the same order.
 
         Raises:
-            DataError: where there are none.
+            DataError: where no image has one.
         """
         kept = torch.isin(self.labels, torch.tensor(classes, device=self.labels.device))
         if not kept.any():
@@ -49,16 +64,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Train, validation and test images of one source, all in memory.
+    """Training, validation and test images of one source, all in memory.
 
     Attributes:
         train, valid, test: the splits.
         num_levels: how many values a pixel can have (17 for digits, 256 for MNIST); None where
-            pixels are real numbers.
-        preparation_seed: fixes which x is drawn of the held-out images (their binarisation or
-            dequantisation), whatever the job's own seed, so that all jobs are scored on the same x.
+            pixels are real-valued.
+        preparation_seed: fixes how the held-out images are binarised or dequantised. It does not
+            depend on the training seed, so all models are scored on the same x.
         log_prob: x ``(N, C, H, W)`` -> log p(x) under the distribution that made the images, nats,
-            ``(N,)``; None where nobody knows it.
+            ``(N,)``; None where it is unknown.
+
+    >>> import vae_pyro as vp
+    >>> data = vp.data.Digits().load()
+    >>> data.image_shape, data.num_levels, len(data.train), len(data.test)
+    ((1, 8, 8), 17, 1197, 300)
     """
 
     train: Split
@@ -70,6 +90,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of one image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
@@ -88,9 +109,9 @@ class Dataset:
         return self.map(lambda split: Split(split.images.to(device), split.labels.to(device)))
 
     def binarised_once(self) -> "Dataset":
-        """The same data set after one binary draw of every image, its pixels at the two extremes.
+        """The same data set, binarised once: every pixel is then level 0 or num_levels - 1.
 
-        A later draw with probability level / (num_levels - 1) is then certain.
+        Binarising these images again always gives the same x. This is static binarisation.
         """
         assert self.num_levels is not None
         num_levels = self.num_levels
@@ -103,25 +124,77 @@ class Dataset:
 
         return self.map(binary)
 
-    def held_out_stream(self, split: Literal["valid", "test"]) -> RandomStream:
-        """The randomness with which a held-out split is prepared: the same in every job.
+    def prepared(
+        self,
+        split: SplitName,
+        vae: HasLikelihood | Likelihood,
+        num_images: int | None = None,
+        *,
+        draws: int = 1,
+    ) -> Tensor:
+        """The x that a VAE scores: the split's images, binarised, dequantised or rescaled.
 
-        On the CPU whatever the job's device, because a GPU draws other numbers from one seed.
+        The x is the same at every call and, of the validation and test images, the x of the
+        command's own metrics. (Training draws a new x of every image in every epoch.)
+
+        Args:
+            split: ``"train"``, ``"valid"`` or ``"test"``.
+            vae: the VAE that will score x, or its likelihood.
+            num_images: return only the first ones; None for all of them.
+            draws: how often each image is binarised or dequantised, one block of x after another.
+
+        Returns:
+            x, float32, ``(draws N, C, H, W)``, on the VAE's device.
+
+        Raises:
+            DataError: where the VAE is for images of another shape or another number of levels.
+            ValueError: where there is no such split, or it has fewer images.
+
+        >>> import vae_pyro as vp
+        >>> data = vp.data.Digits().load()
+        >>> x = data.prepared("test", vp.likelihoods.Bernoulli(data.num_levels), num_images=10)
+        >>> x.shape, x.unique()
+        (torch.Size([10, 1, 8, 8]), tensor([0., 1.]))
+        """
+        if split not in get_args(SplitName):
+            raise ValueError(f"split: must be one of {get_args(SplitName)}, got {split!r}")
+        likelihood = vae if isinstance(vae, Likelihood) else vae.likelihood
+        images: Tensor = getattr(self, split).images
+        if num_images is not None and not 1 <= num_images <= len(images):
+            raise ValueError(
+                f"num_images: the {split} split has {len(images):,} images, got {num_images}"
+            )
+        if likelihood.num_levels != self.num_levels:
+            raise DataError(
+                f"the likelihood was built with num_levels={likelihood.num_levels}, but these data "
+                f"have num_levels={self.num_levels}: build it with num_levels=data.num_levels"
+            )
+        device = images.device
+        if not isinstance(vae, Likelihood):
+            device = vae.device
+            if vae.image_shape != self.image_shape:
+                raise DataError(
+                    f"the VAE was built for images of the shape {vae.image_shape}, but these data "
+                    f"have {self.image_shape}: build it with image_shape=data.image_shape"
+                )
+        generator = self.held_out_stream(split).generator
+        # All images, because the first x depend on how many are drawn together.
+        x = [likelihood.prepare(images.cpu(), generator)[:num_images] for _ in range(draws)]
+        return torch.cat(x).to(device)
+
+    def held_out_stream(self, split: SplitName) -> RandomStream:
+        """The random numbers that prepare a split, the same for every training seed.
+
+        They are drawn on the CPU, because a GPU draws other numbers from the same seed.
         """
         return RandomStream(f"prepare {split}", self.preparation_seed)
 
-    def prepared(self, split: Any, vae: Any, draws: int = 1) -> Tensor:
-        images = getattr(self, split).images
-        generator = self.held_out_stream(split).generator
-        x = [vae.model.likelihood.prepare(images.cpu(), generator) for _ in range(draws)]
-        return torch.cat(x).to(vae.model.origin.device)
-
     def check(self) -> None:
-        """Refuse images that no likelihood can score, whichever split they are in.
+        """Refuse images that no likelihood can score, in any split.
 
         Raises:
-            DataError: where a split is empty, images or labels have a wrong shape or type, or a
-                pixel is no level or no finite number.
+            DataError: where a split is empty, images or labels have a wrong shape or dtype, or a
+                pixel is not a level or not finite.
         """
         levels = self.num_levels
         if levels is not None and not 2 <= levels <= 256:
@@ -156,7 +229,8 @@ class Dataset:
                 "num_levels"
             )
         if self.num_levels is None:
-            # One pass: a sum is finite where all are, but for an overflow, which is looked into.
+            # One pass over all pixels: their sum is finite only if they are. If the sum overflows,
+            # the pixels are counted one by one.
             bad = 0 if images.sum().isfinite() else int((~images.isfinite()).sum())
             wanted = "finite numbers: remove or replace what is NaN or infinite"
         else:
@@ -181,16 +255,21 @@ def batches(
     batch_size: int,
     generator: torch.Generator,
 ) -> Iterator[Tensor]:
-    """One epoch: every image once, in a new random order, prepared batch by batch.
+    """One epoch of batches: every image once, in a new random order.
 
     Args:
         images: ``(N, C, H, W)``.
         prepare: images of one batch -> the x that the likelihood scores.
-        batch_size: the last batch is shorter where N is not a multiple.
-        generator: of the order, on the device of ``images``.
+        batch_size: the last batch is shorter where N is not a multiple of it.
+        generator: draws the order, on the device of ``images``.
 
     Yields:
         prepared batches, ``(batch, C, H, W)``.
+
+    >>> import torch, vae_pyro as vp
+    >>> images, generator = torch.zeros(10, 1, 2, 2), torch.Generator().manual_seed(0)
+    >>> [len(x) for x in vp.data.batches(images, lambda x: x, 4, generator)]
+    [4, 4, 2]
     """
     order = torch.randperm(len(images), generator=generator, device=images.device)
     for index in order.split(batch_size):
@@ -202,10 +281,10 @@ class ImageSource(ABC):
     """Where images come from: one subclass and one YAML file per data set.
 
     Args:
-        binarisation: for binary likelihoods only; ``dynamic`` draws training pixels anew for every
-            batch, ``static`` draws them once.
-        preparation_seed: fixes the static draw, and what is drawn of the held-out splits.
-        classes: labels of the images that are kept, in every split; None for all.
+        binarisation: how the command prepares training images for a binary likelihood: ``dynamic``
+            binarises them anew for every batch, ``static`` once (``Dataset.binarised_once``).
+        preparation_seed: fixes static binarisation, and how held-out images are prepared.
+        classes: keep only images with these labels, in every split; None for all.
     """
 
     binarisation: Binarisation = "dynamic"
@@ -213,11 +292,11 @@ class ImageSource(ABC):
     classes: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def load(self) -> Dataset:
-        """Read, split, and keep the classes that were asked for.
+        """Read the images, split them, and keep those of ``classes``.
 
         Raises:
-            DataError: where the files are missing or damaged, a split has no image of the classes,
-                or ``Dataset.check`` refuses what was read.
+            DataError: where files are missing or damaged, a split has no image of ``classes``, or
+                ``Dataset.check`` refuses the images.
         """
         dataset = replace(self._read(), preparation_seed=self.preparation_seed)
         dataset.check()
@@ -225,4 +304,5 @@ class ImageSource(ABC):
         return dataset if classes is None else dataset.map(lambda split: split.of_classes(classes))
 
     @abstractmethod
-    def _read(self) -> Dataset: ...
+    def _read(self) -> Dataset:
+        """All images of this source, split; ``load`` does the rest."""

@@ -1,4 +1,4 @@
-"""What every likelihood is: a family of distributions over images, and the kind of x it scores."""
+"""The base class of all likelihoods: a family of distributions over images, and its support."""
 
 import math
 from abc import ABC, abstractmethod
@@ -6,43 +6,50 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
+from jaxtyping import Float, Shaped
+from pyro.distributions import Distribution
 from torch import Tensor, nn
 
 from vae_pyro.errors import DataError
-from vae_pyro.likelihoods.preparation import binarise, dequantise, off_the_ends
+from vae_pyro.likelihoods.preparation import binarise, dequantise, strictly_inside
 
 
 class Support(Enum):
-    """The kind of number that one pixel of x is, and so how x is drawn from an image."""
+    """What one pixel of x can be; it decides how an image becomes x."""
 
-    BINARY = "0 or 1"  # drawn with probability level / (L - 1)
+    BINARY = "0 or 1"  # binarised: 1 with probability level / (L - 1)
     LEVELS = "level / (L - 1)"  # the image itself
     UNIT_INTERVAL = "between 0 and 1"  # dequantised: (level + u) / L
-    REAL = "a real number"  # dequantised likewise, or real to begin with
+    REAL = "a real number"  # dequantised too, or the image itself if its pixels are real-valued
 
     @property
     def is_continuous(self) -> bool:
-        """Whether p(x | z) is a density, and not a probability."""
+        """True where p(x | z) is a density, False where it is a probability."""
         return self in (Support.UNIT_INTERVAL, Support.REAL)
 
 
 class Likelihood(nn.Module, ABC):
-    """A family of distributions over images, indexed by the decoder's outputs.
+    """A family of distributions over images; the decoder's outputs are its parameters.
 
-    A subclass is a choice for ``likelihood=``: one class, and one YAML file that names it. It
-    declares its support, and with it how x is drawn of an image, which x is refused, and how
-    log p(x) becomes bits per dimension.
+    A subclass is a choice for ``likelihood=``: one class, and one YAML file that names it. Its
+    support decides how an image becomes x, which x are refused, and how log p(x) is converted to
+    bits per dimension.
 
     Args:
         num_levels: how many values a pixel of the data can have, L; None for real-valued pixels.
 
     Attributes:
-        support: the kind of x this is a distribution over.
+        support: what one pixel of x can be.
         num_parameters: decoder outputs per pixel and channel, P.
 
     Raises:
         DataError: where the data are real-valued and the support is not.
+
+    >>> import torch, vae_pyro as vp
+    >>> likelihood = vp.likelihoods.NormalHeteroscedastic(num_levels=17)
+    >>> p_x = likelihood(torch.zeros(5, likelihood.num_parameters, 1, 8, 8))
+    >>> p_x.batch_shape, p_x.event_shape
+    (torch.Size([5]), torch.Size([1, 8, 8]))
     """
 
     support: ClassVar[Support]
@@ -59,8 +66,10 @@ class Likelihood(nn.Module, ABC):
         self.num_levels = num_levels
 
     @abstractmethod
-    def forward(self, parameters: Tensor) -> TorchDistribution:
-        """p(x | z) as one distribution per image.
+    def forward(
+        self, parameters: Float[Tensor, "*batch parameters channels height width"]
+    ) -> Distribution:
+        """p(x | z), one distribution per image.
 
         Args:
             parameters: unconstrained decoder outputs, ``(*batch, P, C, H, W)``.
@@ -69,26 +78,38 @@ class Likelihood(nn.Module, ABC):
             a distribution with batch shape ``(*batch,)`` and event shape ``(C, H, W)``.
         """
 
-    def initial_parameters(self, x: Tensor) -> Tensor:
-        """Decoder outputs to start from, as good as can be without z.
+    def initial_parameters(
+        self, x: Float[Tensor, "images channels height width"]
+    ) -> Float[Tensor, "parameters channels height width"]:
+        """Decoder outputs that fit the training images without z, to start training from.
 
         Args:
-            x: training images as this likelihood scores them, ``(N, C, H, W)``.
+            x: prepared training images, ``(N, C, H, W)``.
 
         Returns:
-            ``(P, C, H, W)``; zeros where a subclass does not say better.
+            ``(P, C, H, W)``; zeros unless a subclass overrides this.
         """
         return x.new_zeros(self.num_parameters, *x.shape[1:])
 
-    def prepare(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Images of the data set -> the x that this likelihood scores.
+    def prepare(
+        self,
+        images: Shaped[Tensor, "*batch channels height width"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "*batch channels height width"]:
+        """The x that this likelihood scores, from images of a data set.
 
         Args:
             images: ``uint8`` levels ``0 .. L - 1``, or real numbers, ``(batch, C, H, W)``.
-            generator: for the preparations that draw, on the device of ``images``.
+            generator: for binarisation and dequantisation, on the device of ``images``.
 
         Returns:
             x, float32, ``(batch, C, H, W)``.
+
+        >>> import torch, vae_pyro as vp
+        >>> data = vp.data.Digits().load()
+        >>> levels, generator = data.train.images[:3], torch.Generator().manual_seed(0)
+        >>> vp.likelihoods.Categorical(data.num_levels).prepare(levels, generator).shape
+        torch.Size([3, 1, 8, 8])
         """
         if self.num_levels is None:
             return images
@@ -98,11 +119,11 @@ class Likelihood(nn.Module, ABC):
             return images.float() / (self.num_levels - 1)
         return dequantise(images, self.num_levels, generator)
 
-    def check(self, x: Tensor) -> None:
-        """Refuse an x outside the support, where a log p(x) would mean nothing.
+    def check(self, x: Float[Tensor, "*batch channels height width"]) -> None:
+        """Refuse an x outside the support, for which log p(x) has no meaning.
 
         Raises:
-            DataError: naming what was found and the way out.
+            DataError: with the number of such pixels, their range, and how to prepare them.
         """
         inside, way_out = self._inside(x)
         if inside.all():
@@ -117,7 +138,7 @@ class Likelihood(nn.Module, ABC):
     def _inside(self, x: Tensor) -> tuple[Tensor, str]:
         if self.support is Support.BINARY:
             return (x == 0) | (x == 1), (
-                "A probability of 0 and 1 does not sum to 1 over grey values. Binarise the images "
+                "Over grey values, Bernoulli probabilities do not sum to 1. Binarise the images "
                 "(vae_pyro.likelihoods.binarise), or use a likelihood for grey levels, such as "
                 "likelihood=categorical."
             )
@@ -134,42 +155,32 @@ class Likelihood(nn.Module, ABC):
                 "Dequantise the levels (vae_pyro.likelihoods.dequantise), or use a likelihood for "
                 "real numbers, such as likelihood=normal_learned_scale."
             )
-        return x.isfinite(), "Remove or replace what is not finite."
+        return x.isfinite(), "Remove or replace what is not finite (NaN or infinite)."
 
-    def into_support(self, x: Tensor) -> Tensor:
-        """Draws from p(x | z), moved off the ends of the interval that rounding took them to."""
-        return off_the_ends(x) if self.support is Support.UNIT_INTERVAL else x
+    def into_support(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Samples from p(x | z); those that rounding took out of the support are moved back."""
+        return strictly_inside(x) if self.support is Support.UNIT_INTERVAL else x
 
     @property
     def x_kind(self) -> str:
-        """What x is. Two log p(x) may be compared only where this is the same."""
+        """The kind of x. Values of log p(x) can be compared only where it is the same."""
         if self.support is Support.BINARY:
             return "binary pixels"
         return "real-valued pixels" if self.num_levels is None else f"{self.num_levels} levels"
 
     @property
     def log_cell_width(self) -> float | None:
-        """log of the width, in x, of the cell that stands for one value of a pixel.
+        """log of the width, in x, of the cell that stands for one level of a pixel.
 
-        0 for probabilities; -log L for densities of dequantised images, so that log p(x) + D
-        log_cell_width bounds log P(image) from below, for D pixels and channels; None where the
-        data have no levels and there is no P(image).
+        It is 0 for probabilities. For densities of dequantised images it is -log L: then
+        log p(x) + D log_cell_width, for D pixels and channels, is a lower bound of log P(image) in
+        expectation. It is None where the data are real-valued and there is no P(image).
         """
         if not self.support.is_continuous:
             return 0.0
         return None if self.num_levels is None else -math.log(self.num_levels)
 
 
-def inverse_softplus(y: Tensor) -> Tensor:
+def inverse_softplus(y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The s with softplus(s) = y, for y > 0."""
     return y + torch.log(-torch.expm1(-y))
-
-
-def require_positive(name: str, value: float) -> None:
-    """Refuse an option of a likelihood.
-
-    Raises:
-        ValueError: where ``value`` is not positive.
-    """
-    if not value > 0:
-        raise ValueError(f"{name}: must be positive, got {value}")

@@ -1,24 +1,26 @@
 """Distributions over one pixel that PyTorch lacks, or computes too roughly for a log p(x).
 
-All have event dimension 0, one parameter set per pixel, and are made images by ``to_event(3)``.
+Each has one set of parameters per pixel and event dimension 0; ``to_event(3)`` makes it a
+distribution over images.
 """
 
 from typing import Any
 
 import torch
-from pyro.distributions import Beta as TorchBeta
-from pyro.distributions import Categorical, TorchDistribution
+from pyro.distributions import Beta, Categorical, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from vae_pyro.likelihoods.preparation import strictly_inside
+
 
 class PixelDistribution(TorchDistribution):  # type: ignore[misc]  # Pyro's classes are untyped
-    """What they share: named parameters that are expanded together.
+    """Parameters with names, which are expanded together.
 
     Args:
         batch_shape: of the distribution.
-        parameters: each of shape ``(*batch_shape, ...)``, set as an attribute of its name.
+        parameters: each of shape ``(*batch_shape, ...)``; stored as attributes.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # PyTorch's own convention
@@ -31,7 +33,7 @@ class PixelDistribution(TorchDistribution):  # type: ignore[misc]  # Pyro's clas
         super().__init__(batch_shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "PixelDistribution":
-        """The same pixels under a larger batch shape."""
+        """The same distribution, with a larger batch shape."""
         new = type(self).__new__(type(self))
         before = len(self.batch_shape)
         new.__dict__.update(self.__dict__)
@@ -43,13 +45,13 @@ class PixelDistribution(TorchDistribution):  # type: ignore[misc]  # Pyro's clas
         return new
 
 
-class ContinuousBernoulli(PixelDistribution):
+class PixelContinuousBernoulli(PixelDistribution):
     """p(x) = exp(eta x) eta / (exp(eta) - 1) on [0, 1].
 
-    Written so that it stays exact in float32 for every eta: with a = abs(eta) and d the distance
-    of x from the mode, log p = -a d - log((1 - exp(-a)) / a); near eta = 0, with h = eta / 2,
-    log p = eta (x - 1/2) - log(sinh(h) / h) as a series. PyTorch's clamps the probability, and
-    beyond a = 16 its density no longer integrates to 1.
+    This form is exact in float32 for every eta: with a = abs(eta) and d the distance of x from the
+    mode, log p = -a d - log((1 - exp(-a)) / a). Near eta = 0, with h = eta / 2, it is a series:
+    log p = eta (x - 1/2) - log(sinh(h) / h). PyTorch's distribution clamps the probability, and
+    for a > 16 its density does not integrate to 1.
 
     Args:
         eta: natural parameters ("logits"), of the batch shape.
@@ -74,14 +76,14 @@ class ContinuousBernoulli(PixelDistribution):
         return torch.where(small, series, -safe * distance - log_norm)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws by the inverse of the distribution function, kept strictly inside (0, 1)."""
+        """Samples strictly inside (0, 1), by the inverse of the distribution function."""
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
             u = torch.rand(shape, dtype=self.eta.dtype, device=self.eta.device)
             # For eta = -a < 0; the density for +a is its mirror image.
             a = self.eta.abs().clamp(min=1e-4)
             x = torch.log1p(u * torch.expm1(-a)) / -a
-            return torch.where(self.eta > 0, 1 - x, x).clamp(2**-30, 1 - 2**-24)
+            return strictly_inside(torch.where(self.eta > 0, 1 - x, x))
 
     @property
     def mean(self) -> Tensor:
@@ -102,11 +104,11 @@ class ContinuousBernoulli(PixelDistribution):
         return 0.25 * torch.where(small, series, safe**-2 - torch.sinh(safe) ** -2)
 
 
-class Beta(PixelDistribution):
+class PixelBeta(PixelDistribution):
     """p(x) = x^(a - 1) (1 - x)^(b - 1) / B(a, b) on (0, 1), computed in float64.
 
-    log B(a, b) is a difference of log-gammas that grow with a and b: at a = b = 10^5, float32 would
-    lose a tenth of a nat per pixel.
+    log B(a, b) is a difference of log-gammas that grow with a and b. In float32 its error would be
+    a tenth of a nat per pixel at a = b = 10^5.
 
     Args:
         concentration1: a, of the batch shape.
@@ -122,9 +124,7 @@ class Beta(PixelDistribution):
         )
 
     def _exact(self) -> Any:
-        return TorchBeta(
-            self.concentration1.double(), self.concentration0.double(), validate_args=False
-        )
+        return Beta(self.concentration1.double(), self.concentration0.double(), validate_args=False)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density at x in (0, 1), in the dtype of the parameters."""
@@ -134,10 +134,10 @@ class Beta(PixelDistribution):
         return log_p.to(self.concentration1.dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, kept strictly inside (0, 1)."""
+        """Samples strictly inside (0, 1)."""
         with torch.no_grad():
             x: Tensor = self._exact().sample(torch.Size(sample_shape))
-            return x.to(self.concentration1.dtype).clamp(2**-30, 1 - 2**-24)
+            return strictly_inside(x.to(self.concentration1.dtype))
 
     @property
     def mean(self) -> Tensor:
@@ -151,7 +151,7 @@ class Beta(PixelDistribution):
         return self.mean * (1 - self.mean) / (total + 1)
 
 
-class LevelDistribution(PixelDistribution):
+class PixelLevels(PixelDistribution):
     """A distribution over x = level / (L - 1), level = 0 .. L - 1; sums to 1 over the levels.
 
     Args:
@@ -164,7 +164,7 @@ class LevelDistribution(PixelDistribution):
         super().__init__(batch_shape, **parameters)
 
 
-class CategoricalLevels(LevelDistribution):
+class PixelCategorical(PixelLevels):
     """P(level = l) = softmax(logits)_l.
 
     Args:
@@ -185,7 +185,7 @@ class CategoricalLevels(LevelDistribution):
         return chosen - self.logits.logsumexp(-1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws x = level / (L - 1)."""
+        """Samples x = level / (L - 1)."""
         with torch.no_grad():
             levels: Tensor = Categorical(logits=self.logits, validate_args=False).sample(
                 torch.Size(sample_shape)
@@ -199,7 +199,7 @@ class CategoricalLevels(LevelDistribution):
         return self.logits.softmax(-1) @ x
 
 
-class DiscretizedLogisticMixture(LevelDistribution):
+class PixelLogisticMixture(PixelLevels):
     """P(level) = sum_k pi_k [F((x + h - mu_k) / s_k) - F((x - h - mu_k) / s_k)].
 
     F is the logistic function, h = 1 / (2 (L - 1)) half the distance of two levels; the lowest
@@ -237,7 +237,7 @@ class DiscretizedLogisticMixture(LevelDistribution):
         return torch.logsumexp(self.logits.log_softmax(-1) + log_mass, -1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws x = level / (L - 1): a component, a logistic number, the nearest level."""
+        """Samples x = level / (L - 1): a component, a logistic number, its nearest level."""
         with torch.no_grad():
             which: Tensor = Categorical(logits=self.logits, validate_args=False).sample(
                 torch.Size(sample_shape)

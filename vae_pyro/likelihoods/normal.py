@@ -1,26 +1,33 @@
-"""Normal densities, of dequantised pixels or of real-valued data."""
+"""Normal densities of dequantised or real-valued pixels."""
 
 import torch
+from jaxtyping import Float
 from pyro import distributions as dist
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Distribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from vae_pyro.likelihoods.base import Likelihood, Support, inverse_softplus, require_positive
+from vae_pyro.likelihoods.base import Likelihood, Support, inverse_softplus
+from vae_pyro.likelihoods.checks import require_positive
 
 
-def _normal(loc: Tensor, scale: Tensor | float) -> TorchDistribution:
+def _normal(loc: Tensor, scale: Tensor | float) -> Distribution:
     return dist.Normal(loc, scale, validate_args=False).to_event(3)
 
 
 class Normal(Likelihood):
-    """p(x | z) = N(x | f(z), scale^2 I), constant included, with a scale that is given.
+    """p(x | z) = N(x | f(z), scale^2 I), with a fixed scale; log p(x | z) includes the constant.
 
-    Squared error is its logarithm only up to that constant and that scale, and the scale decides
-    how much a sharp image is worth: compare ``normal_learned_scale``.
+    The scale decides how much log p(x) a sharper image gains; ``NormalLearnedScale`` learns it.
 
     Args:
+        num_levels: how many values a pixel of the data can have; None for real-valued pixels.
         scale: the standard deviation of every pixel, in units of x, which ranges from 0 to 1.
+
+    >>> import torch, vae_pyro as vp
+    >>> p_x = vp.likelihoods.Normal(17, scale=0.1)(torch.zeros(1, 1, 8, 8))
+    >>> p_x.log_prob(torch.zeros(1, 8, 8))  # 64 log(1 / (0.1 sqrt(2 pi)))
+    tensor(88.5534)
     """
 
     support = Support.REAL
@@ -30,10 +37,14 @@ class Normal(Likelihood):
         require_positive("scale", scale)
         self.scale = scale
 
-    def forward(self, parameters: Tensor) -> TorchDistribution:
+    def forward(
+        self, parameters: Float[Tensor, "*batch parameters channels height width"]
+    ) -> Distribution:
         return _normal(parameters.squeeze(-4), self.scale)
 
-    def initial_parameters(self, x: Tensor) -> Tensor:
+    def initial_parameters(
+        self, x: Float[Tensor, "images channels height width"]
+    ) -> Float[Tensor, "parameters channels height width"]:
         return x.mean(0, keepdim=True)
 
 
@@ -41,12 +52,17 @@ class NormalLearnedScale(Likelihood):
     """p(x | z) = N(x | f(z), s^2 I) with one s for all pixels and images, learned with the rest.
 
     s = softplus(raw) + min_scale. With a linear decoder this is probabilistic PCA (Tipping and
-    Bishop, 1999); the best s is the root mean squared error of the reconstructions.
+    Bishop, 1999). The best s is the root mean squared error of the reconstructions.
 
     Args:
-        initial_scale: where s starts, above ``min_scale``.
-        min_scale: s is never below it. The default is about what a pixel of 256 levels varies
-            by its dequantisation alone, 1 / (256 sqrt(12)).
+        num_levels: how many values a pixel of the data can have; None for real-valued pixels.
+        initial_scale: s before training, above ``min_scale``.
+        min_scale: lower bound of s. The default is about the standard deviation that
+            dequantisation gives a pixel of 256 levels, 1 / (256 sqrt(12)).
+
+    >>> import vae_pyro as vp
+    >>> round(vp.likelihoods.NormalLearnedScale(17, initial_scale=0.2).scale.item(), 4)
+    0.2
     """
 
     support = Support.REAL
@@ -69,21 +85,31 @@ class NormalLearnedScale(Likelihood):
         """s, a scalar."""
         return softplus(self.raw_scale) + self.min_scale
 
-    def forward(self, parameters: Tensor) -> TorchDistribution:
+    def forward(
+        self, parameters: Float[Tensor, "*batch parameters channels height width"]
+    ) -> Distribution:
         return _normal(parameters.squeeze(-4), self.scale)
 
-    def initial_parameters(self, x: Tensor) -> Tensor:
+    def initial_parameters(
+        self, x: Float[Tensor, "images channels height width"]
+    ) -> Float[Tensor, "parameters channels height width"]:
         return x.mean(0, keepdim=True)
 
 
 class NormalHeteroscedastic(Likelihood):
     """p(x_i | z) = N(x_i | f_mu(z)_i, f_sigma(z)_i^2), sigma = softplus(output) + min_scale.
 
-    Without a lower bound on sigma the density of a pixel that never changes would grow without
-    limit; dequantised pixels do vary, by 1 / (L sqrt(12)), and the bound lies below that.
+    The lower bound keeps the density of a pixel that never changes finite. Dequantised pixels of L
+    levels have a standard deviation of at least 1 / (L sqrt(12)), which is above the bound.
 
     Args:
-        min_scale: no sigma is below it.
+        num_levels: how many values a pixel of the data can have; None for real-valued pixels.
+        min_scale: lower bound of every sigma.
+
+    >>> import torch, vae_pyro as vp
+    >>> p_x = vp.likelihoods.NormalHeteroscedastic(17)(torch.zeros(2, 1, 8, 8))
+    >>> p_x.variance.shape
+    torch.Size([1, 8, 8])
     """
 
     support = Support.REAL
@@ -94,11 +120,15 @@ class NormalHeteroscedastic(Likelihood):
         require_positive("min_scale", min_scale)
         self.min_scale = min_scale
 
-    def forward(self, parameters: Tensor) -> TorchDistribution:
+    def forward(
+        self, parameters: Float[Tensor, "*batch parameters channels height width"]
+    ) -> Distribution:
         loc, raw_scale = parameters.unbind(-4)
         return _normal(loc, softplus(raw_scale) + self.min_scale)
 
-    def initial_parameters(self, x: Tensor) -> Tensor:
+    def initial_parameters(
+        self, x: Float[Tensor, "images channels height width"]
+    ) -> Float[Tensor, "parameters channels height width"]:
         """Mean and standard deviation of each pixel over the training images."""
         above_floor = (x.std(0) - self.min_scale).clamp(min=1e-4)
         return torch.stack([x.mean(0), inverse_softplus(above_floor)])

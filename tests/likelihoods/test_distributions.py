@@ -12,12 +12,12 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from vae_pyro.likelihoods.distributions import (
-    Beta,
-    CategoricalLevels,
-    ContinuousBernoulli,
-    DiscretizedLogisticMixture,
-    LevelDistribution,
+    PixelBeta,
+    PixelCategorical,
+    PixelContinuousBernoulli,
     PixelDistribution,
+    PixelLevels,
+    PixelLogisticMixture,
 )
 
 ETAS = [-1e4, -50.0, -16.7, -3.0, -0.2, -0.1999, -1e-3, 0.0, 1e-9, 0.05, 0.2001, 1.0, 20.0, 50.0]
@@ -38,14 +38,14 @@ def test_continuous_bernoulli_is_a_truncated_exponential(eta: float) -> None:
         distance = x if eta < 0 else 1 - x
         expected = stats.truncexpon.logpdf(distance, rate, scale=1 / rate)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-6)):
-        p = ContinuousBernoulli(torch.tensor(eta, dtype=dtype))
+        p = PixelContinuousBernoulli(torch.tensor(eta, dtype=dtype))
         found = p.log_prob(torch.from_numpy(x).to(dtype)).double().numpy()
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("eta", ETAS)
 def test_continuous_bernoulli_moments_are_integrals(eta: float) -> None:
-    p = ContinuousBernoulli(double(eta))
+    p = PixelContinuousBernoulli(double(eta))
     # In units of the density's width, so that the quadrature sees it wherever it stands.
     width = min(1.0, 40 / abs(eta)) if eta else 1.0
     x = torch.linspace(0, width, 200_001, dtype=torch.float64)
@@ -63,7 +63,9 @@ def test_continuous_bernoulli_agrees_with_torch_where_torch_is_exact() -> None:
     eta, x = torch.linspace(-9, 9, 37).double(), torch.rand(200, 37).double()
     expected = torch.distributions.ContinuousBernoulli(logits=eta).log_prob(x)
     # PyTorch's own Taylor series about 1/2 is the less exact of the two.
-    torch.testing.assert_close(ContinuousBernoulli(eta).log_prob(x), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        PixelContinuousBernoulli(eta).log_prob(x), expected, atol=2e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_continuous_bernoulli_agrees_with_torch_where_torch_is_exact() -> None:
 )
 def test_beta_is_scipys_even_in_float32(a: float, b: float) -> None:
     x = torch.tensor([2**-30, 0.01, 0.3, 0.5, 0.7, 0.99, 1 - 2**-24])
-    p = Beta(torch.tensor(a), torch.tensor(b))
+    p = PixelBeta(torch.tensor(a), torch.tensor(b))
     # In float32 as in the VAE: the parameters that scipy sees are the rounded ones.
     expected = stats.beta.logpdf(
         x.double().numpy(), p.concentration1.double().item(), p.concentration0.double().item()
@@ -84,7 +86,7 @@ def test_beta_is_scipys_even_in_float32(a: float, b: float) -> None:
 
 def test_no_draw_of_a_continuous_bernoulli_reaches_the_ends() -> None:
     """Where 0 and 1 are not of its support, though float32 would round to them."""
-    draws = ContinuousBernoulli(torch.tensor([-1e4, -60.0, 60.0, 1e4])).sample((200_000,))
+    draws = PixelContinuousBernoulli(torch.tensor([-1e4, -60.0, 60.0, 1e4])).sample((200_000,))
     assert draws.min() > 0
     assert draws.max() < 1
 
@@ -93,12 +95,12 @@ def levels(num_levels: int) -> Tensor:
     return torch.arange(num_levels, dtype=torch.float64) / (num_levels - 1)
 
 
-def mixture(num_levels: int, seed: int, spread: float = 1.0) -> DiscretizedLogisticMixture:
+def mixture(num_levels: int, seed: int, spread: float = 1.0) -> PixelLogisticMixture:
     generator = torch.Generator().manual_seed(seed)
     logits, loc, raw = (
         spread * torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(3)
     )
-    return DiscretizedLogisticMixture(num_levels, logits, loc, raw.exp() * 0.2 + 1e-3)
+    return PixelLogisticMixture(num_levels, logits, loc, raw.exp() * 0.2 + 1e-3)
 
 
 @given(st.integers(2, 40), st.integers(0, 1000), st.sampled_from([0.1, 1.0, 5.0]))
@@ -121,7 +123,7 @@ def test_a_mixtures_mass_is_a_difference_of_scipys_distribution_functions() -> N
 
 def test_a_mixtures_far_tail_keeps_its_digits() -> None:
     """Fifty scales away, where a difference of two sigmoids in float32 is 0."""
-    p = DiscretizedLogisticMixture(256, torch.zeros(1), torch.tensor([0.1]), torch.tensor([0.01]))
+    p = PixelLogisticMixture(256, torch.zeros(1), torch.tensor([0.1]), torch.tensor([0.01]))
     x = torch.tensor(153 / 255)
     exact = stats.logistic.logcdf((0.1 - (153 - 0.5) / 255) / 0.01)
     exact += math.log1p(-math.exp(-1 / 2.55))
@@ -130,13 +132,13 @@ def test_a_mixtures_far_tail_keeps_its_digits() -> None:
 
 def test_categorical_levels_are_a_softmax() -> None:
     logits = torch.randn(3, 6, dtype=torch.float64)
-    log_p = CategoricalLevels(logits).log_prob(levels(6)[:, None])
+    log_p = PixelCategorical(logits).log_prob(levels(6)[:, None])
     torch.testing.assert_close(log_p, logits.log_softmax(-1).T)
 
 
 def moments(p: PixelDistribution) -> tuple[Tensor, Tensor]:
     """Mean and variance, of levels by adding up all of them."""
-    if not isinstance(p, LevelDistribution):
+    if not isinstance(p, PixelLevels):
         return p.mean, p.variance
     x = levels(p.num_levels)[:, None]
     mass = p.log_prob(x).exp()
@@ -147,9 +149,9 @@ def moments(p: PixelDistribution) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: ContinuousBernoulli(double(-40, -2, 0, 1e-5, 3, 90)),
-        lambda: Beta(double(0.3, 2, 50), double(0.3, 5, 900)),
-        lambda: CategoricalLevels(torch.randn(4, 9, dtype=torch.float64)),
+        lambda: PixelContinuousBernoulli(double(-40, -2, 0, 1e-5, 3, 90)),
+        lambda: PixelBeta(double(0.3, 2, 50), double(0.3, 5, 900)),
+        lambda: PixelCategorical(torch.randn(4, 9, dtype=torch.float64)),
         lambda: mixture(17, 1),
         lambda: mixture(256, 2, 0.3),
     ],
@@ -172,9 +174,9 @@ def test_draws_have_the_moments_and_stay_where_they_belong(
 @pytest.mark.parametrize(
     "p",
     [
-        ContinuousBernoulli(torch.randn(3)),
-        Beta(torch.rand(3) + 0.1, torch.rand(3) + 0.1),
-        CategoricalLevels(torch.randn(3, 5)),
+        PixelContinuousBernoulli(torch.randn(3)),
+        PixelBeta(torch.rand(3) + 0.1, torch.rand(3) + 0.1),
+        PixelCategorical(torch.randn(3, 5)),
         mixture(5, 3),
     ],
 )
