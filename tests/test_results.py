@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vae_pyro.reporting.tables import (
+from vae_pyro.reporting.results import (
     JobResult,
     bound_label,
     bound_names,
     groups,
-    print_summary,
     shared_settings,
+    varying_settings,
+)
+from vae_pyro.reporting.tables import (
+    print_summary,
     summary_csv,
     summary_markdown,
     summary_tables,
-    varying_settings,
+    to_csv,
 )
 
 METRICS = {

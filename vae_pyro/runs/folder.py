@@ -7,7 +7,7 @@ from typing import IO
 
 from vae_pyro.errors import ResumeError
 from vae_pyro.files import cannot_write, lock, make_folder, remove_leftovers
-from vae_pyro.reporting.tables import JobResult
+from vae_pyro.reporting.results import JobResult
 from vae_pyro.runs.fingerprint import Fingerprint
 
 FINGERPRINT_FILE = "fingerprint.json"

@@ -16,17 +16,17 @@ from vae_pyro.config import Config, build, flatten, parse_config
 from vae_pyro.config import Evaluation as EvaluationOptions
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError, DataError, EstimatorError, StorageError
-from vae_pyro.evaluation.metrics import EvaluationPlan, log_cell_volume
+from vae_pyro.evaluation import EvaluationPlan, first_ais, log_cell_volume, require_free_names
 from vae_pyro.files import write_atomically
 from vae_pyro.hardware import CoreMeter, crowding
 from vae_pyro.interruption import uninterrupted
 from vae_pyro.likelihoods import Likelihood, Support
-from vae_pyro.log_marginal import AIS, Estimator
+from vae_pyro.log_marginal import Estimator
 from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
 from vae_pyro.randomness import RandomStream
 from vae_pyro.reporting.estimators import advice
-from vae_pyro.reporting.tables import JobResult
+from vae_pyro.reporting.results import JobResult
 from vae_pyro.runs.fingerprint import Fingerprint, describe_x, git_tags, identify_x
 from vae_pyro.runs.folder import continue_or_begin
 from vae_pyro.runs.trainer import Experiment
@@ -264,10 +264,14 @@ def _questions(options: EvaluationOptions, vae: VAE) -> tuple[EvaluationPlan, li
     """What is asked of this VAE, and a line for every estimator that has no answer for it.
 
     Raises:
-        ConfigError: where an estimator or an option of it is not one, or images are to be simulated
-            for nobody.
+        ConfigError: where an estimator's name is taken, an estimator or an option of it is not one,
+            or images are to be simulated and there is no AIS.
         EstimatorError: where an estimator has no answer and is not to be skipped.
     """
+    try:
+        require_free_names(options.estimators)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.{error}") from error
     estimators, notes = {}, []
     for name, estimator_options in options.estimators.items():
         estimator = build(estimator_options, Estimator, f"evaluation.estimators.{name}")
@@ -278,7 +282,7 @@ def _questions(options: EvaluationOptions, vae: VAE) -> tuple[EvaluationPlan, li
             if options.inapplicable == "refuse":
                 raise EstimatorError(f"evaluation.estimators.{name}: {error}") from error
             notes.append(f"{name} was left out: {error}")
-    if options.simulated_images and not any(isinstance(e, AIS) for e in estimators.values()):
+    if options.simulated_images and first_ais(estimators) is None:
         why = "simulated_images: they are for AIS, which is not among evaluation/estimators"
         if options.inapplicable == "refuse":
             raise ConfigError(f"evaluation.{why}; add ais, or ask for 0")

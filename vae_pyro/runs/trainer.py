@@ -15,12 +15,12 @@ from rich.console import Console
 from vae_pyro.compilation import MIN_STEPS, accelerated, is_repaid
 from vae_pyro.config import Config
 from vae_pyro.data import Dataset, batches
-from vae_pyro.evaluation.latent import posterior_means
-from vae_pyro.evaluation.metrics import (
+from vae_pyro.evaluation import (
     Evaluation,
     EvaluationPlan,
     evaluate,
     log_cell_volume,
+    posterior_means,
     validate,
 )
 from vae_pyro.files import write_atomically
