@@ -177,9 +177,11 @@ def test_the_rounding_error_is_that_of_the_models_precision() -> None:
     assert rounding_error(vae.double(), x.double()) == 0
 
 
-def test_every_number_that_is_estimated_has_both_errors() -> None:
-    spoilt = LinearGaussian(shift=0.4)
-    m = ask(
+@pytest.fixture(scope="module")
+def evaluated() -> Evaluation:
+    """By every estimator, with levels, simulated images and measures of the latent space."""
+    spoilt = LinearGaussian(shift=0.4, num_levels=17)
+    return ask(
         spoilt.vae,
         spoilt.sample(30),
         50,
@@ -188,7 +190,11 @@ def test_every_number_that_is_estimated_has_both_errors() -> None:
         num_images=10,
         simulated_images=3,
         latent=True,
-    ).metrics
+    )
+
+
+def test_every_number_that_is_estimated_has_both_errors(evaluated: Evaluation) -> None:
+    m = evaluated.metrics
     alone = {
         "test/effective_sample_size",
         "test/pareto_k_high",
@@ -320,3 +326,65 @@ def test_without_a_reference_the_tightest_bound_is_the_gaps_end(
     assert evaluation.compared.tightest in ("log_px", "log_px_defensive")
     tightest = max(m["compared/log_px"], m["compared/log_px_defensive"])
     assert m["compared/approximation_gap"] == pytest.approx(tightest - m["compared/elbo_local"])
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    assert merge({"a": 1.0}, {}, {"b": 2.0}) == {"a": 1.0, "b": 2.0}
+    with pytest.raises(ValueError, match="two metrics have the name b; rename"):
+        merge({"a": 1.0, "b": 2.0}, {"b": 2.0})
+
+
+TAKEN = (
+    "elbo",
+    "log_px",
+    "log_px_std_error",
+    "log_px_image_std_error",
+    "log_px_pareto_k",
+    "log_px_true",
+    "elbo_gap",
+    "gap",
+    "kl",
+    "kl_to_posterior",
+    "mutual_information_upper",
+    "num_images",
+    "rounding_error",
+    "bits_per_dim",
+    "effective_sample_size",
+    "pareto_k_high",
+    "active_units",
+    "active_units_std_error",
+    "approximation_gap",
+    "iwae_7",
+    "image",
+)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_name_of_every_evaluation_is_refused_before_anything_is_computed(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^estimators\.{name}: .*; choose another name$"):
+        EvaluationPlan(50, [5], {name: Exact()})
+
+
+@pytest.mark.parametrize(
+    ("names", "clash"),
+    [
+        (("a", "a_std_error"), "a_std_error"),
+        (("a_image_std_error", "a"), "a_image_std_error"),
+        (("a", "a_image"), "a_image_std_error"),
+        (("a", "a_acceptance"), "a_acceptance"),
+    ],
+)
+def test_a_name_that_another_estimator_needs_is_refused(names: list[str], clash: str) -> None:
+    with pytest.raises(ValueError, match=rf"estimators\.{names[1]}: .* {clash} already exists"):
+        EvaluationPlan(50, [5], dict.fromkeys(names, Exact()))
+
+
+def test_the_names_that_are_refused_are_all_there_are(evaluated: Evaluation) -> None:
+    """Otherwise an estimator of that name would overwrite a metric."""
+    require_free_names(EVERYTHING)
+    of_estimators = set(EVERYTHING)
+    for metric in evaluated.metrics:
+        scope, name = metric.split("/")
+        if scope != "simulated" and not any(name.startswith(n) for n in of_estimators):
+            with pytest.raises(ValueError, match="choose another name"):
+                require_free_names([name])

@@ -15,9 +15,11 @@ from vae_pyro.evaluation import Evaluation, EvaluationPlan, evaluate
 from vae_pyro.guide import DiagNormal
 from vae_pyro.log_marginal import (
     AIS,
+    ELBOBound,
     Estimator,
     Exact,
     ImportanceSampling,
+    IWAEBound,
     LocalELBO,
     PriorSampling,
     Quadrature,
@@ -101,14 +103,40 @@ def test_a_perfect_guide_in_single_precision_is_not_warned_of_either() -> None:
     assert advice(*ask(truth.vae.float(), truth.sample(200).float(), estimators)) == []
 
 
-def test_who_falls_short_of_the_tightest_bound_is_named() -> None:
+@pytest.mark.parametrize(("name", "label"), [("log_px_ais", "ais"), ("my_ais", "my_ais")])
+def test_who_falls_short_of_the_tightest_bound_is_named(name: str, label: str) -> None:
+    """Whatever the estimator is called."""
     narrow = LinearGaussian(stretch=0.1)
     x = narrow.sample(100)
-    lines = advice(*ask(narrow.vae, x, {"log_px_ais": AIS(60, 16, 4)}))
-    assert any("further below ais" in line and "importance (-" in line for line in lines)
+    evaluation, plan = ask(narrow.vae, x, {name: AIS(60, 16, 4)})
+    assert evaluation.compared.tightest == name
+    lines = advice(evaluation, plan)
+    assert any(f"further below {label}" in line and "importance (-" in line for line in lines)
     good = LinearGaussian(shift=0.1)
-    lines = advice(*ask(good.vae, x, {"log_px_ais": AIS(1, 2, 1)}))
-    assert any("further below importance" in line and "ais (-" in line for line in lines)
+    lines = advice(*ask(good.vae, x, {name: AIS(1, 2, 1)}))
+    assert any("further below importance" in line and f"{label} (-" in line for line in lines)
+
+
+def test_a_bound_that_is_no_estimate_of_log_px_is_not_judged_as_one() -> None:
+    """Nor is it the tightest, whatever it is called."""
+    spoilt = LinearGaussian(shift=0.5)
+    bounds: dict[str, Estimator] = {
+        "log_px_mean": ELBOBound(500),
+        "log_px_few": IWAEBound(500, 2),
+        "log_px_best_normal": LocalELBO(20, 4, 500),
+    }
+    evaluation, plan = ask(spoilt.vae, spoilt.sample(50), bounds, num_samples=500)
+    m = evaluation.metrics
+    assert m["compared/log_px_mean"] < m["compared/log_px"] - 0.1
+    assert evaluation.compared.targeting == ["log_px"]
+    assert m["compared/approximation_gap"] == pytest.approx(
+        m["compared/log_px"] - m["compared/log_px_best_normal"]
+    )
+    assert not any("further" in line for line in advice(evaluation, plan))
+    # Their weights are their own, and so are the diagnostics.
+    header = per_image_csv(evaluation).splitlines()[0].split(",")
+    assert {"log_px_mean_pareto_k", "log_px_few_effective_sample_size"} <= set(header)
+    assert "elbo_pareto_k" not in header
 
 
 def test_the_ways_out_are_those_not_taken_yet(digits_vae: VAE, binary_test_digits: Tensor) -> None:
@@ -128,14 +156,15 @@ def test_the_ways_out_are_those_not_taken_yet(digits_vae: VAE, binary_test_digit
     assert "[ais]" not in line
 
 
-def test_an_upper_bound_that_may_be_none_is_told_of() -> None:
+@pytest.mark.parametrize(("name", "label"), [("log_px_upper", "upper"), ("roof", "roof")])
+def test_an_upper_bound_that_may_be_none_is_told_of(name: str, label: str) -> None:
     truth = LinearGaussian(shift=0.2)
-    loose: dict[str, Estimator] = {"log_px_upper": ReverseAIS(4, 30, 10)}
+    loose: dict[str, Estimator] = {name: ReverseAIS(4, 30, 10)}
     evaluation, plan = ask(truth.vae, truth.sample(200), loose)
-    upper, lower = (evaluation.metrics[f"compared/log_px{kind}"] for kind in ("_upper", ""))
+    upper, lower = (evaluation.metrics[f"compared/{kind}"] for kind in (name, "log_px"))
     assert upper > lower + 0.2
     lines = advice(evaluation, plan)
-    assert any("upper is an upper bound only if the AIS chains" in line for line in lines)
+    assert any(f"{label} is an upper bound only if the AIS chains" in line for line in lines)
     assert not any("further" in line for line in lines)  # above is where an upper bound belongs
 
 
@@ -151,6 +180,7 @@ def test_quadrature_says_where_it_is_inexact(
 
 
 def test_a_wide_bracket_is_told_of(digits_vae: VAE, binary_test_digits: Tensor) -> None:
+    """It is that of the AIS, wherever that stands and whatever it is called."""
     few: dict[str, Estimator] = {"log_px_ais": AIS(3, 2, 1)}
     x = binary_test_digits[:5]
     (line,) = [
@@ -159,6 +189,14 @@ def test_a_wide_bracket_is_told_of(digits_vae: VAE, binary_test_digits: Tensor) 
         if "simulated" in line
     ]
     assert "raise evaluation.estimators.log_px_ais.num_temperatures" in line
+    both: dict[str, Estimator] = {"log_px_ais": ReverseAIS(3, 2, 1), "my_ais": AIS(3, 2, 1)}
+    evaluation, plan = ask(digits_vae, x, both, simulated_images=50)
+    assert evaluation.metrics["simulated/gap"] > 0.5
+    (line,) = [line for line in advice(evaluation, plan) if "simulated" in line]
+    assert "raise evaluation.estimators.my_ais.num_temperatures" in line
+    alone = {"roof": both["log_px_ais"]}
+    evaluation, _ = ask(digits_vae, x, alone, simulated_images=50)
+    assert not any(name.startswith("simulated/") for name in evaluation.metrics)
 
 
 def test_few_images_cannot_tell_the_information() -> None:

@@ -48,6 +48,19 @@ def comparison(evaluation: Evaluation, log_cell_volume: float) -> SummaryTable:
     Args:
         evaluation: with further estimators.
         log_cell_volume: added to every value, so that a density bounds log P(image) from below.
+
+    >>> from vae_pyro.evaluation import evaluate
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.log_marginal import PriorSampling
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> parts = {"network": MLP((8,)), "likelihood": Bernoulli(2), "guide": DiagNormal}
+    >>> vae = build_vae(latent_dim=2, image_shape=(1, 4, 4), **parts)
+    >>> plan = EvaluationPlan(50, [10], {"log_px_prior": PriorSampling(50)})
+    >>> table = comparison(evaluate(vae, torch.zeros(5, 1, 4, 4), plan, seed=0), 0.0)
+    >>> table.title, [row[0] for row in table.rows]
+    ('log p(x) of the first 5 test images', ['ELBO', 'IWAE-10', 'importance', 'prior'])
     """
     compared = evaluation.compared
     known = compared.reference
