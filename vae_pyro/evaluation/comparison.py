@@ -97,15 +97,15 @@ class Comparison:
         elbo, reference = self["elbo"], self.reference
         gaps: dict[str, PerImage] = {}
         if reference is not None:
-            gaps["kl_to_posterior"] = difference(self[reference], elbo)
+            gaps["kl_to_posterior"] = subtract(self[reference], elbo)
         local = [name for name in self if isinstance(self.estimators[name], LocalELBO)]
         if local:
             best = self[max(local, key=lambda name: self[name].mean())]
-            gaps["approximation_gap"] = difference(self[reference or self.tightest], best)
-            gaps["amortisation_gap"] = difference(best, elbo)
+            gaps["approximation_gap"] = subtract(self[reference or self.tightest], best)
+            gaps["amortisation_gap"] = subtract(best, elbo)
         return gaps
 
 
-def difference(a: PerImage, b: PerImage) -> PerImage:
+def subtract(a: PerImage, b: PerImage) -> PerImage:
     """a - b of every image, for estimates from independent samples."""
     return PerImage(a.value - b.value, torch.hypot(a.std_error, b.std_error))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_pyro.compilation.precision import fast_matmul
-from vae_pyro.evaluation.comparison import Comparison, difference
+from vae_pyro.evaluation.comparison import Comparison, subtract
 from vae_pyro.evaluation.latent import (
     active_units,
     active_units_std_error,
@@ -241,5 +241,5 @@ def _simulated(ais: AIS, vae: VAE, num_images: int, how: Mapping[str, Any]) -> d
     return merge(
         metrics_of("simulated", "log_px_ais", lower),
         metrics_of("simulated", "log_px_upper", upper),
-        metrics_of("simulated", "gap", difference(upper, lower)),
+        metrics_of("simulated", "gap", subtract(upper, lower)),
     )
