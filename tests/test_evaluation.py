@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from tests.linear_gaussian import PIXELS, LinearGaussian
-from vae_pyro.evaluation.metrics import (
+from vae_pyro.evaluation import (
     Evaluation,
     EvaluationPlan,
     evaluate,
+    require_free_names,
     rounding_error,
     validate,
 )
+from vae_pyro.evaluation.names import merge
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli, Normal
 from vae_pyro.log_marginal import (
@@ -42,8 +44,8 @@ def ask(
     seed: int = 0,
     **further: Any,
 ) -> Evaluation:
-    questions = EvaluationPlan(num_samples, iwae_samples, **further)
-    return evaluate(vae, x, questions, seed=seed, draws=draws)
+    plan = EvaluationPlan(num_samples, iwae_samples, **further)
+    return evaluate(vae, x, plan, seed=seed, draws=draws)
 
 
 def test_metrics_are_the_closed_forms() -> None:
@@ -145,7 +147,7 @@ def test_the_gap_splits_into_what_is_known() -> None:
         latent=True,
     )
     m = evaluation.metrics
-    assert evaluation.reference == "log_px_exact"
+    assert evaluation.compared.reference == "log_px_exact"
     gap = (spoilt.log_marginal(x[:120]) - spoilt.elbo(x[:120])).mean().item()
     assert m["compared/kl_to_posterior"] == pytest.approx(
         gap, abs=4.5 * m["compared/kl_to_posterior_std_error"] + 1e-6
@@ -175,9 +177,11 @@ def test_the_rounding_error_is_that_of_the_models_precision() -> None:
     assert rounding_error(vae.double(), x.double()) == 0
 
 
-def test_every_number_that_is_estimated_has_both_errors() -> None:
-    spoilt = LinearGaussian(shift=0.4)
-    m = ask(
+@pytest.fixture(scope="module")
+def evaluated() -> Evaluation:
+    """By every estimator, with levels, simulated images and measures of the latent space."""
+    spoilt = LinearGaussian(shift=0.4, num_levels=17)
+    return ask(
         spoilt.vae,
         spoilt.sample(30),
         50,
@@ -186,7 +190,11 @@ def test_every_number_that_is_estimated_has_both_errors() -> None:
         num_images=10,
         simulated_images=3,
         latent=True,
-    ).metrics
+    )
+
+
+def test_every_number_that_is_estimated_has_both_errors(evaluated: Evaluation) -> None:
+    m = evaluated.metrics
     alone = {
         "test/effective_sample_size",
         "test/pareto_k_high",
@@ -230,13 +238,13 @@ def test_further_estimators_see_the_same_first_images_of_every_draw() -> None:
         truth.vae, x, 50, [], draws=2, estimators={"log_px_exact": Exact()}, num_images=5
     )
     chosen = torch.cat([x[:5], x[20:25]])
-    exact = evaluation.compared["log_px_exact"].estimate
+    exact = evaluation.compared["log_px_exact"]
     torch.testing.assert_close(exact.value, Exact()(truth.vae, chosen).value)
     assert evaluation.metrics["compared/num_images"] == 5
     assert evaluation.metrics["compared/log_px_exact"] == pytest.approx(exact.mean())
-    importance = evaluation.compared["log_px"].estimate
+    importance = evaluation.compared["log_px"]
     assert evaluation.metrics["compared/log_px"] == importance.mean()
-    whole = evaluation.answers["log_px"].estimate.value
+    whole = evaluation.estimates["log_px"].estimate.value
     assert torch.equal(importance.value, torch.cat([whole[:5], whole[20:25]]))
     assert importance.bound is Bound.LOWER
 
@@ -264,15 +272,15 @@ def test_a_test_metric_is_over_the_whole_test_set(draws: int) -> None:
     assert m["compared/num_images"] == 60 // draws
     for name in ("log_px_exact", "log_px_quadrature"):
         torch.testing.assert_close(
-            evaluation.answers[name].estimate.value, exact, atol=1e-3, rtol=0
+            evaluation.estimates[name].estimate.value, exact, atol=1e-3, rtol=0
         )
         assert m[f"test/{name}"] == pytest.approx(exact.mean().item(), abs=1e-3)
         assert m[f"test/{name}"] < m[f"compared/{name}"] - 5
-        first = evaluation.compared[name].estimate
+        first = evaluation.compared[name]
         assert m[f"compared/{name}"] == first.mean()
         near = exact.reshape(draws, -1)[:, : 60 // draws].flatten()
         torch.testing.assert_close(first.value, near, atol=1e-3, rtol=0)
-    error = evaluation.answers["log_px"].estimate.mean_std_error()
+    error = evaluation.estimates["log_px"].estimate.mean_std_error()
     assert m["test/log_px"] == pytest.approx(m["test/log_px_exact"], abs=4.5 * error)
 
 
@@ -313,8 +321,70 @@ def test_without_a_reference_the_tightest_bound_is_the_gaps_end(
     }
     evaluation = ask(digits_vae, binary_test_digits[:30], 50, [], estimators=estimators)
     m = evaluation.metrics
-    assert evaluation.reference is None
+    assert evaluation.compared.reference is None
     assert "compared/kl_to_posterior" not in m
-    assert evaluation.tightest in ("log_px", "log_px_defensive")
+    assert evaluation.compared.tightest in ("log_px", "log_px_defensive")
     tightest = max(m["compared/log_px"], m["compared/log_px_defensive"])
     assert m["compared/approximation_gap"] == pytest.approx(tightest - m["compared/elbo_local"])
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    assert merge({"a": 1.0}, {}, {"b": 2.0}) == {"a": 1.0, "b": 2.0}
+    with pytest.raises(ValueError, match="two metrics have the name b; rename"):
+        merge({"a": 1.0, "b": 2.0}, {"b": 2.0})
+
+
+TAKEN = (
+    "elbo",
+    "log_px",
+    "log_px_std_error",
+    "log_px_image_std_error",
+    "log_px_pareto_k",
+    "log_px_true",
+    "elbo_gap",
+    "gap",
+    "kl",
+    "kl_to_posterior",
+    "mutual_information_upper",
+    "num_images",
+    "rounding_error",
+    "bits_per_dim",
+    "effective_sample_size",
+    "pareto_k_high",
+    "active_units",
+    "active_units_std_error",
+    "approximation_gap",
+    "iwae_7",
+    "image",
+)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_name_of_every_evaluation_is_refused_before_anything_is_computed(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^estimators\.{name}: .*; choose another name$"):
+        EvaluationPlan(50, [5], {name: Exact()})
+
+
+@pytest.mark.parametrize(
+    ("names", "clash"),
+    [
+        (("a", "a_std_error"), "a_std_error"),
+        (("a_image_std_error", "a"), "a_image_std_error"),
+        (("a", "a_image"), "a_image_std_error"),
+        (("a", "a_acceptance"), "a_acceptance"),
+    ],
+)
+def test_a_name_that_another_estimator_needs_is_refused(names: list[str], clash: str) -> None:
+    with pytest.raises(ValueError, match=rf"estimators\.{names[1]}: .* {clash} already exists"):
+        EvaluationPlan(50, [5], dict.fromkeys(names, Exact()))
+
+
+def test_the_names_that_are_refused_are_all_there_are(evaluated: Evaluation) -> None:
+    """Otherwise an estimator of that name would overwrite a metric."""
+    require_free_names(EVERYTHING)
+    of_estimators = set(EVERYTHING)
+    for metric in evaluated.metrics:
+        scope, name = metric.split("/")
+        if scope != "simulated" and not any(name.startswith(n) for n in of_estimators):
+            with pytest.raises(ValueError, match="choose another name"):
+                require_free_names([name])

@@ -47,7 +47,7 @@ def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> Non
     for label in ("importance", "defensive", "prior", "ais", "upper", "quadrature", "ELBO, local"):
         assert re.search(rf"^ +{label} +(lower|upper|numeric) ", done.stdout, re.MULTILINE)
     assert "note: log_px_exact was left out: exact log p(x) is known for linear" in done.stdout
-    assert "note: on images simulated from the model AIS" in done.stdout
+    assert "note: on images simulated from the model, the lower and the upper bound" in done.stdout
     if "k-hat is above" in done.stdout:
         assert "(evaluation/estimators=[defensive])" in done.stdout
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.linear_gaussian import LATENT_DIM, SCALE, LinearGaussian
 from vae_pyro.errors import EstimatorError
-from vae_pyro.evaluation.latent import (
+from vae_pyro.evaluation import (
     active_units,
     active_units_std_error,
     information,
@@ -72,7 +72,7 @@ def test_kl_of_a_full_rank_guides_dimensions_is_that_of_their_marginals() -> Non
 
 def test_flows_have_no_kl_per_dimension() -> None:
     vae = build_vae(2, (1, 2, 3), MLP((8,)), Bernoulli(17), Flow)
-    with pytest.raises(EstimatorError, match="known of normal guides, not of Transformed"):
+    with pytest.raises(EstimatorError, match="for normal guides, not for Transformed"):
         kl_per_dimension(vae, torch.zeros(2, 1, 2, 3))
     rows = list(csv.DictReader(io.StringIO(latent_csv(vae, torch.rand(20, 1, 2, 3)))))
     assert [row["kl"] for row in rows] == ["nan", "nan"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.test_config import composed
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.data.dataset import Split
-from vae_pyro.errors import DataError
+from vae_pyro.errors import ConfigError, DataError
 from vae_pyro.likelihoods import Beta, Likelihood
 from vae_pyro.runs.job import Job, run_job
 from vae_pyro.runs.preparation import check_support
@@ -69,6 +69,25 @@ def test_a_test_split_that_cannot_be_scored_is_refused_before_training(
     tree["likelihood"] = {"_target_": likelihood}
     job = Job("job", {}, {}, tmp_path / "job", parent=None)
     with pytest.raises(DataError, match=message):
+        run_job(tree, job, Console(file=io.StringIO()))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["elbo"], r"^evaluation\.estimators\.elbo: the metric or column elbo already exists"),
+        (["iwae_7"], r"^evaluation\.estimators\.iwae_7: names that begin with iwae_ are those"),
+        (["mine", "mine_std_error"], r"^evaluation\.estimators\.mine_std_error: the metric"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused_before_training(
+    names: list[str], message: str, tmp_path: Path
+) -> None:
+    estimators = [f"+evaluation.estimators.{name}={{_target_: x}}" for name in names]
+    tree: dict[str, Any] = composed(f"tracking.uri=sqlite:///{tmp_path}/m.db", *estimators)
+    job = Job("job", {}, {}, tmp_path / "job", parent=None)
+    with pytest.raises(ConfigError, match=message):
         run_job(tree, job, Console(file=io.StringIO()))
     assert list(tmp_path.iterdir()) == []
 

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from tests.linear_gaussian import LinearGaussian
-from vae_pyro.evaluation.metrics import Evaluation, EvaluationPlan, evaluate
+from vae_pyro.evaluation import Evaluation, EvaluationPlan, evaluate
 from vae_pyro.guide import DiagNormal
 from vae_pyro.log_marginal import (
     AIS,
+    ELBOBound,
     Estimator,
     Exact,
     ImportanceSampling,
+    IWAEBound,
     LocalELBO,
     PriorSampling,
     Quadrature,
@@ -49,21 +51,21 @@ class Shrunk(DiagNormal):
 def ask(
     vae: VAE, x: Tensor, estimators: dict[str, Estimator], num_samples: int = 200, **more: int
 ) -> tuple[Evaluation, EvaluationPlan]:
-    questions = EvaluationPlan(num_samples, [5], estimators, **more)
-    return evaluate(vae, x, questions, seed=0), questions
+    plan = EvaluationPlan(num_samples, [5], estimators, **more)
+    return evaluate(vae, x, plan, seed=0), plan
 
 
 def test_a_guide_shrunk_tenfold_is_caught_and_the_way_out_named(
     digits_vae: VAE, binary_test_digits: Tensor
 ) -> None:
     x = binary_test_digits[:100]
-    good, questions = ask(digits_vae, x, {})
+    good, plan = ask(digits_vae, x, {})
     assert isinstance(digits_vae.guide, DiagNormal)
     bad_vae = VAE(digits_vae.model, Shrunk(digits_vae.guide)).eval()
     bad, _ = ask(bad_vae, x, {})
     assert bad.metrics["test/pareto_k_high"] > 0.6 > 2 * good.metrics["test/pareto_k_high"]
     assert bad.metrics["test/log_px"] < good.metrics["test/log_px"] - 1
-    (warning,) = advice(bad, questions)
+    (warning,) = advice(bad, plan)
     assert "k-hat is above 0.7" in warning
     assert "mean ESS" in warning
     for way_out in ("num_samples=2000", "[defensive]", "[ais]"):
@@ -101,14 +103,40 @@ def test_a_perfect_guide_in_single_precision_is_not_warned_of_either() -> None:
     assert advice(*ask(truth.vae.float(), truth.sample(200).float(), estimators)) == []
 
 
-def test_who_falls_short_of_the_tightest_bound_is_named() -> None:
+@pytest.mark.parametrize(("name", "label"), [("log_px_ais", "ais"), ("my_ais", "my_ais")])
+def test_who_falls_short_of_the_tightest_bound_is_named(name: str, label: str) -> None:
+    """Whatever the estimator is called."""
     narrow = LinearGaussian(stretch=0.1)
     x = narrow.sample(100)
-    lines = advice(*ask(narrow.vae, x, {"log_px_ais": AIS(60, 16, 4)}))
-    assert any("further below ais" in line and "importance (-" in line for line in lines)
+    evaluation, plan = ask(narrow.vae, x, {name: AIS(60, 16, 4)})
+    assert evaluation.compared.tightest == name
+    lines = advice(evaluation, plan)
+    assert any(f"further below {label}" in line and "importance (-" in line for line in lines)
     good = LinearGaussian(shift=0.1)
-    lines = advice(*ask(good.vae, x, {"log_px_ais": AIS(1, 2, 1)}))
-    assert any("further below importance" in line and "ais (-" in line for line in lines)
+    lines = advice(*ask(good.vae, x, {name: AIS(1, 2, 1)}))
+    assert any("further below importance" in line and f"{label} (-" in line for line in lines)
+
+
+def test_a_bound_that_is_no_estimate_of_log_px_is_not_judged_as_one() -> None:
+    """Nor is it the tightest, whatever it is called."""
+    spoilt = LinearGaussian(shift=0.5)
+    bounds: dict[str, Estimator] = {
+        "log_px_mean": ELBOBound(500),
+        "log_px_few": IWAEBound(500, 2),
+        "log_px_best_normal": LocalELBO(20, 4, 500),
+    }
+    evaluation, plan = ask(spoilt.vae, spoilt.sample(50), bounds, num_samples=500)
+    m = evaluation.metrics
+    assert m["compared/log_px_mean"] < m["compared/log_px"] - 0.1
+    assert evaluation.compared.targeting == ["log_px"]
+    assert m["compared/approximation_gap"] == pytest.approx(
+        m["compared/log_px"] - m["compared/log_px_best_normal"]
+    )
+    assert not any("further" in line for line in advice(evaluation, plan))
+    # Their weights are their own, and so are the diagnostics.
+    header = per_image_csv(evaluation).splitlines()[0].split(",")
+    assert {"log_px_mean_pareto_k", "log_px_few_effective_sample_size"} <= set(header)
+    assert "elbo_pareto_k" not in header
 
 
 def test_the_ways_out_are_those_not_taken_yet(digits_vae: VAE, binary_test_digits: Tensor) -> None:
@@ -128,14 +156,15 @@ def test_the_ways_out_are_those_not_taken_yet(digits_vae: VAE, binary_test_digit
     assert "[ais]" not in line
 
 
-def test_an_upper_bound_that_may_be_none_is_told_of() -> None:
+@pytest.mark.parametrize(("name", "label"), [("log_px_upper", "upper"), ("roof", "roof")])
+def test_an_upper_bound_that_may_be_none_is_told_of(name: str, label: str) -> None:
     truth = LinearGaussian(shift=0.2)
-    loose: dict[str, Estimator] = {"log_px_upper": ReverseAIS(4, 30, 10)}
-    evaluation, questions = ask(truth.vae, truth.sample(200), loose)
-    upper, lower = (evaluation.metrics[f"compared/log_px{kind}"] for kind in ("_upper", ""))
+    loose: dict[str, Estimator] = {name: ReverseAIS(4, 30, 10)}
+    evaluation, plan = ask(truth.vae, truth.sample(200), loose)
+    upper, lower = (evaluation.metrics[f"compared/{kind}"] for kind in (name, "log_px"))
     assert upper > lower + 0.2
-    lines = advice(evaluation, questions)
-    assert any("only as far as the chains" in line for line in lines)
+    lines = advice(evaluation, plan)
+    assert any(f"{label} is an upper bound only if the AIS chains" in line for line in lines)
     assert not any("further" in line for line in lines)  # above is where an upper bound belongs
 
 
@@ -145,12 +174,13 @@ def test_quadrature_says_where_it_is_inexact(
     monkeypatch.setattr("vae_pyro.log_marginal.quadrature._LAST_POINTS", {2: 5})
     monkeypatch.setattr("vae_pyro.log_marginal.quadrature._FIRST_POINTS", {2: 5})
     quadrature: dict[str, Estimator] = {"log_px_quadrature": Quadrature()}
-    evaluation, questions = ask(digits_vae, binary_test_digits[:20], quadrature)
-    assert evaluation.reference is None
-    assert any("own error estimate is above" in line for line in advice(evaluation, questions))
+    evaluation, plan = ask(digits_vae, binary_test_digits[:20], quadrature)
+    assert evaluation.compared.reference is None
+    assert any("own error estimate is above" in line for line in advice(evaluation, plan))
 
 
 def test_a_wide_bracket_is_told_of(digits_vae: VAE, binary_test_digits: Tensor) -> None:
+    """It is that of the AIS, wherever that stands and whatever it is called."""
     few: dict[str, Estimator] = {"log_px_ais": AIS(3, 2, 1)}
     x = binary_test_digits[:5]
     (line,) = [
@@ -159,12 +189,20 @@ def test_a_wide_bracket_is_told_of(digits_vae: VAE, binary_test_digits: Tensor) 
         if "simulated" in line
     ]
     assert "raise evaluation.estimators.log_px_ais.num_temperatures" in line
+    both: dict[str, Estimator] = {"log_px_ais": ReverseAIS(3, 2, 1), "my_ais": AIS(3, 2, 1)}
+    evaluation, plan = ask(digits_vae, x, both, simulated_images=50)
+    assert evaluation.metrics["simulated/gap"] > 0.5
+    (line,) = [line for line in advice(evaluation, plan) if "simulated" in line]
+    assert "raise evaluation.estimators.my_ais.num_temperatures" in line
+    alone = {"roof": both["log_px_ais"]}
+    evaluation, _ = ask(digits_vae, x, alone, simulated_images=50)
+    assert not any(name.startswith("simulated/") for name in evaluation.metrics)
 
 
 def test_few_images_cannot_tell_the_information() -> None:
     narrow = LinearGaussian(stretch=0.05)
     lines = advice(*ask(narrow.vae, narrow.sample(20), {}, latent=True))
-    assert any("too few to tell I(x; z)" in line for line in lines)
+    assert any("I(x; z) is estimated to lie between" in line for line in lines)
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -179,8 +217,8 @@ def test_tables_hold_what_was_measured() -> None:
     truth = LinearGaussian(shift=0.2)
     x = truth.sample(40)
     estimators: dict[str, Estimator] = {"log_px_ais": AIS(10, 30, 2), "log_px_exact": Exact()}
-    questions = EvaluationPlan(100, [5], estimators, num_images=7)
-    evaluation = evaluate(truth.vae, x, questions, seed=0, draws=2)
+    plan = EvaluationPlan(100, [5], estimators, num_images=7)
+    evaluation = evaluate(truth.vae, x, plan, seed=0, draws=2)
     m = evaluation.metrics
     by_name = {row["estimator"]: row for row in rows(estimators_csv(evaluation))}
     assert list(by_name) == ["elbo", "iwae_5", "log_px", "log_px_ais", "log_px_exact"]
@@ -198,7 +236,7 @@ def test_tables_hold_what_was_measured() -> None:
     assert [(row["image"], row["draw"]) for row in images] == [
         (str(image), str(draw)) for draw in range(2) for image in range(20)
     ]
-    value = evaluation.answers["log_px"].estimate.value
+    value = evaluation.estimates["log_px"].estimate.value
     assert column(images, "log_px") == value.tolist()
     truth_of_all = Exact()(truth.vae, x).value.tolist()
     assert column(images, "log_px_exact") == pytest.approx(truth_of_all, abs=1e-9)
@@ -251,10 +289,10 @@ def test_an_interrupted_evaluation_leaves_the_same_table_to_the_byte(
     }
 
     def table(folder: Path | None, progress: ShowProgress = silently) -> str:
-        questions = EvaluationPlan(60, [5], estimators, num_images=60)
+        plan = EvaluationPlan(60, [5], estimators, num_images=60)
         x = truth.sample(220)
         return per_image_csv(
-            evaluate(truth.vae, x, questions, seed=0, draws=2, folder=folder, progress=progress)
+            evaluate(truth.vae, x, plan, seed=0, draws=2, folder=folder, progress=progress)
         )
 
     undisturbed = table(None)

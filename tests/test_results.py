@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vae_pyro.reporting.tables import (
+from vae_pyro.reporting.results import (
     JobResult,
     bound_label,
     bound_names,
     groups,
-    print_summary,
     shared_settings,
+    varying_settings,
+)
+from vae_pyro.reporting.tables import (
+    print_summary,
     summary_csv,
     summary_markdown,
     summary_tables,
-    varying_settings,
+    to_csv,
 )
 
 METRICS = {
@@ -90,6 +93,22 @@ def test_csv_holds_every_metric_of_what_finished(results: list[JobResult]) -> No
     assert row.pop("images") == "abc"
     assert float(row.pop("log_cell_volume")) == 0
     assert {name: float(value) for name, value in row.items()} == METRICS
+
+
+def test_csv_has_the_bytes_that_the_standard_library_writes() -> None:
+    rows: list[dict[str, object]] = [
+        {"a": 0, "b,c": 0.1, 'd"': math.nan, "e": "x, y"},
+        {"a": 1, "b,c": -math.inf, 'd"': 1e-07, "e": 'say "x"'},
+        {"a": 2, "b,c": math.inf, 'd"': 1e22, "e": ""},
+        {"a": 10**17, "b,c": 1 / 3},
+        {"a": -0.0, "b,c": 1e16, 'd"': 123456789.0, "e": "two\nlines"},
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    assert to_csv(rows, list(rows[0])) == text.getvalue()
+    assert to_csv([], ["a", "b"]) == "a,b\n"
 
 
 def printed(results: list[JobResult], width: int) -> str:

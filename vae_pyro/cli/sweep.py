@@ -37,7 +37,7 @@ from vae_pyro.runs.manifest import (
 
 if TYPE_CHECKING:
     from vae_pyro.reporting.figures import Panel
-    from vae_pyro.reporting.tables import JobResult
+    from vae_pyro.reporting.results import JobResult
     from vae_pyro.tracking import Run, Status
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class SweepCallback(Callback):
 
     def _results(self) -> list[JobResult]:
         from vae_pyro.cli.app import split_overrides
-        from vae_pyro.reporting.tables import JobResult
+        from vae_pyro.reporting.results import JobResult
 
         results = []
         for job, started in self._jobs().items():
@@ -177,7 +177,8 @@ class SweepCallback(Callback):
     def _draw(self, results: list[JobResult]) -> Path:
         from vae_pyro.files import write_atomically
         from vae_pyro.reporting.figures import png, render, sweep_figure
-        from vae_pyro.reporting.tables import groups, summary_notes
+        from vae_pyro.reporting.results import groups
+        from vae_pyro.reporting.tables import summary_notes
 
         panels = [_panel(group, results) for group in groups(results)]
         figure = sweep_figure(panels, summary_notes(results)[1:])  # the axes say the first
@@ -198,7 +199,7 @@ class SweepCallback(Callback):
 def _panel(group: list[JobResult], results: list[JobResult]) -> Panel:
     """The bounds of the jobs that share one kind of x."""
     from vae_pyro.reporting.figures import Panel
-    from vae_pyro.reporting.tables import (
+    from vae_pyro.reporting.results import (
         bound_label,
         bound_names,
         setting,

@@ -1,9 +1,44 @@
+"""From a trained VAE and held-out images to metrics, and to measures of the latent space."""
+
+from vae_pyro.evaluation.comparison import Comparison
+from vae_pyro.evaluation.latent import (
+    ACTIVE_VARIANCE,
+    Information,
+    active_units,
+    active_units_std_error,
+    information,
+    kl_per_dimension,
+    posterior_means,
+)
 from vae_pyro.evaluation.metrics import (
+    HIGH_PARETO_K,
     Evaluation,
-    EvaluationPlan,
     evaluate,
     log_cell_volume,
-    validate,
+    pareto_k_high,
+    rounding_error,
 )
+from vae_pyro.evaluation.names import require_free_names
+from vae_pyro.evaluation.plan import EvaluationPlan, first_ais
+from vae_pyro.evaluation.validation import validate
 
-__all__ = ["Evaluation", "EvaluationPlan", "evaluate", "log_cell_volume", "validate"]
+__all__ = [
+    "ACTIVE_VARIANCE",
+    "HIGH_PARETO_K",
+    "Comparison",
+    "Evaluation",
+    "EvaluationPlan",
+    "Information",
+    "active_units",
+    "active_units_std_error",
+    "evaluate",
+    "first_ais",
+    "information",
+    "kl_per_dimension",
+    "log_cell_volume",
+    "pareto_k_high",
+    "posterior_means",
+    "require_free_names",
+    "rounding_error",
+    "validate",
+]

@@ -1,4 +1,4 @@
-"""What the latent space is used for, and how much of x the encoder puts into it."""
+"""The latent space: active units, KL per dimension, and information about x."""
 
 import math
 from dataclasses import dataclass
@@ -11,35 +11,59 @@ from vae_pyro.errors import EstimatorError
 from vae_pyro.log_marginal import PerImage
 from vae_pyro.vae import VAE
 
-ACTIVE_VARIANCE = 0.01
+ACTIVE_VARIANCE = 0.01  # Burda et al. (2016), section 5.2
 _NUMBERS_AT_ONCE = 2**22
 
 
 def posterior_means(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
-    """E_q(z|x)[z] of every image of x ``(N, C, H, W)``; returns ``(N, D)``."""
+    """E_q(z|x)[z] of every image.
+
+    Args:
+        vae: the pair.
+        x: images, ``(N, C, H, W)``.
+        batch_size: images encoded at once.
+
+    Returns:
+        ``(N, D)``.
+
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> parts = {"network": MLP((8,)), "likelihood": Bernoulli(2), "guide": DiagNormal}
+    >>> vae = build_vae(latent_dim=2, image_shape=(1, 4, 4), **parts)
+    >>> posterior_means(vae, torch.zeros(3, 1, 4, 4)).shape
+    torch.Size([3, 2])
+    """
     with torch.no_grad():
         return torch.cat([vae.guide.posterior_mean(part) for part in x.split(batch_size)])
 
 
 def active_units(means: Tensor) -> int:
-    """How many latent dimensions tell images apart: Var_x(E_q[z_d]) > 0.01.
+    """Number of latent dimensions d with Var_x(E_q[z_d]) > 0.01: those that tell images apart.
 
     Args:
         means: posterior means, ``(N, D)``.
 
     Source: Burda et al. (2016), section 5.2.
+
+    >>> active_units(torch.tensor([[-1.0, 0.01], [1.0, -0.01], [0.0, 0.0]]))
+    1
     """
     return int((_variances(means)[0] > ACTIVE_VARIANCE).sum())
 
 
 def active_units_std_error(means: Tensor) -> float:
-    """How far the count may move with other images: sqrt(sum_d p_d (1 - p_d)).
+    """sqrt(sum_d p_d (1 - p_d)): how far ``active_units`` may move with other images.
 
-    p_d is the probability that dimension d counts as active, taken from a normal around its
-    variance with the standard error of that variance; dimensions are taken to be independent.
+    p_d is the probability that dimension d is counted as active: that of a normal around its
+    variance, with the standard error of that variance. Dimensions are assumed to be independent.
 
     Args:
         means: posterior means, ``(N, D)``.
+
+    >>> active_units_std_error(10 * torch.randn(500, 2)) < 1e-6  # far from the threshold
+    True
     """
     variance, std_error = _variances(means)
     distance = (variance - ACTIVE_VARIANCE) / std_error.clamp(min=1e-300)
@@ -57,8 +81,8 @@ def _variances(means: Tensor) -> tuple[Tensor, Tensor]:
 def kl_per_dimension(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
     """KL(q(z_d | x) || p(z_d)) in closed form, for normal guides.
 
-    q(z_d | x) is the marginal of one dimension. Under a full-rank guide the dimensions' KLs add up
-    to less than KL(q(z | x) || p(z)): what is missing are their correlations.
+    q(z_d | x) is the marginal of one dimension. With a full-rank guide the sum over the dimensions
+    is below KL(q(z | x) || p(z)), because it leaves out their correlations.
 
     Args:
         vae: the pair.
@@ -72,6 +96,16 @@ def kl_per_dimension(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
         EstimatorError: where the guide is not normal.
 
     Source: Kingma and Welling (2014), appendix B.
+
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> parts = {"network": MLP((8,)), "likelihood": Bernoulli(2), "guide": DiagNormal}
+    >>> vae = build_vae(latent_dim=2, image_shape=(1, 4, 4), **parts)
+    >>> kl = kl_per_dimension(vae, torch.zeros(3, 1, 4, 4))
+    >>> kl.shape, bool((kl >= 0).all())
+    (torch.Size([3, 2]), True)
     """
 
     def of(part: Tensor) -> Tensor:
@@ -79,7 +113,8 @@ def kl_per_dimension(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
         base = q.base_dist if isinstance(q, dist.Independent) else q
         if not isinstance(base, dist.Normal | dist.MultivariateNormal):
             raise EstimatorError(
-                f"the KL per latent dimension is known of normal guides, not of {type(q).__name__}"
+                "the KL per latent dimension has a closed form for normal guides, not for "
+                f"{type(q).__name__}"
             )
         loc, variance = base.mean.double(), base.variance.double()
         kl: Tensor = 0.5 * (loc.square() + variance - variance.log() - 1)
@@ -91,18 +126,19 @@ def kl_per_dimension(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
 
 @dataclass(frozen=True)
 class Information:
-    """How the KL of the ELBO divides: KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)), on average.
+    """The two parts of the ELBO's KL: KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)), on average.
 
     q(z) = (1/N) sum_j q(z | x_j) is the aggregated posterior of the N images. Attributes are in
-    nats per image, from the same draws z ~ q(z | x_i):
+    nats per image, from the same samples z ~ q(z | x_i):
 
     Attributes:
         kl: log q(z | x_i) - log p(z).
-        mutual_information: log q(z | x_i) - log q(z): below I(x; z) of all images there might have
-            been, and never above log N.
-        mutual_information_upper: likewise, with q(z) of the N - 1 other images; above I(x; z).
-        marginal_kl: log q(z) - log p(z), above KL(q(z) || p(z)) with all images there might be:
-            samples of the prior come from where the encoder puts images only if it is small.
+        mutual_information: log q(z | x_i) - log q(z): in expectation below I(x; z) of the whole
+            population of images, and never above log N.
+        mutual_information_upper: likewise, with q(z) of the N - 1 other images; in expectation
+            above I(x; z).
+        marginal_kl: log q(z) - log p(z): in expectation above KL(q(z) || p(z)) of the whole
+            population. Where it is small, samples of the prior lie where the encoder puts images.
 
     Source: Hoffman and Johnson (2016), section 2; the two bounds, Poole et al. (2019), section 2.
     """
@@ -114,9 +150,9 @@ class Information:
 
 
 def information(vae: VAE, x: Tensor, num_samples: int = 8) -> Information:
-    """Draw z's from q(z | x_i) and weigh them under the aggregated posterior of all images.
+    """I(x; z) and KL(q(z) || p(z)) from samples z ~ q(z | x_i); see ``Information``.
 
-    Takes time in proportion to N^2.
+    The cost grows with N^2, for each z is scored under q(z | x_j) of every image.
 
     Args:
         vae: the pair.
@@ -125,6 +161,17 @@ def information(vae: VAE, x: Tensor, num_samples: int = 8) -> Information:
 
     Raises:
         ValueError: where there are fewer.
+
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> parts = {"network": MLP((8,)), "likelihood": Bernoulli(2), "guide": DiagNormal}
+    >>> vae = build_vae(latent_dim=2, image_shape=(1, 4, 4), **parts)
+    >>> measures = information(vae, torch.rand(20, 1, 4, 4).round())
+    >>> total = measures.mutual_information.mean() + measures.marginal_kl.mean()
+    >>> abs(measures.kl.mean() - total) < 1e-9
+    True
     """
     if len(x) < 2 or num_samples < 2:
         raise ValueError(f"needs 2 images and 2 samples of each, got {len(x)} and {num_samples}")

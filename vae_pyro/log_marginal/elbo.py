@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class ELBOBound(WeightEstimator):
 
     Source: Jordan et al. (1999); Kingma and Welling (2014), equation 2.
     """
+
+    targets_log_px: ClassVar[bool] = False
 
     @property
     def group_size(self) -> int:

@@ -143,9 +143,12 @@ class Estimator(ABC):
         budget_for_all: an evaluation runs its further estimators on the first test images only. An
             estimator whose answer for the whole test set costs fewer multiply-adds than this is
             run on all of them; see ``is_cheap``.
+        targets_log_px: whether ``value`` is an estimate of log p(x); False for a bound that is
+            reported for its own sake, such as the ELBO.
     """
 
     budget_for_all: ClassVar[float] = 0.0
+    targets_log_px: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:

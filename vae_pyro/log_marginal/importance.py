@@ -8,6 +8,7 @@ exactly what its preference took.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -88,6 +89,8 @@ class IWAEBound(WeightEstimator):
 
     Source: Burda et al. (2016), equation 8 and theorem 1.
     """
+
+    targets_log_px: ClassVar[bool] = False
 
     k: int
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from pyro import distributions as dist
@@ -47,6 +48,7 @@ class LocalELBO(Estimator):
     Source: Cremer et al. (2018), section 3.
     """
 
+    targets_log_px: ClassVar[bool] = False
     num_steps: int = 500
     num_particles: int = 16
     num_samples: int = 500

@@ -1,51 +1,75 @@
-"""What the estimators said, side by side, and in plain words whether to believe it."""
+"""The estimators of one evaluation side by side, and notes on which of them to rely on."""
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from vae_pyro.errors import EstimatorError
-from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, kl_per_dimension, posterior_means
-from vae_pyro.evaluation.metrics import Evaluation, EvaluationPlan, pareto_k_high
-from vae_pyro.log_marginal import AIS, Bound, Estimate, TimedEstimate
+from vae_pyro.evaluation import (
+    ACTIVE_VARIANCE,
+    Comparison,
+    Evaluation,
+    EvaluationPlan,
+    first_ais,
+    kl_per_dimension,
+    pareto_k_high,
+    posterior_means,
+)
+from vae_pyro.evaluation.names import is_standard
+from vae_pyro.log_marginal import Bound, Estimate, ReverseAIS, TimedEstimate
 from vae_pyro.log_marginal.importance import WeightEstimator
-from vae_pyro.reporting.tables import SummaryTable, bound_label
+from vae_pyro.reporting.results import bound_label
+from vae_pyro.reporting.tables import SummaryTable, to_csv
 from vae_pyro.vae import VAE
 
-_MANY_HIGH = 0.1  # share of the images whose k-hat may be high before a word is due
-_TOO_FAR = 4.0  # standard errors
-_ROUNDING = 1e-3  # nats
+_MANY_HIGH = 0.1  # share of the images whose k-hat may be high without a note
 _INEXACT = 0.01  # nats, of quadrature
 _WIDE_BRACKET = 0.5  # nats between AIS and its upper bound on simulated images
 
 
 def estimator_label(name: str) -> str:
-    """``log_px_ais`` -> ``ais``; ``iwae_50`` -> ``IWAE-50``; ``log_px`` -> ``importance``."""
+    """The estimator's name in a table.
+
+    >>> [estimator_label(name) for name in ("log_px", "iwae_50", "log_px_ais", "elbo_local")]
+    ['importance', 'IWAE-50', 'ais', 'ELBO, local']
+    """
     if name == "log_px":
         return "importance"
-    if name == "elbo" or name.startswith("iwae_"):
+    if is_standard(name):
         return bound_label(f"test/{name}")
     return name.removeprefix("log_px_").replace("elbo_", "ELBO, ")
 
 
 def comparison(evaluation: Evaluation, log_cell_volume: float) -> SummaryTable:
-    """One row per estimator, all about the same images.
+    """One row per estimator, all on the same images.
 
     Args:
         evaluation: with further estimators.
-        log_cell_volume: added to every value, so that a density speaks of the images themselves.
+        log_cell_volume: added to every value, so that a density bounds log P(image) from below.
+
+    >>> from vae_pyro.evaluation import evaluate
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.log_marginal import PriorSampling
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> parts = {"network": MLP((8,)), "likelihood": Bernoulli(2), "guide": DiagNormal}
+    >>> vae = build_vae(latent_dim=2, image_shape=(1, 4, 4), **parts)
+    >>> plan = EvaluationPlan(50, [10], {"log_px_prior": PriorSampling(50)})
+    >>> table = comparison(evaluate(vae, torch.zeros(5, 1, 4, 4), plan, seed=0), 0.0)
+    >>> table.title, [row[0] for row in table.rows]
+    ('log p(x) of the first 5 test images', ['ELBO', 'IWAE-10', 'importance', 'prior'])
     """
-    known = evaluation.reference
+    compared = evaluation.compared
+    known = compared.reference
     rows = []
-    for name, answer in evaluation.compared.items():
+    for name, timed in compared.estimates.items():
         if name == "iwae_1":  # it is the ELBO
             continue
-        estimate = answer.estimate
-        # Of a density's upper bound and the cell's volume nothing follows for P(image).
+        estimate = timed.estimate
+        # An upper bound on a density gives no bound on P(image).
         sign = "≥ " * (bool(log_cell_volume) and estimate.bound is not Bound.UPPER)
         row = {
             "estimator": estimator_label(name),
@@ -55,111 +79,117 @@ def comparison(evaluation: Evaluation, log_cell_volume: float) -> SummaryTable:
             "± images": f"{estimate.image_std_error(evaluation.draws):.2f}",
         }
         if known is not None:
-            row[f"- {estimator_label(known)}"] = f"{_error(evaluation, name):+.3f}"
+            row[f"- {estimator_label(known)}"] = f"{compared.difference(name, known):+.3f}"
         high, size = pareto_k_high(estimate), estimate.diagnostics.get("effective_sample_size")
         row["k-hat > 0.7"] = "" if math.isnan(high) else f"{high:.0%}"
         row["ESS"] = "" if size is None else f"{size.mean():.0f}"
         row["decoder evaluations"] = f"{estimate.evaluations:,.0f}"
-        row["seconds / image"] = f"{_seconds_per_image(answer):.3f}"
+        row["seconds / image"] = f"{_seconds_per_image(timed):.3f}"
         rows.append(row)
-    num_images = len(evaluation.compared["log_px"].estimate.value) // evaluation.draws
     header = list(rows[0])
     return SummaryTable(
-        f"log p(x) of the first {num_images} test images",
+        f"log p(x) of the first {compared.num_images} test images",
         header,
         [[row[name] for name in header] for row in rows],
     )
 
 
-def advice(evaluation: Evaluation, questions: EvaluationPlan) -> list[str]:
-    """What a reader must be told about these numbers, a line each; nothing where all is well."""
+def advice(evaluation: Evaluation, plan: EvaluationPlan) -> list[str]:
+    """Notes on which numbers not to rely on, and what to try; a line each, none where all is well.
+
+    Args:
+        evaluation: from ``evaluate``.
+        plan: that it was computed by.
+    """
     return [
-        *_about_weights(evaluation, questions),
-        *_about_quadrature(evaluation),
-        *_about_agreement(evaluation),
-        *_about_upper(evaluation),
-        *_about_bracket(evaluation, questions),
+        *_about_weights(evaluation, plan),
+        *_about_quadrature(evaluation.compared),
+        *_about_agreement(evaluation.compared),
+        *_about_upper(evaluation.compared),
+        *_about_bracket(evaluation, plan),
         *_about_split(evaluation),
         *_about_information(evaluation),
     ]
 
 
-def _about_weights(evaluation: Evaluation, questions: EvaluationPlan) -> Iterable[str]:
+def _about_weights(evaluation: Evaluation, plan: EvaluationPlan) -> Iterable[str]:
     share = evaluation.metrics["test/pareto_k_high"]
     if not share > _MANY_HIGH:
         return
-    asked = questions.estimators.values()
-    ways_out = [f"more samples (evaluation.num_samples={10 * questions.num_samples})"]
-    if not any(isinstance(e, WeightEstimator) and e.proposal.is_wider for e in asked):
+    further = plan.estimators.values()
+    ways_out = [f"more samples (evaluation.num_samples={10 * plan.num_samples})"]
+    if not any(isinstance(e, WeightEstimator) and e.proposal.is_wider for e in further):
         ways_out.append("a wider proposal (evaluation/estimators=[defensive])")
-    if not any(isinstance(e, AIS) for e in asked):
+    if first_ais(plan.estimators) is None:
         ways_out.append("AIS (evaluation/estimators=[ais])")
     size = evaluation.metrics["test/effective_sample_size"]
     yield (
         f"for {share:.0%} of the test images Pareto k-hat is above 0.7 (mean ESS {size:.0f} of "
-        f"{questions.num_samples:,}): the guide misses part of the posterior, so log p(x) may lie "
-        f"higher than shown and its ± is too small. Ask for {' or for '.join(ways_out)}"
+        f"{plan.num_samples:,}): the guide misses part of the posterior, so log p(x) may be higher "
+        f"than shown and its ± too small. Use {' or '.join(ways_out)}"
     )
 
 
-def _about_quadrature(evaluation: Evaluation) -> Iterable[str]:
-    for name, answer in evaluation.compared.items():
-        if answer.estimate.bound is Bound.NUMERIC:
-            inexact = answer.estimate.std_error > _INEXACT
+def _about_quadrature(compared: Comparison) -> Iterable[str]:
+    for name in compared:
+        if compared[name].bound is Bound.NUMERIC:
+            inexact = compared[name].std_error > _INEXACT
             if inexact.any():
                 yield (
-                    f"{estimator_label(name)}'s own error estimate is above {_INEXACT} nats for "
+                    f"{estimator_label(name)}: its own error estimate is above {_INEXACT} nats for "
                     f"{int(inexact.sum())} of {len(inexact)} images"
                 )
 
 
-def _about_agreement(evaluation: Evaluation) -> Iterable[str]:
-    """Who lies further from the truth, or below the best bound, than his own error bar allows."""
-    judge = evaluation.reference or evaluation.tightest
+def _about_agreement(compared: Comparison) -> Iterable[str]:
+    """Estimators further from the reference, or below the best bound, than chance allows."""
+    is_known = compared.reference is not None
+    best = compared.reference or compared.tightest
     wrong = []
-    for name in evaluation.compared:
-        if not name.startswith("log_px") or name == judge:
-            continue
-        distance, allowed = _distance(evaluation, name, judge)
-        # A lower bound that is judged by a lower bound may lie above it.
-        if abs(distance) > allowed and (evaluation.reference is not None or distance < 0):
+    for name in compared.targeting:
+        distance = compared.difference(name, best)
+        # Without a reference, an estimate above the highest lower bound is no contradiction.
+        if abs(distance) > compared.largest_by_chance(name, best) and (is_known or distance < 0):
             wrong.append(f"{estimator_label(name)} ({distance:+.3f})")
     if wrong:
-        verb = "further from" if evaluation.reference is not None else "further below"
         yield (
-            f"{verb} {estimator_label(judge)} than their ± allows, so not to be relied on at these "
-            f"budgets: {', '.join(wrong)}"
+            f"further {'from' if is_known else 'below'} {estimator_label(best)} than their ± "
+            f"allows: {', '.join(wrong)} nats. Do not rely on them with these settings"
         )
 
 
-def _about_upper(evaluation: Evaluation) -> Iterable[str]:
-    bounds = [name for name, a in evaluation.compared.items() if a.estimate.bound is Bound.UPPER]
-    if "log_px_upper" in bounds:
-        yield "upper is a bound only as far as the chains of AIS had reached the posterior"
+def _about_upper(compared: Comparison) -> Iterable[str]:
+    for name in compared:
+        if isinstance(compared.estimators[name], ReverseAIS):
+            yield (
+                f"{estimator_label(name)} is an upper bound only if the AIS chains reached the "
+                "posterior"
+            )
 
 
-def _about_bracket(evaluation: Evaluation, questions: EvaluationPlan) -> Iterable[str]:
+def _about_bracket(evaluation: Evaluation, plan: EvaluationPlan) -> Iterable[str]:
     m = evaluation.metrics
     if "simulated/gap" not in m:
         return
     words = (
-        "on images simulated from the model AIS from below and from above are "
+        "on images simulated from the model, the lower and the upper bound of AIS are "
         f"{m['simulated/gap']:.3f} ± {m['simulated/gap_image_std_error']:.3f} nats apart"
     )
-    if m["simulated/gap"] > _WIDE_BRACKET:
-        name = next(name for name, e in questions.estimators.items() if isinstance(e, AIS))
+    ais = first_ais(plan.estimators)
+    if m["simulated/gap"] > _WIDE_BRACKET and ais is not None:
         words += (
-            ", so do not rely on AIS more closely than that: raise "
-            f"evaluation.estimators.{name}.num_temperatures"
+            ", so AIS may be wrong by as much: raise "
+            f"evaluation.estimators.{ais[0]}.num_temperatures"
         )
     yield words
 
 
 def _about_split(evaluation: Evaluation) -> Iterable[str]:
-    if "compared/approximation_gap" in evaluation.metrics and evaluation.reference is None:
+    compared = evaluation.compared
+    if "compared/approximation_gap" in evaluation.metrics and compared.reference is None:
         yield (
-            "approximation_gap takes the highest lower bound for log p(x), "
-            f"{estimator_label(evaluation.tightest)}: it may be larger"
+            f"approximation_gap uses the highest lower bound ({estimator_label(compared.tightest)})"
+            " in place of log p(x), so the true gap may be larger"
         )
 
 
@@ -171,82 +201,70 @@ def _about_information(evaluation: Evaluation) -> Iterable[str]:
     low, high = m[f"{scope}/mutual_information"], m[f"{scope}/mutual_information_upper"]
     if high - low > 0.1 * high:
         yield (
-            f"the test images are too few to tell I(x; z) more closely than between {low:.2f} and "
-            f"{min(high, m[f'{scope}/kl']):.2f} nats"
+            f"I(x; z) is estimated to lie between {low:.2f} and "
+            f"{min(high, m[f'{scope}/kl']):.2f} nats: the test images are too few for a narrower "
+            "range"
         )
-
-
-def _error(evaluation: Evaluation, name: str) -> float:
-    assert evaluation.reference is not None
-    return _distance(evaluation, name, evaluation.reference)[0]
-
-
-def _distance(evaluation: Evaluation, name: str, judge: str) -> tuple[float, float]:
-    """Mean difference of two answers about the same images, and how large chance lets it be.
-
-    Chance: 4 standard errors, the logarithm's expected shortfall of half their square image by
-    image, and the rounding of float32.
-    """
-    a, b = (evaluation.compared[key].estimate for key in (name, judge))
-    difference = (a.value - b.value).mean().item()
-    # Not by draw: the draws of x are shared, and move both answers alike.
-    std_error = math.hypot(a.mean_std_error(), b.mean_std_error())
-    shortfall = (a.std_error.square().mean() / 2).item()
-    return difference, _TOO_FAR * std_error + shortfall + _ROUNDING
 
 
 def estimators_csv(evaluation: Evaluation) -> str:
     """One row per estimator: what ``comparison`` shows, unrounded."""
-    rows = []
-    for name, answer in evaluation.compared.items():
-        estimate = answer.estimate
-        rows.append(
-            {
-                "estimator": name,
-                "bound": estimate.bound.value,
-                "nats_per_image": estimate.mean(),
-                "std_error": estimate.mean_std_error(evaluation.draws),
-                "image_std_error": estimate.image_std_error(evaluation.draws),
-                "minus_reference": _error(evaluation, name) if evaluation.reference else "",
-                "pareto_k_high": pareto_k_high(estimate),
-                "decoder_evaluations_per_image": estimate.evaluations,
-                "seconds_per_image": _seconds_per_image(answer),
-            }
-        )
-    return _csv(list(rows[0]), [list(row.values()) for row in rows])
+    compared, draws = evaluation.compared, evaluation.draws
+    known = compared.reference
+    rows: list[dict[str, object]] = [
+        {
+            "estimator": name,
+            "bound": timed.estimate.bound.value,
+            "nats_per_image": timed.estimate.mean(),
+            "std_error": timed.estimate.mean_std_error(draws),
+            "image_std_error": timed.estimate.image_std_error(draws),
+            "minus_reference": "" if known is None else compared.difference(name, known),
+            "pareto_k_high": pareto_k_high(timed.estimate),
+            "decoder_evaluations_per_image": timed.estimate.evaluations,
+            "seconds_per_image": _seconds_per_image(timed),
+        }
+        for name, timed in compared.estimates.items()
+    ]
+    return to_csv(rows, list(rows[0]))
 
 
 def per_image_csv(evaluation: Evaluation) -> str:
-    """One row per test image (and draw of it): every estimator's value, error and diagnostics.
+    """One row per test image (and sample of it): every estimator's value, error and diagnostics.
 
     Where an estimator was run on the first images only, its other cells are empty.
+
+    Raises:
+        ValueError: where two columns have one name.
     """
-    num_images = len(evaluation.answers["log_px"].estimate.value) // evaluation.draws
-    columns: dict[str, Tensor] = {}
+    draws = evaluation.draws
+    num_images = len(evaluation.estimates["log_px"].estimate.value) // draws
+    rows: list[dict[str, object]] = [
+        {"image": image, "draw": draw} for draw in range(draws) for image in range(num_images)
+    ]
+    columns = ["image", "draw"]
+    for name, first in evaluation.compared.estimates.items():
+        timed = evaluation.estimates.get(name, first)
+        for column, numbers in _columns(name, timed.estimate).items():
+            if column in columns:
+                raise ValueError(f"two columns have the name {column}; rename an estimator")
+            columns.append(column)
+            for draw, block in enumerate(numbers.reshape(draws, -1).tolist()):
+                for row, number in zip(rows[draw * num_images :], block, strict=False):
+                    row[column] = number
+    return to_csv(rows, columns)
 
-    def add(name: str, estimate: Estimate) -> None:
-        columns[name] = estimate.value
-        if estimate.bound is not Bound.EXACT:
-            columns[f"{name}_std_error"] = estimate.std_error
-        for key, numbers in estimate.diagnostics.items():
-            # The ELBO and the IWAE bounds were read off the same weights as log p(x).
-            repeated = name == "elbo" or name.startswith("iwae_")
-            if name == "log_px" or not (repeated or "elbo_gap" in key):
-                columns[f"{name}_{key}"] = numbers
 
-    for name, answer in evaluation.compared.items():
-        add(name, evaluation.answers.get(name, answer).estimate)
-    asked = len(evaluation.compared["log_px"].estimate.value) // evaluation.draws
-    rows = []
-    for draw in range(evaluation.draws):
-        for image in range(num_images):
-            row: list[object] = [image, draw]
-            for numbers in columns.values():
-                per_draw = num_images if len(numbers) == num_images * evaluation.draws else asked
-                number = numbers[draw * per_draw + image].item() if image < per_draw else ""
-                row.append(number)
-            rows.append(row)
-    return _csv(["image", "draw", *columns], rows)
+def _columns(name: str, estimate: Estimate) -> dict[str, Tensor]:
+    """One estimator's columns of ``per_image.csv``."""
+    columns = {name: estimate.value}
+    if estimate.bound is not Bound.EXACT:
+        columns[f"{name}_std_error"] = estimate.std_error
+    for key, numbers in estimate.diagnostics.items():
+        # The ELBO and the IWAE bounds were computed from the same weights as log p(x).
+        is_repeated = is_standard(name) or "elbo_gap" in key
+        if name == "log_px" or not is_repeated:
+            columns[f"{name}_{key}"] = numbers
+    return columns
 
 
 def latent_csv(vae: VAE, x: Tensor) -> str:
@@ -258,30 +276,21 @@ def latent_csv(vae: VAE, x: Tensor) -> str:
         kls, errors = kl.mean(0), kl.std(0) / len(kl) ** 0.5
     except EstimatorError:
         kls = errors = torch.full_like(variances, math.nan)
-    header = ["dimension", "variance_of_means", "active", "kl", "kl_image_std_error"]
-    rows = [
-        [
-            d,
-            variances[d].item(),
-            int(variances[d] > ACTIVE_VARIANCE),
-            kls[d].item(),
-            errors[d].item(),
-        ]
+    rows: list[dict[str, object]] = [
+        {
+            "dimension": d,
+            "variance_of_means": variances[d].item(),
+            "active": int(variances[d] > ACTIVE_VARIANCE),
+            "kl": kls[d].item(),
+            "kl_image_std_error": errors[d].item(),
+        }
         for d in range(len(variances))
     ]
-    return _csv(header, rows)
+    return to_csv(rows, list(rows[0]))
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _seconds_per_image(answer: TimedEstimate) -> float:
-    return answer.seconds / len(answer.estimate.value)
+def _seconds_per_image(timed: TimedEstimate) -> float:
+    return timed.seconds / len(timed.estimate.value)
 
 
 def _short(error: float) -> str:

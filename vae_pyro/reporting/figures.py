@@ -41,7 +41,11 @@ def render(figure: Figure) -> np.ndarray:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Pixels as ``render`` gives them, as a PNG file."""
+    """The content of a PNG file.
+
+    Args:
+        pixels: ``uint8 (H, W, 3)``, for instance from ``render``.
+    """
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -50,7 +54,10 @@ def png(pixels: np.ndarray) -> bytes:
 def tile(images: Tensor, columns: int) -> np.ndarray:
     """Images ``(N, C, H, W)`` in [0, 1] side by side, row by row; ``(rows H', columns W', 3)``.
 
-    Grey lines one pixel wide part them.
+    Grey lines one pixel wide separate them.
+
+    >>> tile(torch.zeros(6, 1, 8, 8), columns=3).shape
+    (19, 28, 3)
     """
     grey = images.detach().float().cpu().clamp(0, 1)
     grey = grey.expand(-1, 3, -1, -1) if grey.shape[1] == 1 else grey
@@ -71,25 +78,40 @@ def _show(axes: Axes, pixels: np.ndarray, title: str) -> None:
 
 
 def sample_grid(vae: VAE, num_images: int = 64) -> Figure:
-    """z ~ p(z): on the left the mean image E[x | z], on the right a draw x ~ p(x | z)."""
+    """z ~ p(z): on the left the mean image E[x | z], on the right a sample x ~ p(x | z).
+
+    Args:
+        vae: the pair.
+        num_images: on each side.
+
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> parts = {"network": MLP((8,)), "likelihood": Bernoulli(2), "guide": DiagNormal}
+    >>> vae = build_vae(latent_dim=2, image_shape=(1, 4, 4), **parts)
+    >>> figure = sample_grid(vae, num_images=16)
+    >>> len(figure.axes)
+    2
+    """
     with torch.no_grad():
         p_x = vae.model.decode(vae.model.prior().sample((num_images,)))
-        means, draws = p_x.mean, p_x.sample()
+        means, samples = p_x.mean, p_x.sample()
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     columns = math.isqrt(num_images)
     _show(left, tile(means, columns), "mean of p(x | z),  z ~ p(z)")
-    _show(right, tile(draws, columns), "draw x ~ p(x | z),  same z")
+    _show(right, tile(samples, columns), "sample x ~ p(x | z),  same z")
     return figure
 
 
 def reconstruction_grid(vae: VAE, x: Tensor, columns: int = 16) -> Figure:
-    """Originals, and under each the mean of p(x | z) for one z ~ q(z | x).
+    """Originals, and under each of them the mean of p(x | z) for one z ~ q(z | x).
 
     Args:
         vae: the pair.
-        x: images, ``(N, C, H, W)``; what does not fill a row is left out.
-        columns: originals per row, or all of them where they are fewer.
+        x: images, ``(N, C, H, W)``; a last row that is not full is left out.
+        columns: originals per row, at most N.
     """
     columns = min(columns, len(x))
     x = x[: len(x) // columns * columns]
@@ -108,8 +130,9 @@ def reconstruction_grid(vae: VAE, x: Tensor, columns: int = 16) -> Figure:
 def latent_figure(vae: VAE, means: Tensor, labels: Tensor) -> Figure:
     """Where the images lie in the latent space, coloured by label.
 
-    With two latent dimensions also the decoder's manifold: the mean image at a 15 x 15 grid of the
-    prior's quantiles. With more, the two directions along which the encoded images vary most.
+    With two latent dimensions the decoder's manifold is drawn too: the mean image on a 15 x 15 grid
+    of the prior's quantiles. With more dimensions the axes are the two principal directions of the
+    posterior means.
 
     Args:
         vae: the pair.
@@ -177,6 +200,10 @@ def bounds_figure(
         bounds: by K, with the ELBO at K = 1: (value, standard error), nats per image.
         log_px: importance-sampled log p(x): (value, standard error).
         num_samples: samples behind ``log_px``.
+
+    >>> figure = bounds_figure({1: (-30.0, 0.1), 5: (-28.0, 0.2)}, (-27.0, 0.05), num_samples=100)
+    >>> figure.axes[0].get_ylabel()
+    'nats per test image (higher is better)'
     """
     points = {**bounds, num_samples: log_px}
     ks = sorted(points)
@@ -205,13 +232,13 @@ def bounds_figure(
 
 @dataclass(frozen=True)
 class Panel:
-    """The jobs of a sweep whose x is of one kind.
+    """The jobs of a sweep with one kind of x.
 
     Attributes:
         title: what x is.
         labels: one per job.
-        axis: what the labels are values of.
-        ordered: whether neighbouring jobs are steps of one quantity, to be joined by a line.
+        axis: the quantity that the labels are values of.
+        ordered: whether the labels are steps of one quantity; lines then join the jobs.
         series: by name, from the loosest bound to log p(x): one (value, standard error) per job.
     """
 
@@ -229,7 +256,7 @@ def sweep_figure(panels: Sequence[Panel], notes: Sequence[str] = ()) -> Figure:
 
     Args:
         panels: from top to bottom.
-        notes: what a reader must know to compare, a line each, under the last panel.
+        notes: how to compare the panels, a line each, under the last one.
     """
     heights = [4.5 if panel.ordered else 1.2 + 0.32 * len(panel.labels) for panel in panels]
     width = max(8 if panel.ordered else 10 for panel in panels)

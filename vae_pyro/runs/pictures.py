@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vae_pyro.evaluation.latent import posterior_means
+from vae_pyro.evaluation import posterior_means
 from vae_pyro.files import write_atomically
 from vae_pyro.randomness import RandomStream
 from vae_pyro.reporting import figures

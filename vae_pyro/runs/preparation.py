@@ -10,10 +10,10 @@ import torch
 from vae_pyro.config import Config, EvaluationConfig, build
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError, DataError, EstimatorError
-from vae_pyro.evaluation import EvaluationPlan
+from vae_pyro.evaluation import EvaluationPlan, first_ais, require_free_names
 from vae_pyro.hardware import CoreMeter, crowding
 from vae_pyro.likelihoods import Likelihood, Support
-from vae_pyro.log_marginal import AIS, Estimator
+from vae_pyro.log_marginal import Estimator
 from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
 from vae_pyro.randomness import RandomStream
@@ -132,10 +132,14 @@ def _plan(options: EvaluationConfig, vae: VAE) -> tuple[EvaluationPlan, list[str
     """What is measured of this VAE, and a line for every estimator that does not apply to it.
 
     Raises:
-        ConfigError: where an estimator or one of its options does not exist, or images are to be
-            simulated and no estimator uses them.
+        ConfigError: where an estimator or one of its options does not exist, its name is taken, or
+            images are to be simulated and no estimator uses them.
         EstimatorError: where an estimator does not apply and is not to be skipped.
     """
+    try:
+        require_free_names(options.estimators)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.{error}") from error
     estimators, notes = {}, []
     for name, estimator_options in options.estimators.items():
         estimator = build(estimator_options, Estimator, f"evaluation.estimators.{name}")
@@ -146,7 +150,7 @@ def _plan(options: EvaluationConfig, vae: VAE) -> tuple[EvaluationPlan, list[str
             if options.inapplicable == "refuse":
                 raise EstimatorError(f"evaluation.estimators.{name}: {error}") from error
             notes.append(f"{name} was left out: {error}")
-    if options.simulated_images and not any(isinstance(e, AIS) for e in estimators.values()):
+    if options.simulated_images and first_ais(estimators) is None:
         why = "simulated_images: they are for AIS, which is not among evaluation/estimators"
         if options.inapplicable == "refuse":
             raise ConfigError(f"evaluation.{why}; add ais, or ask for 0")
