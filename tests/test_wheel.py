@@ -75,7 +75,10 @@ def run(environment: Path, tmp_path: Path) -> Run:
 def pip(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env=os.environ | {"PIP_NO_INDEX": "1"}
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PIP_NO_INDEX": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

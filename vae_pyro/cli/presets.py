@@ -24,7 +24,7 @@ def conf_folder() -> Path:
 class Presets(SearchPathPlugin):
     """Hydra calls it once, after all plugins stored their configurations and before it composes."""
 
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:  # noqa: ARG002
         """Remove the stored configurations that ``conf/hydra`` replaces."""
         stored = ConfigStore.instance().repo["hydra"]
         for group in ("launcher", "sweeper"):
