@@ -104,5 +104,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run = {"train": train_point, "evaluate": evaluate_point}[sys.argv[1]]
-    print(json.dumps(run(**json.loads(sys.argv[2]))))
+    arguments = json.loads(sys.argv[2])
+    if sys.argv[1] == "train":
+        print(json.dumps(train_point(**arguments)))
+    else:
+        print(json.dumps(evaluate_point(**arguments)))

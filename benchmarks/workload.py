@@ -54,5 +54,5 @@ def build(device: torch.device, latent_dim: int = LATENT_DIM, width: int = WIDTH
 
 def layers(vae: VAE) -> list[torch.nn.Linear]:
     """Its affine maps: two of the encoder, then two of the decoder."""
-    parts = (*vae.guide.encoder, *vae.model.decoder)
+    parts = (*vae.guide.encoder.children(), *vae.model.decoder.children())
     return [part for part in parts if isinstance(part, torch.nn.Linear)]

@@ -176,6 +176,9 @@ def test_ray(run_py: Command, server: str) -> None:
 
 PROBE = f"""
 import hydra, os
+from hydra.core.plugins import Plugins
+from vae_pyro.cli.presets import Presets
+Plugins.instance().register(Presets)
 @hydra.main(version_base="1.3", config_path="{ROOT}/conf", config_name="config")
 def main(cfg):
     import torch

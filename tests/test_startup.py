@@ -46,7 +46,7 @@ def test_a_reader_that_goes_away_does_not_end_a_sweep(closed: str, tmp_path: Pat
 
 
 PROBE = """
-from vae_pyro import startup
+from vae_pyro.cli import startup
 startup.prepare()
 startup.prepare()  # as in a job of a sweep, once more
 import os, sys, torch
@@ -72,7 +72,12 @@ def test_threads_sleep_unless_the_user_wants_them_to_spin(own: dict[str, str]) -
 
 @pytest.mark.parametrize(
     "program",
-    ["run.py", "experiments/__init__.py", "benchmarks/__main__.py", "vae_pyro/deliver.py"],
+    [
+        "vae_pyro/cli/main.py",
+        "experiments/__init__.py",
+        "benchmarks/__main__.py",
+        "vae_pyro/cli/deliver.py",
+    ],
 )
 def test_every_program_prepares(program: str) -> None:
     assert "startup.prepare()" in (ROOT / program).read_text()

@@ -40,7 +40,9 @@ def prepare() -> None:
     - Characters that the output cannot show (``PYTHONIOENCODING=ascii``, ``LC_ALL=C``) are replaced
       by plain ones.
     - Where the reader of the output goes away (``| head``), the program goes on in silence.
+    - Ray reports its use to its makers only where the user has asked for that.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not _WAITING.keys() & os.environ.keys():
         os.environ.update(_WAITING)
     codecs.register_error("plain", _plain)

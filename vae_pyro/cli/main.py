@@ -1,0 +1,40 @@
+"""The command: ``vae-pyro`` where the package is installed, ``python run.py`` in a clone."""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
+
+from vae_pyro.cli import startup
+from vae_pyro.cli.presets import Presets, conf_folder
+
+
+def run_job(cfg: DictConfig) -> float | None:
+    """Run one job. Launchers import this function by its name, in processes of their own."""
+    startup.prepare()
+    from vae_pyro.cli.app import main as run  # torch is slow to import, and --help needs none of it
+
+    return run(cfg)
+
+
+def main() -> None:
+    """Run the job or the sweep that the command line describes.
+
+    A configuration may name the user's own classes, so the current folder is importable. It is
+    searched last: a file in it does not replace a module of the same name that is installed.
+    """
+    startup.prepare()
+    startup.arrange_arguments()
+    sys.path.append(os.getcwd())
+    Plugins.instance().register(Presets)
+    OmegaConf.register_new_resolver("program", _program)  # for the text of --help
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(run_job)()
+
+
+def _program() -> str:
+    """What the user typed to start this program."""
+    name = Path(sys.argv[0]).name
+    return "python run.py" if name == "run.py" else name
