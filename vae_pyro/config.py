@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from vae_pyro.errors import ConfigError
 
 T = TypeVar("T")
-# The upper limits lie above what anybody needs and below what breaks a loop, an index or a disk.
+# The upper limits lie above every sensible value, and below what breaks a loop, an index or a disk.
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Options = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ class TrainingConfig:
             by valid/elbo, once the objective no longer warms up.
         patience: with ``best``, training ends after so many epochs without a better valid/elbo.
         snapshots: how often pictures are drawn, the last epoch included; and once before.
-        checkpoint_seconds: how long training goes on without a checkpoint, unless writing one takes
+        checkpoint_seconds: the longest time between two checkpoints, unless writing one takes
             so long that it is done less often.
         compile: whether steps are one compiled graph; ``auto`` where there are enough of them to
             repay the seconds it takes to make.
@@ -53,7 +53,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class EvaluationConfig:
-    """What is asked of the test set after training.
+    """What is measured on the test set after training.
 
     Attributes:
         num_samples: z's per test image. At least 25, so that Pareto k-hat has a tail to look at.
@@ -61,13 +61,13 @@ class EvaluationConfig:
         dequantisations: x's drawn per test image where p(x | z) is a density of dequantised
             images; 2 or more, so that the spread between them is known.
         estimators: further estimators of log p(x), ``_target_`` and options, by the metric that
-            their answer becomes.
+            they become.
         num_images: the further estimators are run on the first so many test images, and on all of
             them where that is cheap (``Estimator.budget_for_all``); None for all.
         simulated_images: how many images are simulated from the model, to try AIS on from below
             and above; 0 for none.
         latent: whether the information in the latent space is measured.
-        inapplicable: what becomes of an estimator that has no answer for the model.
+        inapplicable: whether an estimator that does not apply to the model is refused or skipped.
         compile: likewise whether evaluating is, validation on the way included.
     """
 
@@ -137,7 +137,7 @@ def resolve(options: Options, base: type[T], where: str) -> tuple[type[T], dict[
     try:
         cls = _locate(target) if isinstance(target, str) else None
         cause = ""
-    except Exception as error:  # whatever a user's own module raises when it is imported
+    except Exception as error:  # a user's own module may raise anything when it is imported
         cls, cause = None, f" ({type(error).__name__}: {error})"
     if cls is None or not _is_concrete(cls, base):
         raise ConfigError(

@@ -58,7 +58,7 @@ class Blueprint:
     guide: Mapping[str, Any]
 
     def build_likelihood(self) -> Likelihood:
-        """The likelihood alone, which says how x is drawn of an image.
+        """The likelihood alone, which prepares x from the images of a data set.
 
         Raises:
             ConfigError: where the group does not name a likelihood.
@@ -99,7 +99,7 @@ class Blueprint:
     def sketch(self) -> VAE:
         """The VAE with the names and shapes of all its weights, but without the numbers.
 
-        Built on PyTorch's meta device, it takes milliseconds and no memory, whatever its size. A
+        Built on PyTorch's meta device, it takes milliseconds and no memory at any size. A
         part of the user's own that needs numbers to be built gets them: then so does the whole.
 
         Raises:

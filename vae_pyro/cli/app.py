@@ -1,4 +1,4 @@
-"""Between Hydra and the pipeline: what a job is called, where it writes, how it fails."""
+"""Between Hydra and a job: its name, its folder, and how it fails."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ from vae_pyro.runs.manifest import StartedJob, Sweep, relevant_overrides, task_o
 def main(cfg: DictConfig) -> float | None:
     """Run one job of ``python run.py``, alone or in a sweep.
 
-    A job that fails says why in one message. Alone, it ends the program with status 1; in a sweep
+    A job that fails prints one message. Alone, it ends the program with status 1; in a sweep
     it leaves its message in ``job.json``, so that the other jobs run and the sweep reports it.
 
     Returns:
@@ -86,14 +86,14 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def explain(error: Exception) -> str:
-    """One clear message for whatever went wrong."""
+    """One clear message for any error."""
     if isinstance(error, UserError):
         return str(error)
     return f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def fail(message: str) -> None:
-    """Print an error, with the traceback of the one in hand where the user asked for it."""
+    """Print an error; with HYDRA_FULL_ERROR=1 the traceback, too."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
         print(traceback.format_exc(), file=sys.stderr)
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What a job on a SLURM cluster has to know: whether it was started again, and should be."""
+"""Jobs on a SLURM cluster: whether one was started again, and whether it should be."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ def is_restart() -> bool:
 
 
 def requeue_if_preempted() -> bool:
-    """Ask to be queued again, where this job was told to end because another one needs its place.
+    """Queue this job again, where SLURM ends it because another job needs its place.
 
     SLURM does so by itself where it ends the job; but one that ends by itself within the time that
     it is granted (``GraceTime``) counts as done. A job that the user cancelled stays cancelled.

@@ -39,7 +39,7 @@ def prepare() -> None:
       for needs. Without any spinning, steps on an idle machine would take twice as long.
     - Characters that the output cannot show (``PYTHONIOENCODING=ascii``, ``LC_ALL=C``) are replaced
       by plain ones.
-    - Where the reader of the output goes away (``| head``), the program goes on in silence.
+    - Where the reader of the output goes away (``| head``), the program continues without output.
     - Ray reports its use to its makers only where the user has asked for that.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -48,7 +48,7 @@ _GRACE = 10.0  # seconds for jobs to leave a checkpoint
 class SweepCallback(Callback):
     """Prepares the tracking store before any job starts, and sums up when all have ended.
 
-    Where ``resume`` is asked for, it leads Hydra to the folder of the same command's last run.
+    With ``resume``, it leads Hydra to the folder of the last run of the same command.
     Jobs find their parent through a file in the sweep's folder, which every launcher shares.
     """
 
@@ -100,7 +100,7 @@ class SweepCallback(Callback):
         record = self._folder / RECORD_FOLDER
         if earlier is None:  # another sweep may have used this folder before
             set_aside(self._folder, ("summary.csv", "elbo_vs_iwae.png", RECORD_FOLDER))
-        # Before the run is opened: killed in between, the next start goes on with this one.
+        # Before the run is opened: killed in between, the next start continues this one.
         Sweep(overrides, self._token, earlier.parent if earlier else None).write(self._folder)
         options = OmegaConf.to_container(config.tracking, resolve=True)
         assert isinstance(options, dict)
@@ -159,8 +159,8 @@ class SweepCallback(Callback):
             if started.error is not None or result is None or result.sweep != self._token:
                 chosen = relevant_overrides(started.overrides)
                 settings = dict(split_overrides(chosen))
-                # Killed, it could not even say that it failed.
-                error = started.error or "ended without a result; resume=true goes on with it"
+                # A job that was killed could not write why.
+                error = started.error or "ended without a result; resume=true continues it"
                 result = JobResult(", ".join(chosen), settings, error=error)
             results.append(result)
         return results
@@ -181,7 +181,7 @@ class SweepCallback(Callback):
         from vae_pyro.reporting.tables import summary_notes
 
         panels = [_panel(group, results) for group in groups(results)]
-        figure = sweep_figure(panels, summary_notes(results)[1:])  # the axes say the first
+        figure = sweep_figure(panels, summary_notes(results)[1:])  # the axes have the first
         path = self._folder / "elbo_vs_iwae.png"
         write_atomically(path, png(render(figure)))
         return path

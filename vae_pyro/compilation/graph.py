@@ -23,7 +23,7 @@ _tracing: ContextVar[bool] = ContextVar("vae_pyro.compilation.tracing", default=
 
 
 class CompilationError(Exception):
-    """Why a program is run as it is."""
+    """The reason why a program cannot be compiled, in one line."""
 
 
 def compile_program(
@@ -37,7 +37,7 @@ def compile_program(
 
     Args:
         program: may not look at the numbers in its tensors, as an ``if`` on them would. Checks that
-            do are skipped (see ``is_tracing``), so whoever calls the graph has to make them.
+            do are skipped (see ``is_tracing``), so the caller of the graph has to make them.
         module: whose weights it reads.
         inputs: examples.
         gradients: whether the program differentiates by the module's weights.
@@ -85,7 +85,7 @@ def compile_program(
             compiled = torch._inductor.compile(graph, [*state, *inputs], options=options)
             copies = [tensor.clone() for tensor in state]  # of buffers that the program may change
             found = _on_equal_noise(lambda: compiled(*copies, *inputs), device)
-    except Exception as error:  # whatever tracer and compiler raise at a program they do not take
+    except Exception as error:  # tracer and compiler raise many kinds of errors
         raise CompilationError(_in_one_line(error)) from error
     _compare(found, expected)
 
@@ -111,7 +111,7 @@ def _trace(
     try:
         tracer = make_fx(program, table, tracing_mode="fake", _allow_non_fake_inputs=True)
         graph: torch.fx.GraphModule = tracer(*inputs)
-    except Exception:  # told of where the other way fails too
+    except Exception:  # reported where the other way fails too
         graph = make_fx(program, table)(*inputs)
     return graph
 

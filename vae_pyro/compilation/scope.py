@@ -1,4 +1,4 @@
-"""Whether to compile, and for how long a graph is kept."""
+"""When a program is compiled, and how long its graph is kept."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ class _Scope:
     mode: Mode
     repeats: int
     programs: dict[Any, Callable[..., Outputs] | None] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
+    noted: set[str] = field(default_factory=set)
 
 
 _scope: ContextVar[_Scope | None] = ContextVar("vae_pyro.compilation.scope", default=None)
@@ -70,7 +70,7 @@ def compiled(
 
     Args:
         program: see ``compile_program``.
-        module: likewise; whatever else stands in for a module is not compiled.
+        module: likewise; anything that is not a module runs uncompiled.
         inputs: likewise.
         key: what the program depends on besides the module and its inputs.
         calls: how often it will be called; with the scope's ``repeats``, decides in mode ``auto``.
@@ -93,14 +93,14 @@ def compiled(
         except CompilationError as error:
             scope.programs[whole_key] = None
             note = f"evaluated without compiling: {error}"
-            if note not in scope.told:
-                scope.told.add(note)
+            if note not in scope.noted:
+                scope.noted.add(note)
                 logger.warning(note)
     return scope.programs[whole_key] or eager
 
 
 def is_compiling(calls: int) -> bool:
-    """Whether ``compiled`` compiles here what it is told will be called so often."""
+    """Whether ``compiled`` compiles a program in this scope that is called so often."""
     scope = _scope.get()
     return scope is not None and is_repaid(scope.mode, calls * scope.repeats, MIN_CALLS)
 
@@ -116,5 +116,5 @@ def keep_freed_memory() -> None:
 
 
 def is_repaid(mode: Mode, repetitions: int, least: int) -> bool:
-    """Whether to compile what will be repeated so often."""
+    """Whether so many repetitions repay the seconds of compiling."""
     return repetitions >= least if mode == "auto" else mode

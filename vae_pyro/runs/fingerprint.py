@@ -23,7 +23,7 @@ _MOST_BYTES = 10_000_000  # of a fingerprint
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Everything that a result depends on.
+    """Everything that a result depends on: two jobs with one fingerprint have one result.
 
     Attributes:
         config: values by dotted key; ``device`` is the one that was chosen.
@@ -38,7 +38,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any], device: str, data_checksum: str) -> "Fingerprint":
-        """Of a resolved configuration, whose classes have been imported."""
+        """The fingerprint of a resolved configuration, whose classes are imported."""
         flat = {
             key: value
             for key, value in flatten({**tree, "device": device}).items()
@@ -59,7 +59,7 @@ class Fingerprint:
         return hashlib.sha256(self._json()).hexdigest()
 
     def changes_since(self, earlier: "Fingerprint") -> str:
-        """In words, for instance ``latent_dim=10 (was 2), code of vae_pyro``."""
+        """The differences in words, for instance ``latent_dim=10 (was 2), code of vae_pyro``."""
         return ", ".join(
             [
                 *(
@@ -93,7 +93,7 @@ def _unequal(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[s
 
 
 def git_tags() -> dict[str, str]:
-    """The commit of the code that runs, under MLflow's own tag; nothing outside a repository."""
+    """The commit of the running code, under MLflow's own tag; empty outside a repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -108,13 +108,13 @@ def git_tags() -> dict[str, str]:
 
 
 def describe_x(data: str, binarisation: Binarisation, likelihood: Likelihood) -> str:
-    """What log p(x) is of, for instance ``digits: 17 levels``; compare only what has one x."""
+    """What x is, for instance ``digits: 17 levels``; only equal x are comparable."""
     static = binarisation == "static" and likelihood.support is Support.BINARY
     return f"{data}: {likelihood.x_kind}{' (static)' if static else ''}"
 
 
 def identify_x(dataset: Dataset, likelihood: Likelihood) -> str:
-    """What tells one set of test x from another: the data, and the draw of binary pixels."""
+    """Identifies a set of test x: the data, and how binary pixels were drawn."""
     if likelihood.support is Support.BINARY:
         return f"{dataset.checksum} {dataset.preparation_seed}"
     return dataset.checksum

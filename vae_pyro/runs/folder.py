@@ -55,13 +55,13 @@ def claim(folder: Path) -> IO[bytes]:
 def continue_or_begin(folder: Path, fingerprint: Fingerprint, *, resume: bool) -> JobResult | None:
     """Prepare a job's folder for it.
 
-    What a job with another fingerprint left there is set aside whole, and so is what the same one
-    left, unless it is to be resumed.
+    The files of a job with another fingerprint are set aside. So are those of the same job, unless
+    it is to be resumed.
 
     Args:
         folder: the job's own.
         fingerprint: of the job that starts.
-        resume: whether to go on with what is there.
+        resume: whether to continue the job that is there.
 
     Returns:
         its result, where it has finished before and is resumed; None where it is to run.
@@ -70,7 +70,7 @@ def continue_or_begin(folder: Path, fingerprint: Fingerprint, *, resume: bool) -
     if resume and earlier == fingerprint:
         return JobResult.read(folder)
     if (aside := set_aside(folder, LEFT_BEHIND)) is not None:
-        why = "to go on with it, ask for resume=true"
+        why = "resume=true continues it"
         if resume:
             changes = earlier and fingerprint.changes_since(earlier)
             why = f"changed was {changes}" if changes else f"{FINGERPRINT_FILE} cannot be read"

@@ -1,6 +1,6 @@
-"""What sweeps and jobs write down when they start, so that the next process finds them again.
+"""What a sweep or a job writes when it starts, so that a later process finds it again.
 
-Hydra asks for this at every start, so it imports nothing heavy.
+Hydra imports this at every start, so it imports nothing heavy.
 """
 
 import json
@@ -22,7 +22,7 @@ class Sweep:
 
     Attributes:
         overrides: the command, see ``task_overrides``.
-        token: tells this sweep from others that used the folder; the same when it is resumed.
+        token: identifies this sweep among those that used the folder; a resumed one keeps it.
         parent: its run id; None where nothing is tracked.
     """
 
@@ -45,7 +45,7 @@ class StartedJob:
     Attributes:
         overrides: likewise.
         sweep: its sweep's token; None for a single job.
-        error: why it failed, as far as it could say.
+        error: why it failed; None where it did not, or was killed.
     """
 
     overrides: list[str]
@@ -61,17 +61,17 @@ class StartedJob:
 
 
 def task_overrides(typed: Sequence[str]) -> list[str]:
-    """What was typed, but for ``resume``."""
+    """The overrides as typed, without ``resume``."""
     return [str(o) for o in typed if _key(str(o)) != "resume"]
 
 
 def relevant_overrides(overrides: Sequence[str]) -> list[str]:
-    """Those of them that a result depends on, and so what a run is named after."""
+    """The overrides that a result depends on; a run is named after them."""
     return [o for o in overrides if not _key(o).startswith(NOT_IN_FINGERPRINT)]
 
 
 def is_same_command(overrides: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two commands ask for the same results, whatever the order of their overrides."""
+    """Whether two commands have the same results: the order of overrides does not matter."""
     return sorted(relevant_overrides(overrides)) == sorted(relevant_overrides(others))
 
 

@@ -1,4 +1,4 @@
-"""Numbers that are no longer finite: noticed before a weight moves, and told by step and site."""
+"""Divergence: numbers that are no longer finite, found before they change a weight."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ from vae_pyro.vae import VAE
 
 
 class Watch:
-    """Stops an epoch at its first number that is not finite, before a weight moves by it.
+    """Stops an epoch at its first infinite or NaN loss, before that changes a weight.
 
-    On a GPU, which would have to be waited for, only the first step is looked at; the others at the
-    epoch's end.
+    On a GPU only the first step is checked at once, because every check waits for the GPU. The
+    others are checked at the end of the epoch.
     """
 
     def __init__(self, vae: VAE, device: torch.device, epoch: int, learning_rate: float) -> None:
@@ -33,18 +33,18 @@ class Watch:
 
     @property
     def looks(self) -> bool:
-        """Whether this step is looked at."""
+        """Whether this step is checked."""
         return self._on_cpu or self._step == 1
 
     def next_step(self, x: Tensor) -> None:
-        """Keep what the step starts from, so that it can be repeated to see what broke."""
+        """Keep the state before a step, so that it can be repeated to find the broken site."""
         self._step += 1
         self._x = x
         if self.looks:
             self._before = default_state(self._device)
 
     def over(self, loss: SVILoss) -> Callable[..., Any]:
-        """``loss_and_grads`` with a look at what it returns."""
+        """``loss_and_grads``, with a check of the losses that it returns."""
 
         def loss_and_grads(model: Any, guide: Any, x: Tensor) -> Any:
             try:
@@ -101,15 +101,15 @@ def broken_weight(vae: VAE) -> str | None:
 
 
 def broken_site(vae: VAE, x: Tensor) -> str | None:
-    """The first site, the guide's before the model's, with a draw or density that is not finite.
+    """The first site with a value or log-probability that is not finite; guide first, then model.
 
     Args:
-        vae: the pair, run once with the random numbers that come next.
+        vae: run once, with the next random numbers.
         x: ``(batch, C, H, W)``.
 
     Returns:
         In words, for instance ``site 'x' of the model: its log-probability is nan``, with the
-        first weight that is not finite, if any; None where all is finite.
+        first weight that is not finite, where there is one; None where everything is finite.
     """
     weight = broken_weight(vae)
     because = f", and so is weight {weight}" if weight else ""

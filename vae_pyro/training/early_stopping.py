@@ -30,7 +30,7 @@ class EarlyStopping:
             state: after this epoch.
             valid_elbo: nats per image; NaN counts as better than anything, so that it is seen.
             is_settled: whether this epoch maximised the final objective. While it warms up, a high
-                ELBO belongs to another objective than the one that was asked for.
+                ELBO belongs to an objective that is not yet the configured one.
         """
         if self.keep == "last" or not is_settled or not valid_elbo <= state.best:
             state.keep_weights(valid_elbo if is_settled else -math.inf)

@@ -41,7 +41,7 @@ class FusedAdam(pyro.optim.PyroOptim):  # type: ignore[misc]  # Pyro's classes a
         )
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step depends on: moments and count, by name; not copies."""
+        """Moments and step count, by name: what the next step depends on. They are not copies."""
         return {
             "count": self._count,
             **{f"means/{i}": mean for i, mean in enumerate(self._means)},
@@ -49,13 +49,13 @@ class FusedAdam(pyro.optim.PyroOptim):  # type: ignore[misc]  # Pyro's classes a
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where another one of the same weights was.
+        """Continue from the state of another optimiser of the same weights.
 
         Args:
-            state: what ``state`` gave.
+            state: as returned by ``state``.
 
         Raises:
-            KeyError, RuntimeError: where it is of other weights.
+            KeyError, RuntimeError: where it belongs to other weights.
         """
         for name, tensor in self.state().items():
             tensor.copy_(state[name])

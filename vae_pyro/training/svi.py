@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch of training gave.
+    """The metrics of one epoch of training.
 
     Attributes:
         epoch: 1 for the first.
@@ -61,8 +61,8 @@ def train(
 ) -> Iterator[EpochRecord]:
     """Maximise the objective by ``pyro.infer.SVI`` with Adam, yielding after every epoch.
 
-    Between two epochs the weights, ``adam``, ``noise`` and whatever ``epoch_batches`` draws from
-    are all that the next one depends on: with these restored it is the same to the bit.
+    An epoch depends on the weights, ``adam``, ``noise`` and the random stream of ``epoch_batches``
+    alone. Where these are restored, it is bit-identical.
 
     Args:
         vae: the pair; its weights are changed in place. In evaluation mode whenever this yields.
@@ -73,8 +73,8 @@ def train(
         noise: the random stream of the guide's samples.
         compiled: whether one compiled graph computes losses and gradients. Batches of another
             shape than the first, and epochs in which the objective warms up, run uncompiled.
-        adam: the optimiser of these weights; a new one, unless training goes on.
-        done: how many of the epochs were done before.
+        adam: the optimiser of these weights, where a training continues; a new one by default.
+        done: number of epochs that were finished before.
 
     Raises:
         DivergenceError: at the first step whose objective, or the first epoch whose weights are
@@ -100,7 +100,7 @@ def train(
             fast_matmul(noise.device),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # told by the watch
+            warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # the watch reports it
             for x in epoch_batches():
                 if compiled and graph is None and current == objective:
                     try:
@@ -150,15 +150,15 @@ class _Graph:
 
 
 def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
-    """Compute the objective once, so that parts that do not go together are told of at once.
+    """Compute the objective once, so that parts that do not fit are reported before training.
 
     Args:
         vae: the pair; unchanged.
-        objective: what is to be maximised.
+        objective: the objective of the training.
         x: a few prepared images, ``(batch, C, H, W)``.
 
     Raises:
-        ConfigError: where the objective cannot be had of this guide.
+        ConfigError: where the objective does not fit this guide.
     """
     with pyro.get_param_store().scope():
         objective.estimator().loss(vae.model, vae.guide, x)
