@@ -30,7 +30,7 @@ def main() -> None:
     startup.arrange_arguments()
     sys.path.append(os.getcwd())
     Plugins.instance().register(Presets)
-    OmegaConf.register_new_resolver("program", _program)  # for the text of --help
+    OmegaConf.register_new_resolver("program", _program, replace=True)  # for the text of --help
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(run_job)()
 
 
