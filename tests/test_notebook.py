@@ -4,7 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import vae_pyro as vp
 from tests.linear_gaussian import LinearGaussian
+from vae_pyro import tracking
 from vae_pyro.data import Dataset
 from vae_pyro.errors import CheckpointError, DataError, TrackingError
 from vae_pyro.guide import DiagNormal, Flow, FullRankNormal
@@ -342,7 +344,30 @@ def test_a_folder_without_a_model_and_no_folder(tmp_path: Path) -> None:
         vp.load(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("source", ["0123456789abcdef" * 2, "runs:/abc", "runs:/abc/model"])
+@pytest.mark.parametrize("source", ["0123456789abcdef" * 2, "runs:/abc"])
 def test_a_run_is_looked_up_in_the_tracking_store(source: str, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=r"there is no .*none\.db"):
         vp.load(source, tracking_uri=f"sqlite:///{tmp_path}/none.db")
+
+
+RUN_ID = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize("source", ["{}", "{}/model", "runs:/{}", "runs:/{}/", "runs:/{}/model"])
+def test_every_way_to_write_a_run_is_understood(
+    source: str, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def downloaded(run_id: str, artifact: str, uri: str | None) -> Iterator[Path]:
+        assert (run_id, artifact, uri) == (RUN_ID, "model", "sqlite:///mine.db")
+        yield job / "model"
+
+    monkeypatch.setattr(tracking, "downloaded", downloaded)
+    vae = vp.load(source.format(RUN_ID), tracking_uri="sqlite:///mine.db")
+    assert vae.image_shape == SHAPE
+
+
+def test_a_folder_may_be_named_like_a_run(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(job.parent)
+    job.rename(RUN_ID)
+    assert vp.load(RUN_ID).image_shape == SHAPE
