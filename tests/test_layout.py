@@ -200,3 +200,12 @@ def test_every_group_option_is_one_class_and_one_file() -> None:
             ]
             assert all(len(found) == 1 for found in targets)
             assert len({found[0] for found in targets}) == len(targets)
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}

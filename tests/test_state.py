@@ -26,8 +26,7 @@ EPOCHS = 4
 
 
 def start(seed: int = 0, guide: type = DiagNormal, width: int = 8) -> TrainingState:
-    with RandomStream("initial weights", seed).active():
-        vae = build_vae(2, (1, 8, 8), MLP((width,)), Bernoulli(17), guide)
+    vae = build_vae(2, (1, 8, 8), MLP((width,)), Bernoulli(17), guide, seed=seed)
     streams = {name: RandomStream(name, seed) for name in ("batches", "training")}
     return TrainingState(vae, FusedAdam(vae.parameters(), 1e-2), streams)
 

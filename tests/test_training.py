@@ -23,8 +23,7 @@ from vae_pyro.vae import VAE, build_vae
 
 
 def start(digits: Dataset, seed: int = 0, epochs: int = 3) -> tuple[VAE, Iterator[EpochRecord]]:
-    with RandomStream("initial weights", seed).active():
-        vae = build_vae(2, digits.image_shape, MLP((30,)), Bernoulli(17), DiagNormal)
+    vae = build_vae(2, digits.image_shape, MLP((30,)), Bernoulli(17), seed=seed)
     order = RandomStream("batches", seed).generator
     likelihood = vae.model.likelihood
     records = train(

@@ -1,24 +1,24 @@
-"""What can go wrong on the user's side; each message says what, where, and what to try."""
+"""Errors that a user can fix; each message names what is wrong, where, and what to try."""
 
 
 class UserError(Exception):
-    """Something the user can mend. Its message is printed whole, without a traceback."""
+    """The base of all these errors. The command prints the message, without a traceback."""
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run."""
+    """A configuration that cannot be run, or a choice that is not one."""
 
 
 class DataError(UserError):
-    """Data that are missing, damaged, or outside the likelihood's support."""
+    """Data that are missing, damaged, of a wrong shape, or outside the likelihood's support."""
 
 
 class TrackingError(UserError):
-    """A tracking store that does not answer or cannot be written."""
+    """A tracking store that does not respond or cannot be written."""
 
 
 class DivergenceError(UserError):
-    """A training whose objective is no longer a finite number."""
+    """A training whose objective is no longer finite."""
 
 
 class CheckpointError(UserError):
@@ -26,7 +26,7 @@ class CheckpointError(UserError):
 
 
 class EstimatorError(UserError):
-    """An estimator that has no answer for this VAE."""
+    """An estimator that does not apply to this VAE."""
 
 
 class StorageError(UserError, OSError):
@@ -34,4 +34,4 @@ class StorageError(UserError, OSError):
 
 
 class ResumeError(UserError):
-    """A job that cannot go on where it stopped, as while it is still running."""
+    """A job that cannot be resumed, for example because it is still running."""

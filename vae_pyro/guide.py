@@ -1,4 +1,4 @@
-"""The guide q_phi(z | x): which z may have led to this image, as the encoder sees it."""
+"""The guide q_phi(z | x): an approximation of the posterior p(z | x), computed by an encoder."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -18,20 +18,26 @@ from torch.nn.functional import softplus
 from vae_pyro.networks import MAX_WIDTH
 
 MIN_SCALE = 1e-4
-"""Keeps log q finite in float32 whatever the encoder says."""
+"""Keeps log q finite in float32, whatever the encoder's outputs."""
 
 BuildEncoder = Callable[[int], nn.Module]
 """num_outputs -> a module from images ``(*batch, C, H, W)`` to ``(*batch, num_outputs)``."""
 
 
 class Guide(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
-    """q_phi(z | x): one distribution over z per image, its parameters read off by an encoder.
+    """q_phi(z | x): one distribution over z per image; the encoder computes its parameters.
 
     A subclass is a choice for ``guide=``: one class, and one YAML file that names it.
 
     Args:
         latent_dim: the size of z, D.
-        build_encoder: makes the encoder, given how many numbers it is to say of an image.
+        build_encoder: makes the encoder from its number of outputs per image.
+
+    >>> import torch, vae_pyro as vp
+    >>> guide = vp.build_vae(3, (1, 8, 8), guide=vp.guide.FullRankNormal).guide
+    >>> q = guide.posterior(torch.zeros(5, 1, 8, 8))
+    >>> q.batch_shape, q.event_shape
+    (torch.Size([5]), torch.Size([3]))
     """
 
     def __init__(self, latent_dim: int, build_encoder: BuildEncoder) -> None:
@@ -41,7 +47,7 @@ class Guide(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
 
     @abstractmethod
     def num_outputs(self) -> int:
-        """How many numbers the encoder is to say of an image."""
+        """How many outputs per image the encoder must have."""
 
     @abstractmethod
     def posterior(self, x: Tensor) -> Distribution:
@@ -53,7 +59,7 @@ class Guide(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
         return mean
 
     def forward(self, x: Tensor) -> Tensor:
-        """Draw a z for every image of x ``(batch, C, H, W)``; returns ``(batch, D)``."""
+        """The Pyro program: one z ``(batch, D)`` for each image of x ``(batch, C, H, W)``."""
         with pyro.plate("images", len(x), dim=-1):
             z: Tensor = pyro.sample("z", self.posterior(x))
         return z
@@ -111,8 +117,8 @@ class FullRankNormal(Guide):
 class _MaskedNetwork(ConditionalAutoRegressiveNN):  # type: ignore[misc]
     """Pyro's network with one hidden layer, two outputs per z, and the z's in their order.
 
-    Only its construction is its own: Pyro's reads numbers out of tensors, which the meta device
-    does not have.
+    Only its construction differs: Pyro's needs the values of tensors, which the meta device does
+    not have.
     """
 
     def __init__(self, latent_dim: int, context: int, width: int) -> None:
@@ -134,13 +140,14 @@ class _MaskedNetwork(ConditionalAutoRegressiveNN):  # type: ignore[misc]
 class Flow(Guide):
     """z = T_n(.. T_1(mu(x) + sigma(x) e)), e ~ N(0, I): inverse autoregressive flow.
 
-    Each step is z'_d = s_d z_d + m_d, with m_d and log s_d (held between -5 and 3) read off by a
-    masked network from z_1 .. z_(d-1) and from the encoder's context h(x); the order of the z's is
-    reversed between steps. Drawing and weighing a draw takes one pass; the density of any other z,
-    one pass of every step per latent dimension.
+    Each step is z'_d = s_d z_d + m_d. A masked network computes m_d and log s_d (between -5 and 3)
+    from z_1 .. z_(d-1) and from the encoder's context h(x). Between steps the order of the z's is
+    reversed. A sample and its density take one pass; the density of any other z takes one pass of
+    every step per latent dimension.
 
     Args:
-        num_transforms: steps, n.
+        latent_dim, build_encoder: see ``Guide``.
+        num_transforms: the number of steps, n.
         hidden: width of each step's masked hidden layer.
         context: the size of h(x).
 
@@ -169,7 +176,7 @@ class Flow(Guide):
                 raise ValueError(f"{name}: must be at most {most:,}, got {value}")
         self._context = context
         super().__init__(latent_dim, build_encoder)
-        # A masked unit must see some z's and not others: with fewer units than z's none is left.
+        # Each masked unit depends on some of the z's only, so there must be as many units as z's.
         width = max(hidden, latent_dim)
         self.steps: Any = nn.ModuleList(
             transforms.ConditionalAffineAutoregressive(_MaskedNetwork(latent_dim, context, width))
@@ -187,7 +194,7 @@ class Flow(Guide):
         chain: list[Any] = []
         for step in self.steps:
             conditioned = step.condition(h)
-            # The same as integers: the inverse looks into it, and no tracer can look into a tensor.
+            # The same permutation as integers, because no tracer can read values out of a tensor.
             conditioned.arn.permutation = range(d)
             chain += [conditioned, transforms.Permute(reverse, cache_size=1)]
         return dist.TransformedDistribution(base, chain[:-1], validate_args=False)
@@ -195,7 +202,8 @@ class Flow(Guide):
     def posterior_mean(self, x: Tensor, num_samples: int = 256) -> Tensor:
         """E_q(z|x)[z], by Monte Carlo with the same e for every image.
 
-        Noise that all images share does not make a latent dimension look as if it told them apart.
+        So Monte Carlo noise does not differ between images, and an unused latent dimension has the
+        same mean for all of them.
         """
         q = self.posterior(x)
         generator = torch.Generator().manual_seed(0)

@@ -1,11 +1,11 @@
 """The generative story: where an image comes from.
 
-A point z is drawn from a standard normal. The decoder, a network, turns z into the parameters of a
-distribution over images. The image x is drawn from that distribution. So
+A point z is drawn from a standard normal. The decoder, a network, computes from z the parameters
+of a distribution over images. The image x is drawn from that distribution. So
 
-    p(x) = integral of p_theta(x | z) p(z) dz,
+    p(x) = integral of p_theta(x | z) p(z) dz.
 
-and this integral over z is the one thing that is hard: everything else below can be computed.
+This integral over z is the hard part: all else in this module can be computed exactly.
 """
 
 import pyro
@@ -19,7 +19,7 @@ from vae_pyro.likelihoods import Likelihood
 
 
 class Model(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
-    """z ~ N(0, I), x ~ p_theta(x | z): a Pyro program, one independent story per image.
+    """z ~ N(0, I), x ~ p_theta(x | z): a Pyro program; the images are independent.
 
     Args:
         latent_dim: the size of z, D.
@@ -27,6 +27,13 @@ class Model(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
         likelihood: parameters -> p_theta(x | z).
 
     Source: Kingma and Welling (2014), section 2.
+
+    >>> import vae_pyro as vp
+    >>> from pyro import poutine
+    >>> model = vp.build_vae(latent_dim=2, image_shape=(1, 8, 8)).model
+    >>> trace = poutine.trace(model).get_trace(num_images=5)
+    >>> trace.nodes["z"]["value"].shape, trace.nodes["x"]["value"].shape
+    (torch.Size([5, 2]), torch.Size([5, 1, 8, 8]))
     """
 
     def __init__(self, latent_dim: int, decoder: nn.Module, likelihood: Likelihood) -> None:
@@ -34,18 +41,18 @@ class Model(PyroModule):  # type: ignore[misc]  # Pyro's classes are untyped
         self.latent_dim = latent_dim
         self.decoder = decoder
         self.likelihood = likelihood
-        # Follows the weights to their device, so that the prior is drawn where they are.
+        # A buffer moves with the weights, so the prior is on their device and has their dtype.
         self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
 
     def forward(self, x: Tensor | None = None, num_images: int = 1) -> Tensor:
-        """Tell the story of every image.
+        """Draw z, then x, for every image.
 
         Args:
-            x: images to be explained, ``(batch, C, H, W)``; None to draw new ones.
-            num_images: how many to draw where ``x`` is None.
+            x: observed images, ``(batch, C, H, W)``; None to sample new ones.
+            num_images: how many to sample where ``x`` is None.
 
         Returns:
-            the images: ``x`` itself, or ``(num_images, C, H, W)`` newly drawn.
+            the images: ``x`` itself, or new ones, ``(num_images, C, H, W)``.
 
         Raises:
             DataError: where ``x`` lies outside the likelihood's support.

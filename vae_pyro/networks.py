@@ -1,4 +1,4 @@
-"""Networks: tensors -> parameters of distributions. No distribution and no objective in here."""
+"""Networks: tensors -> parameters of distributions."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 MAX_WIDTH = 10**9
-"""Of a layer: more is refused at once, less where the memory does not suffice."""
+"""A wider layer is refused at once; a narrower one where it does not fit into memory."""
 _MAX_DEPTH = 1_000
 OutputBias = Literal["zero", "data"]
 Activation = Literal["elu", "gelu", "relu", "silu", "softplus", "tanh"]
@@ -31,8 +31,8 @@ class Network(ABC):
     """An architecture: builds an encoder and a decoder of one kind.
 
     Args:
-        output_bias: where the bias of the decoder's output layer starts: at ``zero``, or at what
-            the likelihood reads off the training ``data`` (for Bernoulli, Burda et al., 2016).
+        output_bias: the initial bias of the decoder's output layer: ``zero``, or the parameters
+            that fit the training ``data`` without z (for Bernoulli, Burda et al., 2016).
     """
 
     output_bias: OutputBias = field(default="zero", kw_only=True)
@@ -47,14 +47,13 @@ class Network(ABC):
 
         Args:
             latent_dim: the size of z.
-            initial: the bias of the output layer at the start, ``(P, C, H, W)``: what the decoder
-                says before it has learned anything of z.
+            initial: the output layer's initial bias, ``(P, C, H, W)``.
         """
 
 
 @dataclass(frozen=True)
 class Linear(Network):
-    """One affine map each way. With ``normal_learned_scale``: probabilistic PCA."""
+    """An affine encoder and decoder. With ``NormalLearnedScale``: probabilistic PCA."""
 
     def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(image_shape), num_outputs))
@@ -68,13 +67,16 @@ class MLP(Network):
     """Fully connected layers, the decoder mirroring the encoder.
 
     Args:
-        hidden: widths of the hidden layers, from the image's side to the latent's; their number is
-            the depth.
+        hidden: widths of the hidden layers, from the image to z in the encoder.
         activation: after each of them.
         output_bias: see ``Network``.
 
     Raises:
         ValueError: where a width is not positive or too large, or there are none or too many.
+
+    >>> import vae_pyro as vp
+    >>> vp.build_vae(2, (1, 8, 8), vp.networks.MLP(hidden=(30, 20), activation="tanh"))
+    VAE(latent_dim=2, image_shape=(1, 8, 8), Bernoulli, DiagNormal, 5,328 weights)
     """
 
     hidden: tuple[int, ...] = (400, 400)
@@ -103,18 +105,21 @@ class MLP(Network):
 class Conv(Network):
     """A residual convolutional network, for images of any size, grey or in colour.
 
-    Every stage halves the image (28, 14, 7) or, in the decoder, doubles it, and then adds one
-    residual block. Blocks start as the identity, so that no normalisation layer is needed, whose
-    statistics would tie the images of a batch together.
+    Every stage of the encoder halves the image (28, 14, 7), every stage of the decoder doubles it,
+    and each has one residual block. The blocks start as the identity. So no normalisation layer is
+    needed, whose statistics would make the images of a batch depend on each other.
 
     Args:
-        channels: of each stage, from the image's side to the latent's.
+        channels: of each stage, from the image to z in the encoder.
         activation: between convolutions.
         output_bias: see ``Network``.
 
     Raises:
-        ValueError: where a number of channels is not positive or too large, or there are none or
-            too many.
+        ValueError: as ``MLP``.
+
+    >>> import vae_pyro as vp
+    >>> vp.build_vae(2, (3, 32, 32), vp.networks.Conv(channels=(8, 16)))
+    VAE(latent_dim=2, image_shape=(3, 32, 32), Bernoulli, DiagNormal, 26,380 weights)
 
     Source: He et al. (2016), identity mappings; the start, Zhang et al. (2019), Fixup.
     """
@@ -162,7 +167,7 @@ class Conv(Network):
         return Residual(channels, self._activation)
 
     def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """From the image's size to that of the last stage, rounded up."""
+        """Height and width of the image and after each stage, rounded up."""
         sizes = [(height, width)]
         for _ in self.channels:
             height, width = -(-height // 2), -(-width // 2)
@@ -171,7 +176,7 @@ class Conv(Network):
 
 
 class Reshape(nn.Module):
-    """Gives the last ``event_dim`` axes another shape, whatever the number of batch axes."""
+    """Reshapes the last ``event_dim`` axes; there can be any number of batch axes."""
 
     def __init__(self, shape: tuple[int, ...], event_dim: int = 1) -> None:
         super().__init__()
@@ -183,7 +188,7 @@ class Reshape(nn.Module):
 
 
 class Bias(nn.Module):
-    """Adds a learned number to every output, so that each pixel has its own."""
+    """Adds a learned number to every output: each pixel has its own."""
 
     def __init__(self, initial: Tensor) -> None:
         super().__init__()
@@ -205,7 +210,7 @@ class Resize(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + conv(act(conv(act(x)))), its last convolution starting at zero."""
+    """x + conv(act(conv(act(x)))); the last convolution starts at zero."""
 
     def __init__(self, channels: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -240,36 +245,26 @@ class OverBatchAxes(nn.Module):
 
 
 class Label:
-    """The class y that the networks of one conditional VAE are given at the moment.
-
-    Args:
-        num_classes: y is a whole number from 0 to num_classes - 1.
-
-    Attributes:
-        y: a scalar, or one class for each image, int64 ``(batch,)``; None where there is none.
-    """
+    """The classes y that a conditional VAE's networks have as inputs; None outside ``given``."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.y: Tensor | None = None
 
-    def one_hot(self, like: Tensor, event_dim: int) -> Tensor:
-        """``(*batch, num_classes)``, with the batch axes of ``like``."""
+    def append_to(self, inputs: Tensor, event_dim: int) -> Tensor:
+        """``inputs`` with the one-hot y appended along the first of their event axes."""
         if self.y is None:
             raise ValueError("y: a conditional VAE is used within `with conditional.given(y)`")
-        batch = like.shape[: like.ndim - event_dim]
-        return one_hot(self.y.to(like.device), self.num_classes).to(like).expand(*batch, -1)
+        axis = inputs.ndim - event_dim
+        y = one_hot(self.y.to(inputs.device), self.num_classes).to(inputs)
+        y = y.expand(*inputs.shape[:axis], -1)
+        y = y.reshape(*y.shape, *[1] * (event_dim - 1))
+        return torch.cat([inputs, y.expand(*y.shape[: axis + 1], *inputs.shape[axis + 1 :])], axis)
 
 
 @dataclass(frozen=True)
 class LabelledNetwork(Network):
-    """Another network, with the one-hot y among the inputs of its encoder and decoder.
-
-    Args:
-        network: builds both, for so many more inputs.
-        label: holds y.
-        output_bias: see ``Network``.
-    """
+    """Another network, with the one-hot y among the inputs of its encoder and decoder."""
 
     network: Network
     label: Label
@@ -285,7 +280,7 @@ class LabelledNetwork(Network):
 
 
 class WithLabel(nn.Module):
-    """Appends the one-hot y to the inputs of a module, along their first event axis."""
+    """A module with the one-hot y among its inputs."""
 
     def __init__(self, module: nn.Module, label: Label, event_dim: int) -> None:
         super().__init__()
@@ -294,11 +289,7 @@ class WithLabel(nn.Module):
         self.event_dim = event_dim
 
     def forward(self, inputs: Tensor) -> Tensor:
-        batch = inputs.shape[: inputs.ndim - self.event_dim]
-        y = self.label.one_hot(inputs, self.event_dim)
-        rest = inputs.shape[len(batch) + 1 :]
-        y = y.reshape(*y.shape, *[1] * len(rest)).expand(*y.shape, *rest)
-        outputs: Tensor = self.module(torch.cat([inputs, y], dim=-self.event_dim))
+        outputs: Tensor = self.module(self.label.append_to(inputs, self.event_dim))
         return outputs
 
 

@@ -1,4 +1,4 @@
-"""What SVI maximises. Only ``train/objective`` ever sees beta, free bits or K: bounds never do."""
+"""What SVI maximises. Of all metrics, only ``train/objective`` depends on beta and free bits."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ class Objective(ABC):
     """A choice for ``objective=``: one class, and one YAML file that names it.
 
     Args:
-        num_particles: z's drawn per image and step.
+        num_particles: samples of z per image and step.
 
     Raises:
         ValueError: where ``num_particles`` is not positive.
@@ -38,35 +38,40 @@ class Objective(ABC):
 
     @abstractmethod
     def estimator(self) -> "SVILoss":
-        """Pyro's estimator of this objective, which ``pyro.infer.SVI`` takes as its loss.
+        """Pyro's estimator of this objective, the loss of ``pyro.infer.SVI``.
 
-        Its losses are sums over the batch. One whose objective is not the ELBO returns two of
-        them: (-objective, -ELBO).
+        Its losses are sums over the batch. Where the objective is not the ELBO, it returns two
+        losses: (-objective, -ELBO).
         """
 
     def at_epoch(self, epoch: int) -> Self:  # noqa: ARG002
-        """The objective that is maximised in one epoch, 1 being the first."""
+        """The objective of one epoch; the first epoch is 1."""
         return self
 
 
 class SVILoss(pyro.infer.ELBO, ABC):  # type: ignore[misc]  # Pyro's classes are untyped
-    """A loss for ``pyro.infer.SVI`` that a step can be compiled of."""
+    """A loss for ``pyro.infer.SVI`` whose steps can be compiled."""
 
     @abstractmethod
     def tensors(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, ...]:
-        """The losses of one set of draws, each a scalar: a sum over the batch.
+        """The losses of one set of samples, each a scalar: a sum over the batch.
 
-        First what ``loss_and_grads`` differentiates, then what it returns; the two may be one.
-        Numbers stay in tensors on the way: a tracer cannot look into them, and a GPU would have to
-        be waited for.
+        ``loss_and_grads`` differentiates the first, and returns the others or the only one. They
+        are tensors, because a tracer cannot read their values and reading them waits for the GPU.
         """
 
 
 @dataclass(frozen=True)
 class ELBO(Objective):
-    """E_q(z|x)[log p(x, z) - log q(z | x)], by reparameterised draws: ``pyro.infer.Trace_ELBO``.
+    """E_q(z|x)[log p(x, z) - log q(z | x)], by reparameterisation: ``pyro.infer.Trace_ELBO``.
 
     Source: Kingma and Welling (2014), equation 2.
+
+    >>> import pyro, vae_pyro as vp
+    >>> vae = vp.build_vae(latent_dim=2, image_shape=(1, 8, 8))
+    >>> loss = vp.objectives.ELBO().estimator().loss(vae.model, vae.guide, vae.sample(10, seed=0))
+    >>> 400 < loss < 500  # about 64 log 2 nats per image before training
+    True
     """
 
     def estimator(self) -> SVILoss:
@@ -79,7 +84,7 @@ class ELBO(Objective):
 
 @dataclass(frozen=True)
 class ELBOAnalyticKL(Objective):
-    """E_q(z|x)[log p(x | z)] - KL(q(z | x) || p(z)), the KL in closed form.
+    """E_q(z|x)[log p(x | z)] - KL(q(z | x) || p(z)), with the KL in closed form.
 
     The same ELBO with another gradient noise: ``pyro.infer.TraceMeanField_ELBO``.
 
@@ -119,9 +124,9 @@ class IWAE(Objective):
 class DReG(Objective):
     """The IWAE bound with doubly reparameterised gradients of the guide's parameters.
 
-    With v_k = w_k / sum_j w_j: d/d theta gets sum_k v_k d log w_k / d theta as in IWAE, and
-    d/d phi gets sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi), without the score of q, whose
-    expectation is zero but whose noise drowns the rest as K grows.
+    With v_k = w_k / sum_j w_j, the gradient of theta is sum_k v_k d log w_k / d theta, as in IWAE.
+    The gradient of phi is sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi). It omits the score of q,
+    whose expectation is zero but whose noise dominates the gradient for large K.
 
     Source: Tucker et al. (2019).
     """
@@ -139,8 +144,8 @@ class DReG(Objective):
             log_q = guide.posterior(x).log_prob(z)
         log_w = drawn.log_likelihood + drawn.log_prior - log_q
         normalised = log_w.detach().softmax(0)
-        # One factor v_k from the surrogate's weights, for theta and for z; the other on the way to
-        # phi, which is reached through z alone.
+        # The surrogate's weights give one factor v_k, for theta and for z. The hook gives the
+        # second one, for phi, because phi acts through z alone.
         if z.requires_grad:
             z.register_hook(lambda gradient: normalised.unsqueeze(-1) * gradient)
         surrogate = (normalised * log_w).sum(0)
@@ -149,15 +154,14 @@ class DReG(Objective):
 
 @dataclass(frozen=True)
 class BetaELBO(Objective):
-    """E_q[log p(x | z)] - beta max(KL, free bits): a trade, and a bound only at beta = 1.
+    """E_q[log p(x | z)] - beta max(KL, free bits); a bound of log p(x) only for beta of at least 1.
 
     Args:
-        num_particles: z's drawn per image and step.
+        num_particles: samples of z per image and step.
         beta: the weight of the KL term.
         warmup_epochs: beta grows linearly from 0 in the first epoch to its value after so many.
-        free_bits: nats per latent dimension and image that the KL is not charged for: KL_d, its
-            batch mean in closed form, counts as at least so much. Needs a guide of independent
-            normals (``diag_normal``).
+        free_bits: in nats per latent dimension. KL_d, the batch mean in closed form, is replaced by
+            this value where it is smaller. Needs a guide of independent normals (``DiagNormal``).
 
     Raises:
         ValueError: where a number is negative.
@@ -203,7 +207,7 @@ _Surrogate = Callable[[Model, Guide, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class _TraceELBO(pyro.infer.Trace_ELBO, SVILoss):  # type: ignore[misc]
-    """Pyro's estimator, its loss also as a tensor: of guides that draw by reparameterisation."""
+    """Pyro's estimator, with its loss as a tensor; for guides that reparameterise."""
 
     def tensors(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, ...]:
         loss = torch.zeros((), device=x.device)
@@ -223,7 +227,7 @@ class _WeightEstimator(SVILoss):
         self._surrogate = surrogate
 
     def loss(self, model: Model, guide: Guide, x: Tensor) -> tuple[float, float]:
-        """(-objective, -ELBO), each a sum over the batch, from one set of draws."""
+        """(-objective, -ELBO), each a sum over the batch, from one set of samples."""
         with torch.no_grad():
             _, objective, elbo = self.tensors(model, guide, x)
         return objective.item(), elbo.item()
@@ -243,7 +247,7 @@ class _WeightEstimator(SVILoss):
 
 
 class _ClosedFormKL(pyro.infer.TraceMeanField_ELBO, SVILoss):  # type: ignore[misc]
-    """Pyro's estimator, refusing where it would quietly fall back on sampling."""
+    """Pyro's estimator, which raises an error where Pyro would silently sample the KL instead."""
 
     def tensors(self, model: Model, guide: Guide, x: Tensor) -> tuple[Tensor, ...]:
         loss = torch.zeros((), device=x.device)

@@ -1,4 +1,4 @@
-"""Data sets as integer levels (or real numbers) in memory; one file for each kind of source."""
+"""Data sets, as integer levels (or real numbers) in memory; one file for each kind of source."""
 
 from vae_pyro.data.cifar10 import CIFAR10
 from vae_pyro.data.dataset import Dataset, ImageSource, Split, batches

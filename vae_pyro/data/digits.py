@@ -12,6 +12,11 @@ class Digits(ImageSource):
     """The 1,797 real 8x8 digits that come with scikit-learn: 1,197 / 300 / 300, stratified.
 
     Source: UCI, Optical Recognition of Handwritten Digits (its test part), levels 0..16.
+
+    >>> import vae_pyro as vp
+    >>> data = vp.data.Digits(classes=(0, 1)).load()
+    >>> data.train.images.shape, data.train.images.dtype, data.train.labels.unique()
+    (torch.Size([239, 1, 8, 8]), torch.uint8, tensor([0, 1]))
     """
 
     def _read(self) -> Dataset:

@@ -1,4 +1,4 @@
-"""What data sets in files share: where they lie, and what is said when a download fails."""
+"""Data sets that are read from files, and downloaded where the files are missing."""
 
 import hashlib
 import os
@@ -17,21 +17,23 @@ from vae_pyro.files import lock
 
 @dataclass(frozen=True)
 class DownloadedSource(ImageSource, ABC):
-    """A data set in torchvision's folder layout under ``root``; what is missing is downloaded.
+    """A data set in torchvision's folder layout under ``root``; missing files are downloaded.
 
     Args:
-        root: the folder that holds all such data sets, each in its own subfolder.
+        binarisation, preparation_seed, classes: see ``ImageSource``.
+        root: the folder with all such data sets, each in its own subfolder.
     """
 
     root: str = "data"
 
     name: ClassVar[str]
-    """As people call it."""
+    """The data set's usual name, for messages."""
     subfolder: ClassVar[str]
-    """Where torchvision keeps it under ``root``."""
+    """Its folder under ``root``, as torchvision names it."""
 
     @property
     def folder(self) -> Path:
+        """The folder with its files."""
         return Path(self.root) / self.subfolder
 
     def load(self) -> Dataset:
@@ -56,10 +58,13 @@ class DownloadedSource(ImageSource, ABC):
 
     @contextmanager
     def downloading(self, missing: str) -> Iterator[None]:
-        """Turn what goes wrong in a download into one message, and leave no empty folder behind.
+        """Within the block, a failed download raises one message and leaves no empty folder.
 
         Args:
-            missing: what is to be put into the folder by hand where the download fails.
+            missing: the files to put into the folder by hand if the download fails.
+
+        Raises:
+            DataError: where the download fails.
         """
         new_folders = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:

@@ -14,20 +14,26 @@ from vae_pyro.randomness import RandomStream
 class LinearGaussian(ImageSource):
     """x = W z + b + sigma e with z ~ N(0, I) and e ~ N(0, I), so x ~ N(b, W W' + sigma^2 I).
 
-    The columns of W are orthogonal, of lengths from 1 down to 1/2: the true posterior of z then
-    has a diagonal covariance. b is 1/2 everywhere. Pixels are real numbers, not levels. Labels
-    tell the sign of the first true z.
+    The columns of W are orthogonal, with lengths from 1 down to 1/2, so the true posterior of z has
+    a diagonal covariance. b is 1/2 everywhere. Pixels are real-valued. An image's label is 1 where
+    the first true z is positive, else 0.
 
     Args:
         side: images have side x side pixels.
-        true_latent_dim: how many z the data are made of; at most side^2.
+        true_latent_dim: the size of the true z, at most side^2.
         noise_scale: sigma.
         num_train, num_valid, num_test: images in the splits.
         seed: fixes W and all images.
 
     Raises:
-        ValueError: where a number is not positive, a split has fewer than two images, there are
-            more z than pixels, or binary pixels are asked for.
+        ValueError: where a number is not positive, a split has fewer than two images,
+            true_latent_dim exceeds side^2, or binarisation is not the default.
+
+    >>> import vae_pyro as vp
+    >>> data = vp.data.LinearGaussian(side=4, true_latent_dim=3).load()
+    >>> vae = vp.build_vae(3, data.image_shape, likelihood=vp.likelihoods.Normal(None))
+    >>> data.log_prob(data.prepared("test", vae)).shape  # the exact log p(x) of each image
+    torch.Size([1000])
 
     Source: Tipping and Bishop (1999), probabilistic principal component analysis.
     """
@@ -48,7 +54,7 @@ class LinearGaussian(ImageSource):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}: must be at least 2, got {getattr(self, name)}")
         if self.binarisation != "dynamic":
-            raise ValueError("binarisation: these images are real numbers and stay so")
+            raise ValueError("binarisation: these pixels are real-valued; leave it out")
         if self.true_latent_dim > self.side**2:
             raise ValueError(
                 f"true_latent_dim: must be at most side^2 = {self.side**2}, got "
@@ -70,7 +76,7 @@ class LinearGaussian(ImageSource):
         return torch.full((self.side**2,), 0.5, dtype=torch.float64)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The true log p(x) in closed form.
+        """The true log p(x), in closed form.
 
         Args:
             x: ``(N, 1, side, side)``.

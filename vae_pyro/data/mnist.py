@@ -1,4 +1,4 @@
-"""MNIST and the data sets made in its likeness: 28x28 grey images in IDX files, ten classes."""
+"""MNIST and data sets of the same format: 28x28 grey images of ten classes, in IDX files."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ from vae_pyro.data.files import DownloadedSource
 from vae_pyro.errors import DataError
 from vae_pyro.files import read_regular, regular_size
 
-# Every member of the family has these four files, of arrays of bytes with these shapes.
+# Each of these data sets has four files; each file is an array of bytes with this shape.
 _SHAPES = {
     "train-images-idx3-ubyte": (60_000, 28, 28),
     "train-labels-idx1-ubyte": (60_000,),
@@ -64,7 +64,7 @@ class MNIST(DownloadedSource):
         )
 
     def _verify(self, path: Path) -> None:
-        # torchvision allocates whatever the header announces.
+        # Before torchvision reads it, because torchvision allocates the size in the header.
         header = _idx_header(_SHAPES[path.name])
         size = len(header) + math.prod(_SHAPES[path.name])
         try:
@@ -97,10 +97,9 @@ def _idx_header(shape: tuple[int, ...]) -> bytes:
 
 @dataclass(frozen=True)
 class FashionMNIST(MNIST):
-    """Zalando's articles of clothing, split as MNIST is.
+    """Fashion-MNIST: articles of clothing, with the splits of MNIST.
 
-    A download is checked against torchvision's MD5 sums; files found unpacked, by
-    their size and header.
+    torchvision checks the MD5 sums of a download; other files are checked by size and header.
 
     Source: Xiao et al. (2017).
     """
@@ -112,10 +111,9 @@ class FashionMNIST(MNIST):
 
 @dataclass(frozen=True)
 class KMNIST(MNIST):
-    """Kuzushiji-MNIST: ten hiragana in cursive script, split as MNIST is.
+    """Kuzushiji-MNIST: ten hiragana in cursive script, with the splits of MNIST.
 
-    A download is checked against torchvision's MD5 sums; files found unpacked, by
-    their size and header.
+    torchvision checks the MD5 sums of a download; other files are checked by size and header.
 
     Source: Clanuwat et al. (2018).
     """

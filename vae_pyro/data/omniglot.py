@@ -17,10 +17,11 @@ from vae_pyro.data.files import DownloadedSource
 class Omniglot(DownloadedSource):
     """Handwritten characters, white on black, 105x105 scaled to 28x28 by area averages.
 
-    The 19,280 "background" images give 17,280 for training and 2,000 for validation (a fixed
-    random choice), the 13,180 "evaluation" images, of other alphabets, the test. Labels are
-    alphabets, counted anew in each of the two. Published VAE results mostly use the 28x28 file of
-    Burda et al. (2016), with another split and scaling: numbers are not comparable with them.
+    The 19,280 "background" images are split at random, with a fixed seed, into 17,280 for training
+    and 2,000 for validation. The 13,180 "evaluation" images, of other alphabets, are the test set.
+    A label is the number of the alphabet, counted from 0 in each of the two parts. Most published
+    VAE results use the 28x28 file of Burda et al. (2016), which has another split and scaling; they
+    cannot be compared with results on this data set.
 
     Source: Lake et al. (2015).
     """
@@ -51,7 +52,7 @@ class Omniglot(DownloadedSource):
 def _characters(reader: Any) -> tuple[Tensor, Tensor]:
     """All images of one part, ``uint8 (N, 1, 28, 28)``, and the alphabet of each, ``(N,)``.
 
-    In the order of their file names: a folder's own order differs from machine to machine.
+    They are sorted by file name, because the order in a folder differs between machines.
     """
     drawings = reader._flat_character_images  # (file name, index of its character)
     order = sorted(

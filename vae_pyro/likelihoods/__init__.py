@@ -1,4 +1,4 @@
-"""p_theta(x | z): what the decoder's outputs mean as a distribution over images."""
+"""p_theta(x | z): the decoder's outputs are the parameters of a distribution over images."""
 
 from vae_pyro.likelihoods.base import Likelihood, Support
 from vae_pyro.likelihoods.binary import Bernoulli
