@@ -41,9 +41,10 @@ COMPUTING = (
 """The part of this package that a result depends on."""
 T = TypeVar("T")
 _LARGEST_JSON = 16 << 20  # bytes
-# Windows has neither: there, links and pipes of this kind are rare.
-_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAITING = getattr(os, "O_NONBLOCK", 0)  # otherwise opening a pipe waits for its other end
+# Flags of Unix, and one of Windows. Opening a pipe would wait for its other end, and Windows would
+# change the ends of lines.
+_AS_IT_IS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 @functools.cache
@@ -137,7 +138,7 @@ def read_regular(path: Path, limit: int) -> bytes:
     Raises:
         OSError: where it cannot be read, is no regular file (a pipe would hang), or is larger.
     """
-    with os.fdopen(os.open(path, os.O_RDONLY | _NO_WAITING), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | _AS_IT_IS), "rb") as file:
         _require_regular(path, os.fstat(file.fileno()))
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -219,7 +220,7 @@ def lock(path: Path, *, wait: bool = True) -> IO[bytes]:
         BlockingIOError: where another process holds the lock and ``wait`` is False.
         OSError: where the file cannot be created, or is a link or no regular file.
     """
-    flags = os.O_RDWR | os.O_CREAT | _NO_LINKS | _NO_WAITING
+    flags = os.O_RDWR | os.O_CREAT | _NO_LINK | _AS_IT_IS
     file = os.fdopen(os.open(path, flags, 0o666), "rb+", buffering=0)
     try:
         _require_regular(path, os.fstat(file.fileno()))

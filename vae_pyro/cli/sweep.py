@@ -21,7 +21,6 @@ from typing import IO, TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from vae_pyro.cli.console import make_console, print_notes
 from vae_pyro.cli.slurm import is_restart
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.interruption import hasten, leave_if_told
@@ -65,13 +64,11 @@ class SweepCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """A single job goes where the same command last went, if it is to be resumed."""
         with _failing_loudly():
-            print_notes(make_console())
             _prepare(config, StartedJob, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent run; a store that cannot be used ends the sweep here."""
         with _failing_loudly():
-            print_notes(make_console())
             self._folder = _prepare(config, Sweep, "sweep")
             self._open(config)
 
@@ -115,6 +112,7 @@ class SweepCallback(Callback):
         Sweep(overrides, self._token, self._run.run_id).write(self._folder)
 
     def _report(self, results: list[JobResult]) -> None:
+        from vae_pyro.cli.console import make_console
         from vae_pyro.files import write_atomically
         from vae_pyro.reporting.tables import print_summary, summary_csv, summary_markdown
 
@@ -239,8 +237,10 @@ def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str
     Raises:
         StorageError: where it cannot be written.
     """
+    from vae_pyro.cli.console import make_console, print_notes
     from vae_pyro.files import make_folder
 
+    print_notes(make_console())
     uri = OmegaConf.select(config, "tracking.uri", default="")
     swept = OmegaConf.select(config, "hydra.sweeper.params", default=None) or {}
     refuse_credentials(
