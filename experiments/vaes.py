@@ -21,7 +21,7 @@ from vae_pyro.vae import VAE
 
 
 @dataclass(frozen=True)
-class Recipe:
+class VAESpec:
     """One VAE that an experiment needs.
 
     Attributes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+from experiments.study import OUTPUTS, Lab
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -19,7 +20,6 @@ from mlflow import MlflowClient
 from experiments.command import main
 from experiments.numbers import Number, over_seeds
 from experiments.pages import HERE, NAMES, fill, fill_table, read_results
-from experiments.study import OUTPUTS, Lab
 from tests.conftest import ROOT
 from vae_pyro.cli.app import make_console
 from vae_pyro.errors import ConfigError

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from experiments.autoencoder_pca_vae import autoencoder, linear_methods
 from experiments.autoencoder_pca_vae.linear_methods import PPCA, largest_angle, orthonormal
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_rows
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive, build
 from vae_pyro.evaluation.latent import posterior_means
 from vae_pyro.evaluation.metrics import pareto_k_high
@@ -74,20 +74,20 @@ class Method:
     draw_codes: Callable[[Tensor], Tensor] | None = None
 
 
-def run(lab: Lab) -> Findings:
-    options: MethodOptions = lab.options
+def run(context: Context) -> Result:
+    options: MethodOptions = context.options
     common = (f"latent_dim={options.latent_dim}", "likelihood=normal_learned_scale")
     rate = f"training.learning_rate={options.linear_learning_rate}"
-    linear, deep = lab.train([Recipe((*common, "network=linear", rate)), Recipe(common)])
+    linear, deep = context.train([VAESpec((*common, "network=linear", rate)), VAESpec(common)])
     dataset = linear[0].dataset
     ppca = linear_methods.fit(
-        dataset.train.images.to(lab.device), dataset.num_levels, options.latent_dim
+        dataset.train.images.to(context.device), dataset.num_levels, options.latent_dim
     )
     found: list[dict[str, float]] = []
     shown: dict[str, Method] = {}
     for pair in zip(linear, deep, strict=True):
-        lab.tell(f"seed {pair[0].seed}: autoencoders, and all measures")
-        methods = all_methods(lab, ppca, *pair)
+        context.tell(f"seed {pair[0].seed}: autoencoders, and all measures")
+        methods = all_methods(context, ppca, *pair)
         found.append(measure(methods, ppca, *pair, options))
         shown = shown or methods
     numbers = {
@@ -128,7 +128,7 @@ def run(lab: Lab) -> Findings:
         f"ones (deep VAE: {near}). The linear VAE's log p(x) is {lost} nats below that of "
         f"probabilistic PCA; the deep VAE gains {gained}."
     )
-    return Findings(numbers, predictions, answer, draw(numbers, shown, deep[0], options))
+    return Result(numbers, predictions, answer, draw(numbers, shown, deep[0], options))
 
 
 def unit_of(name: str) -> str:
@@ -143,12 +143,12 @@ def unit_of(name: str) -> str:
     return units.get(name.partition("_")[0], "share")
 
 
-def all_methods(lab: Lab, ppca: PPCA, linear: Trained, deep: Trained) -> dict[str, Method]:
+def all_methods(context: Context, ppca: PPCA, linear: Trained, deep: Trained) -> dict[str, Method]:
     """The five, by name; autoencoders are trained here."""
-    options: MethodOptions = lab.options
+    options: MethodOptions = context.options
     device = linear.vae.model.origin.device
-    dataset, settings = linear.dataset.to(device), lab.chosen["training"]
-    network = build(lab.chosen["network"], Network, "network")
+    dataset, settings = linear.dataset.to(device), context.chosen["training"]
+    network = build(context.chosen["network"], Network, "network")
     shape = dataset.image_shape
     methods = {
         "pca": Method(
@@ -355,7 +355,7 @@ def draw(
     return figure
 
 
-study = Study(
+experiment = Experiment(
     "autoencoder_pca_vae",
     "What does a VAE do that PCA and autoencoders do not?",
     run,

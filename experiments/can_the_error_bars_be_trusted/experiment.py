@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, error_line, label, new_figure
 from experiments.numbers import Number, over_seeds, percent
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.evaluation.metrics import HIGH_PARETO_K
 from vae_pyro.log_marginal import (
     AIS,
@@ -134,17 +134,17 @@ class Bias:
     theory: Tensor
 
 
-def run(lab: Lab) -> Findings:
-    options = lab.options
+def run(context: Context) -> Result:
+    options = context.options
     dim = f"latent_dim={options.latent_dim}"
     # As a group and not as an override, so that training.epochs= can be said of the good ones.
-    early = {**lab.chosen["training"], "epochs": options.early_epochs}
-    good, poor = lab.train([Recipe((dim,)), Recipe((dim,), {"training": early})])
-    lab.tell("coverage")
+    early = {**context.chosen["training"], "epochs": options.early_epochs}
+    good, poor = context.train([VAESpec((dim,)), VAESpec((dim,), {"training": early})])
+    context.tell("coverage")
     answers = [coverage(trained, options) for trained in poor]
-    lab.tell("bias")
+    context.tell("bias")
     wide, narrow = ([bias(t, options, s) for t in good] for s in (WIDE, NARROW))
-    lab.tell("warnings")
+    context.tell("warnings")
     inflated = {s: [inflate(t, options, s) for t in good] for s in options.inflations}
     numbers = coverage_numbers(answers) | bias_numbers(wide, narrow, options)
     numbers |= warning_numbers(inflated, answers)
@@ -168,7 +168,7 @@ def run(lab: Lab) -> Findings:
         f"{held[narrowest]} with one {narrowest:g} times as wide, where k-hat, "
         f"{numbers[f'k_hat_{key(narrowest)}']}, warns (above {HIGH_PARETO_K:g})."
     )
-    return Findings(numbers, predictions, answer, draw(numbers, wide, narrow, options))
+    return Result(numbers, predictions, answer, draw(numbers, wide, narrow, options))
 
 
 def key(inflation: float) -> str:
@@ -441,7 +441,7 @@ def draw_warnings(axes: Axes, numbers: Mapping[str, Number], options: TrustOptio
     )
 
 
-study = Study(
+experiment = Experiment(
     "can_the_error_bars_be_trusted",
     "Can the error bars be trusted?",
     run,

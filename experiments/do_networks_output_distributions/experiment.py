@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.do_networks_output_distributions.integrals import (
     log_integral_of_bernoulli_formula,
     over_pixels,
@@ -17,8 +18,7 @@ from experiments.do_networks_output_distributions.integrals import (
 )
 from experiments.figures import COLOURS, MARKERS, label, new_figure
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.likelihoods import Support
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
@@ -96,23 +96,23 @@ class Deviations:
     largest: float
 
 
-def run(lab: Lab) -> Findings:
-    options = lab.options
-    recipes = [Recipe(("latent_dim=2", f"likelihood={name}")) for name in options.likelihoods]
-    recipes += [Recipe(("latent_dim=2", f"guide={name}")) for name in GUIDES[1:]]
-    vaes = lab.train(recipes)
+def run(context: Context) -> Result:
+    options = context.options
+    specs = [VAESpec(("latent_dim=2", f"likelihood={name}")) for name in options.likelihoods]
+    specs += [VAESpec(("latent_dim=2", f"guide={name}")) for name in GUIDES[1:]]
+    vaes = context.train(specs)
     likelihoods = dict(zip(options.likelihoods, vaes, strict=False))
     guides = dict(zip(GUIDES, [likelihoods["bernoulli"], *vaes[len(likelihoods) :]], strict=True))
     found: dict[str, Deviations] = {}
     for name, of in likelihoods.items():
-        lab.tell(f"p(x | z): {name}")
+        context.tell(f"p(x | z): {name}")
         found[name] = combine([pixels(t, options) for t in of])
     for name, of in guides.items():
-        lab.tell(f"q(z | x): {name}")
+        context.tell(f"q(z | x): {name}")
         found[name] = combine([posteriors(t, options) for t in of])
     contrast = contrasts(likelihoods, options)
     numbers = deviation_numbers(found) | contrast
-    tried = 2 * 4 * options.inputs * len(lab.seeds)  # extreme ones count twice
+    tried = 2 * 4 * options.inputs * len(context.seeds)  # extreme ones count twice
     numbers["inputs"] = Number(tried, unit="inputs of each kind of network")
     worst = {name: numbers[f"worst_{name}"].value for name in found}
     discrete = [n for n in likelihoods if is_discrete(likelihoods[n][0].vae)]
@@ -139,7 +139,7 @@ def run(lab: Lab) -> Findings:
         f"are at most {Number(max(worst.values()))} away from 1. The exponential of a raw output, "
         f"merely called p(x | z), adds up to e^({numbers['exponential']}) over all images."
     )
-    return Findings(numbers, predictions, answer, draw(found, contrast))
+    return Result(numbers, predictions, answer, draw(found, contrast))
 
 
 def is_discrete(vae: VAE) -> bool:
@@ -377,7 +377,7 @@ def draw_worst(axes: Axes, found: Mapping[str, Deviations], contrast: Mapping[st
     )
 
 
-study = Study(
+experiment = Experiment(
     "do_networks_output_distributions",
     "Do networks output distributions?",
     run,

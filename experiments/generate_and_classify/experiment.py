@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
 from experiments.numbers import over_seeds, percent
-from experiments.study import Findings, Lab, Options, Study
 from vae_pyro.config import Config, build, parse_config, resolve
 from vae_pyro.data import Dataset
 from vae_pyro.evaluation.metrics import pareto_k_high
@@ -80,16 +80,16 @@ class Setting:
         return x.to(split.images.device), split.labels
 
 
-def run(lab: Lab) -> Findings:
+def run(context: Context) -> Result:
     answers = []
-    for seed in lab.seeds:
-        setting = prepare(lab, seed)
-        lab.tell(f"seed {seed}: training p(x | y)")
+    for seed in context.seeds:
+        setting = prepare(context, seed)
+        context.tell(f"seed {seed}: training p(x | y)")
         conditional = train_conditional(setting)
-        lab.tell(f"seed {seed}: training p(y | x) directly")
+        context.tell(f"seed {seed}: training p(y | x) directly")
         classifier = train_classifier(setting)
-        lab.tell(f"seed {seed}: log p(x | y) of every image and class")
-        answers.append(judge(setting, conditional, classifier, lab.options))
+        context.tell(f"seed {seed}: log p(x | y) of every image and class")
+        answers.append(judge(setting, conditional, classifier, context.options))
     numbers = {
         name: over_seeds([measures[name] for measures, _ in answers], UNITS[name.split(".")[0]])
         for name in answers[0][0]
@@ -110,7 +110,7 @@ def run(lab: Lab) -> Findings:
         f"{value['sure_of_noise.bayes']:.2f} and {value['sure_of_noise.direct']:.2f}), but p(x) "
         f"tells noise from test images in {percent(numbers['noise_found.bayes'])} of pairs."
     )
-    return Findings(numbers, predictions, answer, draw([pictures for _, pictures in answers]))
+    return Result(numbers, predictions, answer, draw([pictures for _, pictures in answers]))
 
 
 UNITS = {
@@ -125,9 +125,9 @@ UNITS = {
 }
 
 
-def prepare(lab: Lab, seed: int) -> Setting:
-    config = parse_config({**lab.chosen, "seed": seed})
-    dataset = lab.dataset.to(lab.device)
+def prepare(context: Context, seed: int) -> Setting:
+    config = parse_config({**context.chosen, "seed": seed})
+    dataset = context.dataset.to(context.device)
     plan = Blueprint(
         config.latent_dim,
         dataset.image_shape,
@@ -137,7 +137,10 @@ def prepare(lab: Lab, seed: int) -> Setting:
         config.guide,
     )
     likelihood = plan.build_likelihood()
-    if likelihood.support is Support.BINARY and lab.chosen["data"].get("binarisation") == "static":
+    if (
+        likelihood.support is Support.BINARY
+        and context.chosen["data"].get("binarisation") == "static"
+    ):
         dataset = dataset.binarised_once()
     network = build(config.network, Network, "network")
     num_classes = int(dataset.train.labels.max()) + 1
@@ -312,7 +315,7 @@ def draw(pictures: list[dict[str, Tensor]], bins: int = 6) -> Figure:
     return figure
 
 
-study = Study(
+experiment = Experiment(
     "generate_and_classify",
     "Can a model that generates images classify them?",
     run,

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, error_line, label, new_figure
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.log_marginal import (
     AIS,
     Estimator,
@@ -126,13 +126,13 @@ class Measured:
     largest: float
 
 
-def run(lab: Lab) -> Findings:
-    options = lab.options
-    both = lab.train([Recipe((f"latent_dim={d}",)) for d in (options.small, options.large)])
+def run(context: Context) -> Result:
+    options = context.options
+    both = context.train([VAESpec((f"latent_dim={d}",)) for d in (options.small, options.large)])
     numbers: dict[str, Number] = {}
     measured: dict[str, list[Measured]] = {}
     for size, vaes in zip(("small", "large"), both, strict=True):
-        lab.tell(f"estimating with {vaes[0].vae.model.latent_dim} latent dimensions")
+        context.tell(f"estimating with {vaes[0].vae.model.latent_dim} latent dimensions")
         measured[size] = [measure(trained, options) for trained in vaes]
         numbers |= summary(size, measured[size], options)
     shown = min(options.draws, key=lambda k: abs(k - 1_000))  # the budget that the answer is about
@@ -173,7 +173,7 @@ def run(lab: Lab) -> Findings:
         f"when z comes from the encoder."
     )
     figure = draw(both[1][0], measured, options)
-    return Findings(numbers, predictions, answer, figure)
+    return Result(numbers, predictions, answer, figure)
 
 
 def measure(trained: Trained, options: EstimateOptions) -> Measured:
@@ -337,4 +337,6 @@ def histogram(axes: Axes, shown: Trained, options: EstimateOptions) -> None:
     )
 
 
-study = Study("how_to_estimate_p_of_x", "How does one estimate p(x)?", run, options=EstimateOptions)
+experiment = Experiment(
+    "how_to_estimate_p_of_x", "How does one estimate p(x)?", run, options=EstimateOptions
+)

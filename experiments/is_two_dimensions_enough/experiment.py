@@ -15,10 +15,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, error_line, label, new_figure, show_images
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
 from vae_pyro.evaluation.latent import posterior_means
 from vae_pyro.log_marginal import elbo_parts
@@ -100,15 +100,17 @@ class Judge:
         return torch.from_numpy(found).reshape(x.shape[:-3])
 
 
-def run(lab: Lab) -> Findings:
-    options: DimensionOptions = lab.options
+def run(context: Context) -> Result:
+    options: DimensionOptions = context.options
     dims = sorted(set(options.latent_dims))
-    families = dict(zip(dims, lab.train([Recipe((f"latent_dim={d}",)) for d in dims]), strict=True))
-    lab.tell("a classifier of images")
+    families = dict(
+        zip(dims, context.train([VAESpec((f"latent_dim={d}",)) for d in dims]), strict=True)
+    )
+    context.tell("a classifier of images")
     judge = Judge(families[2][0], options)
     found: dict[int, list[dict[str, float]]] = {}
     for d, family in families.items():
-        lab.tell(f"{d} latent dimensions")
+        context.tell(f"{d} latent dimensions")
         found[d] = [measure(trained, judge, options) for trained in family]
     numbers = {
         f"{name}_{d}": over_seeds([one[name] for one in found[d]], unit)
@@ -150,7 +152,7 @@ def run(lab: Lab) -> Findings:
         f"{value('real_to_other'):.2f})."
     )
     figure = draw(dims, numbers, families[2][0], judge, options)
-    return Findings(numbers, predictions, answer, figure)
+    return Result(numbers, predictions, answer, figure)
 
 
 def measure(trained: Trained, judge: Judge, options: DimensionOptions) -> dict[str, float]:
@@ -402,6 +404,6 @@ def draw_one_z(axes: Axes, trained: Trained, judge: Judge, options: DimensionOpt
     axes.set_ylabel(f"share of draws taken for class {options.other}", fontsize="small")
 
 
-study = Study(
+experiment = Experiment(
     "is_two_dimensions_enough", "Are two latent dimensions enough?", run, options=DimensionOptions
 )

@@ -11,6 +11,7 @@ from pydantic import Field
 from sklearn.svm import SVC
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_rows
 from experiments.moving_in_latent_space.walks import (
     across,
@@ -24,8 +25,7 @@ from experiments.moving_in_latent_space.walks import (
     random_directions,
 )
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
 from vae_pyro.log_marginal import AIS, estimate_together
 from vae_pyro.randomness import RandomStream
@@ -88,19 +88,19 @@ Measured = tuple[dict[str, float], Curves]
 """Numbers by name, and curves by name."""
 
 
-def run(lab: Lab) -> Findings:
-    options: MovingOptions = lab.options
+def run(context: Context) -> Result:
+    options: MovingOptions = context.options
     size_of_z = f"latent_dim={options.latent_dim}"
-    recipes = {
-        "binary": Recipe((size_of_z, "likelihood=bernoulli")),
-        "grey": Recipe((size_of_z, "likelihood=normal_learned_scale")),
+    specs = {
+        "binary": VAESpec((size_of_z, "likelihood=bernoulli")),
+        "grey": VAESpec((size_of_z, "likelihood=normal_learned_scale")),
     }
-    families = dict(zip(recipes, lab.train(list(recipes.values())), strict=True))
+    families = dict(zip(specs, context.train(list(specs.values())), strict=True))
     judge = Judge(families["binary"][0], options.train_images)
     numbers: dict[str, Number] = {}
     curves: dict[str, list[Curves]] = {}
     for kind, family in families.items():
-        lab.tell(f"{kind} images: four kinds of moves")
+        context.tell(f"{kind} images: four kinds of moves")
         found: list[dict[str, float]] = []
         curves[kind] = []
         for trained in family:
@@ -138,7 +138,7 @@ def run(lab: Lab) -> Findings:
         f"gain ink at every step; moved from {options.one} to {options.other}, "
         f"{percent('became_other')} arrive."
     )
-    return Findings(numbers, predictions, answer, draw(curves, families["grey"][0], options))
+    return Result(numbers, predictions, answer, draw(curves, families["grey"][0], options))
 
 
 def predict(numbers: Mapping[str, Number], kind: str, options: MovingOptions) -> dict[str, bool]:
@@ -447,6 +447,6 @@ def draw_pictures(axes: Sequence[Axes], trained: Trained, options: MovingOptions
     show_rows(cleaned, rows, names, "denoising")
 
 
-study = Study(
+experiment = Experiment(
     "moving_in_latent_space", "Can one edit images by moving z?", run, options=MovingOptions
 )

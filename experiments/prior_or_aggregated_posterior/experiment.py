@@ -14,10 +14,10 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, label, new_figure, show_images
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
 from vae_pyro.evaluation.latent import information
 from vae_pyro.randomness import RandomStream
@@ -95,16 +95,16 @@ def ask(trained: Trained, options: PriorOptions) -> Critics:
     return Critics(real, trees.fit(x.flatten(1).numpy(), labels.repeat(2).numpy()))
 
 
-def run(lab: Lab) -> Findings:
-    options: PriorOptions = lab.options
+def run(context: Context) -> Result:
+    options: PriorOptions = context.options
     dims = sorted(set(options.latent_dims))
-    recipes = {str(d): Recipe((f"latent_dim={d}",)) for d in dims}
+    specs = {str(d): VAESpec((f"latent_dim={d}",)) for d in dims}
     grey = (f"latent_dim={options.grey_latent_dim}", "likelihood=normal_learned_scale")
-    recipes["grey"] = Recipe(grey)
-    families = dict(zip(recipes, lab.train(list(recipes.values())), strict=True))
+    specs["grey"] = VAESpec(grey)
+    families = dict(zip(specs, context.train(list(specs.values())), strict=True))
     numbers: dict[str, Number] = {}
     for kind, family in families.items():
-        lab.tell(f"{kind} {'images' if kind == 'grey' else 'latent dimensions'}")
+        context.tell(f"{kind} {'images' if kind == 'grey' else 'latent dimensions'}")
         critics = ask(family[0], options)
         found = [measure(trained, critics, options) for trained in family]
         for one in found:  # paired: of the same VAE
@@ -138,7 +138,7 @@ def run(lab: Lab) -> Findings:
         f"z ~ q(z) {compare(numbers, str(last))} (half is a guess). For grey images, where it says "
         f"{grey_rate} nats, z ~ q(z) {compare(numbers, 'grey')}."
     )
-    return Findings(numbers, predictions, answer, draw(numbers, families, options))
+    return Result(numbers, predictions, answer, draw(numbers, families, options))
 
 
 def compare(numbers: Mapping[str, Number], kind: str) -> str:
@@ -318,7 +318,7 @@ def draw_map(figure: Figure, axes: Axes, trained: Trained, options: PriorOptions
     label(axes, "binary, 2 dim.; rings: shares of p(z)", "z[0]", "z[1]")
 
 
-study = Study(
+experiment = Experiment(
     "prior_or_aggregated_posterior",
     "Should one draw z from the prior or from where images lie?",
     run,

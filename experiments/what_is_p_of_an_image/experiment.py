@@ -8,10 +8,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, label, new_figure, show_images
 from experiments.numbers import over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.data import Dataset
 from vae_pyro.log_marginal import Quadrature, estimate_together
 from vae_pyro.randomness import RandomStream
@@ -31,20 +31,20 @@ class ImageOptions(Options):
     images: int = 40
 
 
-def run(lab: Lab) -> Findings:
-    kept = sorted(set(lab.dataset.train.labels.tolist()) - {lab.options.held_out})
-    data = lab.chosen["data"]
+def run(context: Context) -> Result:
+    kept = sorted(set(context.dataset.train.labels.tolist()) - {context.options.held_out})
+    data = context.chosen["data"]
     middle = {"_target_": "experiments.what_is_p_of_an_image.middle.Middle", "source": data}
-    small, whole = lab.train(
+    small, whole = context.train(
         [
-            Recipe(("latent_dim=2",), {"data": middle}),
-            Recipe(("latent_dim=2",), {"data": {**data, "classes": kept}}),
+            VAESpec(("latent_dim=2",), {"data": middle}),
+            VAESpec(("latent_dim=2",), {"data": {**data, "classes": kept}}),
         ]
     )
-    lab.tell("all images of 3 x 3 pixels")
+    context.tell("all images of 3 x 3 pixels")
     counted = [count(trained) for trained in small]
-    lab.tell("kinds of images of full size")
-    images = [images_by_kind(trained, lab) for trained in whole]
+    context.tell("kinds of images of full size")
+    images = [images_by_kind(trained, context) for trained in whole]
     kinds = [
         {name: log_p(trained.vae, x) for name, x in by_kind.items()}
         for trained, by_kind in zip(whole, images, strict=True)
@@ -78,7 +78,7 @@ def run(lab: Lab) -> Findings:
         f"noise of {numbers['noise']}; but the most probable image, with {numbers['mode']}, is "
         f"{mode} probable than every real one."
     )
-    return Findings(numbers, predictions, answer, draw(small[0], kinds, images[0]))
+    return Result(numbers, predictions, answer, draw(small[0], kinds, images[0]))
 
 
 def count(trained: Trained) -> dict[str, float]:
@@ -132,12 +132,12 @@ def log_p(vae: VAE, x: Tensor) -> Tensor:
     return estimate_together({"q": Quadrature()}, vae, x, seed=0)["q"].estimate.value
 
 
-def images_by_kind(trained: Trained, lab: Lab) -> dict[str, Tensor]:
+def images_by_kind(trained: Trained, context: Context) -> dict[str, Tensor]:
     """Images to ask about, each kind ``(N, C, H, W)``; one blank image and one mode."""
-    vae, n = trained.vae, lab.options.images
+    vae, n = trained.vae, context.options.images
     digits = trained.x("test", n)
     stream = trained.dataset.held_out_stream("test").generator
-    unseen = lab.dataset.test.of_classes([lab.options.held_out]).images[:n]
+    unseen = context.dataset.test.of_classes([context.options.held_out]).images[:n]
     shape, device = digits.shape, digits.device
     generator = torch.Generator().manual_seed(trained.seed)
     order = torch.rand(digits.flatten(1).shape, generator=generator).argsort(1).to(device)
@@ -240,7 +240,7 @@ def draw(small: Trained, kinds: list[dict[str, Tensor]], images: dict[str, Tenso
     return figure
 
 
-study = Study(
+experiment = Experiment(
     "what_is_p_of_an_image",
     "What is p of an image?",
     run,

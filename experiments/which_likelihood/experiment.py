@@ -9,10 +9,10 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import cross_val_score
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.randomness import RandomStream
 from vae_pyro.reporting.figures import tile
@@ -52,17 +52,17 @@ class LikelihoodOptions(Options):
             raise ValueError(f"images: must be at least 20, got {self.images}")
 
 
-def run(lab: Lab) -> Findings:
-    names = lab.options.likelihoods
-    size = f"latent_dim={lab.options.latent_dim}"
+def run(context: Context) -> Result:
+    names = context.options.likelihoods
+    size = f"latent_dim={context.options.latent_dim}"
     trained = dict(
-        zip(names, lab.train([Recipe((f"likelihood={n}", size)) for n in names]), strict=True)
+        zip(names, context.train([VAESpec((f"likelihood={n}", size)) for n in names]), strict=True)
     )
     numbers: dict[str, Number] = {}
     pictures = {}
     for name, vaes in trained.items():
-        lab.tell(f"pictures of {name}")
-        looks = [look(t, lab.options.images) for t in vaes]
+        context.tell(f"pictures of {name}")
+        looks = [look(t, context.options.images) for t in vaes]
         for measure in ("sharpness", "told_apart"):
             for kind in KINDS:
                 values = [measures[f"{measure}.{kind}"] for measures, _ in looks]
@@ -100,7 +100,7 @@ def run(lab: Lab) -> Findings:
         f"{numbers[f'bits_per_dim.{best}']} bits per pixel, {spelt(worst)} "
         f"{numbers[f'bits_per_dim.{worst}']}. Means of p(x | z) hide the difference, draws show it."
     )
-    return Findings(numbers, predictions, answer, draw(trained, pictures, numbers))
+    return Result(numbers, predictions, answer, draw(trained, pictures, numbers))
 
 
 UNITS = {"sharpness": "of the test images'", "told_apart": "accuracy"}
@@ -242,6 +242,6 @@ def draw(
     return figure
 
 
-study = Study(
+experiment = Experiment(
     "which_likelihood", "Which likelihood should p(x | z) be?", run, options=LikelihoodOptions
 )

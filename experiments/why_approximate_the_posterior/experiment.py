@@ -14,10 +14,10 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.errors import EstimatorError
 from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, posterior_means
 from vae_pyro.log_marginal import (
@@ -146,17 +146,17 @@ class Contours:
     log_p: float
 
 
-def run(lab: Lab) -> Findings:
-    options = lab.options
+def run(context: Context) -> Result:
+    options = context.options
     kinds = [(2, guide) for guide in GUIDES] + [(options.large, guide) for guide in LARGE_GUIDES]
-    trained = lab.train([Recipe((f"latent_dim={d}", f"guide={g}")) for d, g in kinds])
+    trained = context.train([VAESpec((f"latent_dim={d}", f"guide={g}")) for d, g in kinds])
     names = [f"{'small' if d == 2 else 'large'}_{guide}" for d, guide in kinds]
     vaes = dict(zip(names, trained, strict=True))
     found: dict[str, list[Gap]] = {}
     for name, of in vaes.items():
-        lab.tell(f"gap: {name}")
+        context.tell(f"gap: {name}")
         found[name] = [gap(t, options) for t in of]
-    lab.tell("NUTS")
+    context.tell("NUTS")
     compared = [compare(t, options) for t in vaes["large_diag_normal"]]
     shown = int(found["small_diag_normal"][0].total.argmax())
     drawn = {guide: contours(vaes[f"small_{guide}"][0], shown, options.grid) for guide in GUIDES}
@@ -190,7 +190,7 @@ def run(lab: Lab) -> Findings:
         f"{numbers['amortisation_large_diag_normal']} of them because one encoder serves all "
         f"images."
     )
-    return Findings(numbers, predictions, answer, draw(drawn, numbers, compared, options))
+    return Result(numbers, predictions, answer, draw(drawn, numbers, compared, options))
 
 
 def gap(trained: Trained, options: PosteriorOptions) -> Gap:
@@ -437,7 +437,7 @@ def draw_shifts(axes: Axes, compared: Sequence[Compared], options: PosteriorOpti
     )
 
 
-study = Study(
+experiment = Experiment(
     "why_approximate_the_posterior",
     "Why approximate p(z | x), and what does it cost?",
     run,

@@ -22,7 +22,7 @@ from rich.console import Console
 import vae_pyro
 from experiments.numbers import Number
 from experiments.pages import HERE
-from experiments.vaes import Recipe, Trained, run_jobs
+from experiments.vaes import Trained, VAESpec, run_jobs
 from vae_pyro.config import build, parse_config
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.data import Dataset, ImageSource
@@ -55,7 +55,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Result:
     """What an experiment found.
 
     Attributes:
@@ -72,7 +72,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Study:
+class Experiment:
     """One experiment.
 
     Attributes:
@@ -86,36 +86,36 @@ class Study:
 
     name: str
     question: str
-    run: Callable[["Lab"], Findings]
+    run: Callable[["Context"], Result]
     options: type[Options]
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = (0, 1, 2)
 
 
-class Lab:
-    """What a study's ``run`` is given: seeds, options, trained VAEs.
+class Context:
+    """What a experiment's ``run`` is given: seeds, options, trained VAEs.
 
     Args:
-        study: the experiment.
+        experiment: the experiment.
         typed: overrides as typed: those of ``conf/``, ``experiment.<option>=`` and ``seed=0,1,2``.
         console: where progress is shown.
 
     Attributes:
         seeds: one VAE of each kind per seed.
-        options: of the study's own class.
+        options: of the experiment's own class.
         device: where everything is computed.
 
     Raises:
         ConfigError: where an override cannot be used.
     """
 
-    def __init__(self, study: Study, typed: Sequence[str], console: Console) -> None:
+    def __init__(self, experiment: Experiment, typed: Sequence[str], console: Console) -> None:
         self._start = time.time()
         self._trained_before: list[bool] = []
         self._console = console
-        self._study = study
+        self._experiment = experiment
         self._typed: list[str] = []
-        self.seeds = list(study.seeds)
+        self.seeds = list(experiment.seeds)
         options: dict[str, Any] = {}
         refuse_credentials(typed)
         try:
@@ -138,7 +138,7 @@ class Lab:
                 raise ConfigError(f"{line}: not of an experiment, which always goes on as it can")
             else:
                 self._typed.append(line)
-        target = f"{study.options.__module__}.{study.options.__qualname__}"
+        target = f"{experiment.options.__module__}.{experiment.options.__qualname__}"
         self.options: Any = build({"_target_": target, **options}, Options, "experiment")
         self.chosen, _ = self._tree([f"seed={self.seeds[0]}"])
         config = parse_config(self.chosen)
@@ -148,7 +148,7 @@ class Lab:
     @property
     def command(self) -> str:
         """What was typed, in words, without what says nothing about the result."""
-        default = self._study.options()
+        default = self._experiment.options()
         changed = [
             f"experiment.{option.name}={as_typed(getattr(self.options, option.name))}"
             for option in dataclasses.fields(self.options)
@@ -156,14 +156,14 @@ class Lab:
             and getattr(self.options, option.name) != getattr(default, option.name)
         ]
         seeds = ",".join(str(seed) for seed in self.seeds)
-        changed += [f"seed={seeds}"] if self.seeds != list(self._study.seeds) else []
+        changed += [f"seed={seeds}"] if self.seeds != list(self._experiment.seeds) else []
         changed += [o for o in self._typed if not _key(o).startswith("tracking")]
-        return " ".join([f"python -m experiments.{self._study.name}", *changed])
+        return " ".join([f"python -m experiments {self._experiment.name}", *changed])
 
     @property
     def is_default(self) -> bool:
         """Whether the command has no override, and so the experiment's folder is rewritten."""
-        return self.command == f"python -m experiments.{self._study.name}"
+        return self.command == f"python -m experiments {self._experiment.name}"
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -180,22 +180,22 @@ class Lab:
         """Show one line."""
         self._console.print(note, highlight=False, markup=False, soft_wrap=True)
 
-    def train(self, recipes: Sequence[Recipe]) -> list[list[Trained]]:
-        """Train every recipe with every seed, or read back what was trained before.
+    def train(self, specs: Sequence[VAESpec]) -> list[list[Trained]]:
+        """Train every spec with every seed, or read back what was trained before.
 
         Each is a job as of ``run.py``, with a folder, checkpoints and a run in MLflow of its own.
 
         Returns:
-            by recipe and seed.
+            by spec and seed.
 
         Raises:
             ConfigError: where the user set what the experiment itself has to choose.
         """
-        jobs = [self._job(recipe, seed) for recipe in recipes for seed in self.seeds]
+        jobs = [self._job(spec, seed) for spec in specs for seed in self.seeds]
         workers = self.options.workers or (os.cpu_count() or 1)
         if self.device.type != "cpu":
             workers = 1
-        once = {job.output: (tree, job) for tree, job in jobs}  # two recipes may be one VAE
+        once = {job.output: (tree, job) for tree, job in jobs}  # two specs may be one VAE
         done = run_jobs(list(once.values()), min(workers, len(once)), self.tell)
         by_folder = dict(zip(once, done, strict=True))
         trained = []
@@ -213,26 +213,26 @@ class Lab:
             trained.append(Trained(vae, by_folder[job.output], dataset, tree["seed"]))
         return [trained[i : i + len(self.seeds)] for i in range(0, len(trained), len(self.seeds))]
 
-    def _job(self, recipe: Recipe, seed: int) -> tuple[dict[str, Any], Job]:
-        for override in recipe.overrides:
+    def _job(self, spec: VAESpec, seed: int) -> tuple[dict[str, Any], Job]:
+        for override in spec.overrides:
             key = _key(override)
             for typed in self._typed:
                 if _key(typed) == key:
                     raise ConfigError(
                         f"{typed}: this experiment chooses {key} itself; leave it out"
                     )
-        tree, choices = self._tree([*recipe.overrides, f"seed={seed}"])
-        tree |= recipe.groups
+        tree, choices = self._tree([*spec.overrides, f"seed={seed}"])
+        tree |= spec.groups
         # Kept in one place for all experiments that ask for the same.
         decisive = {k: v for k, v in tree.items() if k not in ("tracking", "device")}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-        name = ", ".join([*self._typed, *recipe.overrides, f"seed={seed}"])
+        name = ", ".join([*self._typed, *spec.overrides, f"seed={seed}"])
         folder = OUTPUTS / "vaes" / digest[:16]
         return tree, Job(name, {}, choices, folder, parent=None)
 
     def _tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
         """The resolved configuration as plain nested dictionaries, and each group's choice."""
-        every = [*_COMMON, *self._study.overrides, *self._typed, *overrides]
+        every = [*_COMMON, *self._experiment.overrides, *self._typed, *overrides]
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 cfg = compose("config", every, return_hydra_config=True)
