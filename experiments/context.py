@@ -1,4 +1,4 @@
-"""One experiment: what it asks, and what it is given to answer with."""
+"""An experiment (a question and the function that measures) and the context it runs in."""
 
 import dataclasses
 import hashlib
@@ -38,13 +38,13 @@ _COMMON = ("training.snapshots=1", "resume=true")
 
 @dataclass(frozen=True)
 class Options:
-    """What ``experiment.<key>=`` sets; each experiment adds its own.
+    """The options that ``experiment.<key>=`` sets; each experiment adds its own.
 
     Args:
-        workers: VAEs trained at once, each in a process of one thread; 0: one per core.
+        workers: number of VAEs trained at once, each in its own process; 0: one per core.
 
     Raises:
-        ValueError: where it is negative.
+        ValueError: if ``workers`` is negative.
     """
 
     workers: int = 0
@@ -56,13 +56,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """What an experiment found.
+    """What an experiment measured.
 
     Attributes:
-        numbers: by name.
-        predictions: what was predicted, by name, and whether it held.
+        numbers: the measured numbers, by name.
+        predictions: whether each prediction held, by name.
         answer: one sentence with its number.
-        figure: says one thing.
+        figure: shows one message.
     """
 
     numbers: Mapping[str, Number]
@@ -76,12 +76,12 @@ class Experiment:
     """One experiment.
 
     Attributes:
-        name: of its folder.
-        question: as people ask it.
-        run: measures.
-        options: the class of its options, a subclass of ``Options``.
-        overrides: of the configuration, before the user's.
-        seeds: of the VAEs, unless ``seed=`` says otherwise.
+        name: the name of its folder.
+        question: in the words of those who ask it.
+        run: measures, and returns the result.
+        options: the class of its options.
+        overrides: of the configuration; those on the command line come after them.
+        seeds: training seeds, unless ``seed=`` sets others.
     """
 
     name: str
@@ -93,20 +93,22 @@ class Experiment:
 
 
 class Context:
-    """What a experiment's ``run`` is given: seeds, options, trained VAEs.
+    """What an experiment's ``run`` works with: seeds, options, data and trained VAEs.
 
     Args:
         experiment: the experiment.
-        typed: overrides as typed: those of ``conf/``, ``experiment.<option>=`` and ``seed=0,1,2``.
+        typed: overrides: keys of ``conf/``, ``experiment.<option>=`` and ``seed=0,1,2``.
         console: where progress is shown.
 
     Attributes:
-        seeds: one VAE of each kind per seed.
-        options: of the experiment's own class.
+        seeds: training seeds; each VAE is trained once per seed.
+        options: an instance of the experiment's class of options.
+        chosen: the resolved configuration as nested dictionaries.
         device: where everything is computed.
+        tracker: where the run is recorded.
 
     Raises:
-        ConfigError: where an override cannot be used.
+        ConfigError: if an override is malformed, unknown or not meant for experiments.
     """
 
     def __init__(self, experiment: Experiment, typed: Sequence[str], console: Console) -> None:
@@ -129,13 +131,17 @@ class Context:
                 chosen = list(override.sweep_iterator()) if several else [override.value()]
                 self.seeds = [_seed(value) for value in chosen]
                 if len(set(self.seeds)) < len(self.seeds):
-                    raise ConfigError(f"{line}: each seed once, for ± is taken between them")
+                    raise ConfigError(
+                        f"{line}: name each seed once, because ± is computed between seeds"
+                    )
             elif override.is_sweep_override():
                 raise ConfigError(f"{line}: one value at a time; only seed= takes several")
             elif key.startswith("experiment."):
                 options[key.removeprefix("experiment.")] = override.value()
             elif key == "resume" or key.startswith("hydra"):
-                raise ConfigError(f"{line}: not of an experiment, which always goes on as it can")
+                raise ConfigError(
+                    f"{line}: leave it out; an experiment always continues where it stopped"
+                )
             else:
                 self._typed.append(line)
         target = f"{experiment.options.__module__}.{experiment.options.__qualname__}"
@@ -147,7 +153,7 @@ class Context:
 
     @property
     def command(self) -> str:
-        """What was typed, in words, without what says nothing about the result."""
+        """The command that gives the same result, without options that do not change it."""
         default = self._experiment.options()
         changed = [
             f"experiment.{option.name}={as_typed(getattr(self.options, option.name))}"
@@ -162,7 +168,7 @@ class Context:
 
     @property
     def is_default(self) -> bool:
-        """Whether the command has no override, and so the experiment's folder is rewritten."""
+        """Whether the command has no override; the experiment's folder is then rewritten."""
         return self.command == f"python -m experiments {self._experiment.name}"
 
     @cached_property
@@ -171,7 +177,7 @@ class Context:
         return build(self.chosen["data"], ImageSource, "data").load()
 
     def cost(self) -> str:
-        """Seconds so far, and whether VAEs were there already, in words."""
+        """The seconds so far and how many VAEs were trained before, in words."""
         words = f"{time.time() - self._start:.0f} s on {os.cpu_count()} cores"
         before, total = sum(self._trained_before), len(self._trained_before)
         return f"{words}, {before} of {total} VAEs trained before" if total else words
@@ -181,21 +187,26 @@ class Context:
         self._console.print(note, highlight=False, markup=False, soft_wrap=True)
 
     def train(self, specs: Sequence[VAESpec]) -> list[list[Trained]]:
-        """Train every spec with every seed, or read back what was trained before.
+        """Train every VAE with every seed, or load those that were trained before.
 
-        Each is a job as of ``run.py``, with a folder, checkpoints and a run in MLflow of its own.
+        Each is a job as ``run.py`` runs it, with its own folder, checkpoints and MLflow run.
+
+        Args:
+            specs: the VAEs.
 
         Returns:
-            by spec and seed.
+            for each spec, the trained VAEs by seed.
 
         Raises:
-            ConfigError: where the user set what the experiment itself has to choose.
+            ConfigError: if an override sets a key that the experiment chooses itself.
         """
         jobs = [self._job(spec, seed) for spec in specs for seed in self.seeds]
         workers = self.options.workers or (os.cpu_count() or 1)
         if self.device.type != "cpu":
             workers = 1
-        once = {job.output: (tree, job) for tree, job in jobs}  # two specs may be one VAE
+        once = {
+            job.output: (tree, job) for tree, job in jobs
+        }  # two specs may describe the same VAE
         done = run_jobs(list(once.values()), min(workers, len(once)), self.tell)
         by_folder = dict(zip(once, done, strict=True))
         trained = []
@@ -223,7 +234,7 @@ class Context:
                     )
         tree, choices = self._tree([*spec.overrides, f"seed={seed}"])
         tree |= spec.groups
-        # Kept in one place for all experiments that ask for the same.
+        # Experiments that need the same VAE share its folder.
         decisive = {k: v for k, v in tree.items() if k not in ("tracking", "device")}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         name = ", ".join([*self._typed, *spec.overrides, f"seed={seed}"])
@@ -255,7 +266,7 @@ def _key(override: str) -> str:
 
 
 def as_typed(value: Any) -> str:
-    """An option's value as it is written on the command line: ``[1,10]``."""
+    """An option's value as written on the command line: ``[1,10]``."""
     return json.dumps(value, separators=(",", ":")).replace('"', "")
 
 
