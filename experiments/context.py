@@ -131,17 +131,13 @@ class Context:
                 chosen = list(override.sweep_iterator()) if several else [override.value()]
                 self.seeds = [_seed(value) for value in chosen]
                 if len(set(self.seeds)) < len(self.seeds):
-                    raise ConfigError(
-                        f"{line}: name each seed once, because ± is computed between seeds"
-                    )
+                    raise ConfigError(f"{line}: give each seed once; ± is computed between seeds")
             elif override.is_sweep_override():
                 raise ConfigError(f"{line}: one value at a time; only seed= takes several")
             elif key.startswith("experiment."):
                 options[key.removeprefix("experiment.")] = override.value()
             elif key == "resume" or key.startswith("hydra"):
-                raise ConfigError(
-                    f"{line}: leave it out; an experiment always continues where it stopped"
-                )
+                raise ConfigError(f"{line}: leave it out; an experiment always continues")
             else:
                 self._typed.append(line)
         target = f"{experiment.options.__module__}.{experiment.options.__qualname__}"
@@ -204,9 +200,7 @@ class Context:
         workers = self.options.workers or (os.cpu_count() or 1)
         if self.device.type != "cpu":
             workers = 1
-        once = {
-            job.output: (tree, job) for tree, job in jobs
-        }  # two specs may describe the same VAE
+        once = {job.output: (tree, job) for tree, job in jobs}  # two specs may be one VAE
         done = run_jobs(list(once.values()), min(workers, len(once)), self.tell)
         by_folder = dict(zip(once, done, strict=True))
         trained = []
