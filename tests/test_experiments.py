@@ -86,8 +86,8 @@ BUDGETS = {
         "experiment.early_epochs=1",
     ),
     "which_likelihood": (
-        "experiment.latent_dim=3",
-        "experiment.likelihoods=[bernoulli,categorical,normal_learned_scale]",
+        "experiment.latent_dim=2",
+        "experiment.likelihoods=[bernoulli,categorical,beta]",
         "experiment.images=20",
     ),
     "do_networks_output_distributions": (
@@ -316,7 +316,7 @@ def test_interrupted_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monkey
     command = (
         name,
         "seed=0",
-        "training.epochs=60",
+        "training.epochs=40",
         "training.checkpoint_seconds=0",
         "training.compile=false",
         "evaluation.num_samples=50",

@@ -42,7 +42,9 @@ def run(context: Context) -> Result:
         ]
     )
     context.tell("all images of 3 x 3 pixels")
-    counted = [count(trained) for trained in small]
+    every = all_images(small[0].dataset)
+    found = [probabilities(trained, every) for trained in small]
+    counted = [count(t.dataset, every, p) for t, p in zip(small, found, strict=True)]
     context.tell("kinds of images of full size")
     images = [images_by_kind(trained, context) for trained in whole]
     kinds = [
@@ -78,15 +80,14 @@ def run(context: Context) -> Result:
         f"noise of {numbers['noise']}; but the most probable image, with {numbers['mode']}, is "
         f"{mode} probable than every real one."
     )
-    return Result(numbers, predictions, answer, draw(small[0], kinds, images[0]))
+    test = frequencies(small[0].dataset, "test", every)
+    return Result(numbers, predictions, answer, draw(found[0], test, kinds, images[0]))
 
 
-def count(trained: Trained) -> dict[str, float]:
+def count(dataset: Dataset, every: Tensor, p: Tensor) -> dict[str, float]:
     """Sum of p(x) over every image, and total variation distances between distributions."""
-    every = all_images(trained.dataset)
-    p = probabilities(trained, every)
-    test = frequencies(trained.dataset, "test", every)
-    train = frequencies(trained.dataset, "train", every)
+    test = frequencies(dataset, "test", every)
+    train = frequencies(dataset, "train", every)
     pixels = (train[:, None] * every.flatten(1)).sum(0)
     independent = torch.where(every.flatten(1) == 1, pixels, 1 - pixels).prod(1)
     return {
@@ -204,10 +205,9 @@ NAMES = {
 }
 
 
-def draw(small: Trained, kinds: list[dict[str, Tensor]], images: dict[str, Tensor]) -> Figure:
+def draw(p: Tensor, q: Tensor, kinds: list[dict[str, Tensor]], images: dict[str, Tensor]) -> Figure:
+    """Left: p(x) against the frequency q of every small image. Right: log p(x) by kind."""
     figure, (left, right) = new_figure(11.5, 4.8, 1, 2, width_ratios=[1, 1.35])
-    every = all_images(small.dataset)
-    p, q = probabilities(small, every), frequencies(small.dataset, "test", every)
     left.plot(q, p, ".", color=COLOURS[0], alpha=0.7)
     ends = [0.5 * min(p.min().item(), q[q > 0].min().item()), 1]
     left.plot(ends, ends, color="black", lw=0.8)
