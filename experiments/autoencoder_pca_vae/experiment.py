@@ -1,4 +1,4 @@
-"""Four ways to squeeze an image through ten numbers, on the same images, by the same measures."""
+"""Five methods that compress an image to ten numbers, by the same measures, on the same images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,9 +63,8 @@ class Method:
     Attributes:
         encode: images ``(N, C, H, W)`` -> codes ``(N, D)``.
         decode: codes -> mean images ``(N, C, H, W)``.
-        log_p: log p(x) of images, ``(N,)``; None where the method says nothing of it.
-        draw_codes: as ``encode``, but with the noise that a VAE's decoder was trained with; None
-            where there is none.
+        log_p: log p(x) of images, ``(N,)``; None where the method has no p(x).
+        draw_codes: as ``encode``, but sampled from q(z | x) as in training; None without a q.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -144,7 +143,7 @@ def unit_of(name: str) -> str:
 
 
 def all_methods(context: Context, ppca: PPCA, linear: Trained, deep: Trained) -> dict[str, Method]:
-    """The five, by name; autoencoders are trained here."""
+    """The five methods, by name; the autoencoders are trained here."""
     options: MethodOptions = context.options
     device = linear.vae.model.origin.device
     dataset, settings = linear.dataset.to(device), context.chosen["training"]
@@ -201,7 +200,7 @@ def measure(
     deep: Trained,
     options: MethodOptions,
 ) -> dict[str, float]:
-    """Every number of one seed."""
+    """All numbers of one seed."""
     x = linear.x("test", options.test_images)
     numbers: dict[str, float] = {}
     real = real_images(linear, options.generated)
@@ -224,9 +223,9 @@ def measure(
         "log_px_deep_vae": AIS(num_temperatures=options.temperatures, num_chains=4, start="guide"),
         "log_px_unannealed": ImportanceSampling(1000),
     }
-    answers = estimate_together(estimators, deep.vae, x, seed=deep.seed)
-    numbers |= {name: answer.estimate.mean() for name, answer in answers.items()}
-    numbers["unsure"] = pareto_k_high(answers["log_px_unannealed"].estimate)
+    found = estimate_together(estimators, deep.vae, x, seed=deep.seed)
+    numbers |= {name: timed.estimate.mean() for name, timed in found.items()}
+    numbers["unsure"] = pareto_k_high(found["log_px_unannealed"].estimate)
     for name, trained in (("linear_vae", linear), ("deep_vae", deep)):
         likelihood = trained.vae.model.likelihood
         assert isinstance(likelihood, NormalLearnedScale)
@@ -239,7 +238,7 @@ def measure(
 
 
 def span(method: Method, trained: Trained, latent_dim: int) -> Tensor:
-    """An orthonormal basis of what a linear decoder can say, ``(P, D)``."""
+    """An orthonormal basis of the images that a linear decoder can output, ``(P, D)``."""
     origin = trained.vae.model.origin
     corners = torch.cat([origin[None], torch.eye(latent_dim).to(origin)])
     with torch.no_grad():
@@ -280,11 +279,11 @@ def grey(images: Tensor, num_levels: int | None) -> Tensor:
 def sampling(name: str, images: Tensor, real: Tensor, trained: Trained) -> dict[str, float]:
     """How far generated images ``(N, C, H, W)`` are from real ones.
 
-    ``found_out``: see there. ``distance``: to the nearest training image, in units of the real
-    ones'.
+    ``found_out``: accuracy of a classifier between them. ``distance``: mean distance to the nearest
+    training image, divided by that of real images.
     """
     levels = trained.dataset.num_levels
-    if levels is not None:  # the cells of dequantisation, so that rounding does not tell them apart
+    if levels is not None:  # the levels of real images, so that rounding is no difference
         images = grey((images * levels).floor().clamp(0, levels - 1), levels)
     seen = grey(trained.dataset.train.images, levels).flatten(1)
     near, nearest = (torch.cdist(i.cpu().flatten(1), seen).min(1).values for i in (real, images))
@@ -293,10 +292,7 @@ def sampling(name: str, images: Tensor, real: Tensor, trained: Trained) -> dict[
 
 
 def found_out(images: Tensor, others: Tensor) -> float:
-    """The share of two sets of images that a support vector machine tells apart; 0.5: a guess.
-
-    Five-fold cross-validated.
-    """
+    """Five-fold accuracy of a support vector machine between two sets of images; 0.5 is chance."""
     rows = torch.cat([images.cpu(), others.cpu()]).flatten(1)
     kind = torch.arange(len(rows)) >= len(images)
     return float(cross_val_score(SVC(), rows.numpy(), kind.numpy(), cv=5).mean())

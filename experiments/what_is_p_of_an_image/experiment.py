@@ -1,4 +1,4 @@
-"""p(x) is a distribution over images: all images of nine pixels, and what real digits get."""
+"""p(x) is a distribution over images: of all images of nine pixels, and of real digits."""
 
 import itertools
 import math
@@ -23,8 +23,8 @@ class ImageOptions(Options):
     """Options of this experiment.
 
     Args:
-        held_out: the class that the second VAE never sees.
-        images: of each kind, whose log p(x) is computed.
+        held_out: the class that is left out of the training of the second VAE.
+        images: number of images of each kind whose log p(x) is computed.
     """
 
     held_out: int = 8
@@ -112,9 +112,9 @@ def probabilities(trained: Trained, every: Tensor) -> Tensor:
 
 
 def frequencies(dataset: Dataset, split: str, every: Tensor) -> Tensor:
-    """How often each binary image is drawn of the split's grey ones, exactly; ``(N,)``.
+    """The exact probability of each binary image under the split's grey images, ``(N,)``.
 
-    Pixels are drawn independently with probability level / (L - 1), so an image's chance is a
+    Pixels are independent with probability level / (L - 1), so the probability of an image is a
     product, averaged over the grey images.
     """
     assert dataset.num_levels is not None
@@ -124,17 +124,17 @@ def frequencies(dataset: Dataset, split: str, every: Tensor) -> Tensor:
 
 
 def distance(p: Tensor, q: Tensor) -> float:
-    """Total variation: the largest difference between two probabilities of one event."""
+    """The total variation distance: the largest difference in the probability of an event."""
     return 0.5 * (p - q).abs().sum().item()
 
 
 def log_p(vae: VAE, x: Tensor) -> Tensor:
-    """log p(x) by quadrature, ``(N,)``: it does not rely on an encoder that never saw such x."""
+    """log p(x) by quadrature, ``(N,)``; it does not rely on the encoder for unusual x."""
     return estimate_together({"q": Quadrature()}, vae, x, seed=0)["q"].estimate.value
 
 
 def images_by_kind(trained: Trained, context: Context) -> dict[str, Tensor]:
-    """Images to ask about, each kind ``(N, C, H, W)``; one blank image and one mode."""
+    """The images by kind, each ``(N, C, H, W)``; one blank image and one mode."""
     vae, n = trained.vae, context.options.images
     digits = trained.x("test", n)
     stream = trained.dataset.held_out_stream("test").generator
@@ -156,16 +156,16 @@ def images_by_kind(trained: Trained, context: Context) -> dict[str, Tensor]:
 
 
 def draw_x(vae: VAE, num_images: int, seed: int) -> Tensor:
-    """x ~ p(x), the generative story told."""
+    """x ~ p(x) by the generative model."""
     with torch.no_grad(), RandomStream("draws", seed, vae.model.origin.device).active():
         x: Tensor = vae.model(None, num_images)
     return x
 
 
 def most_probable(vae: VAE, starts: Tensor, per_axis: int = 65) -> Tensor:
-    """An image from which no flip of one pixel leads to a more probable one, ``(1, C, H, W)``.
+    """A local maximum of p(x) under flips of one pixel, ``(1, C, H, W)``.
 
-    The best of such searches from some images, in which p(x) is a sum over a grid of z.
+    The best of several searches, in which p(x) is a sum over a grid of z.
     """
     axis = torch.linspace(-4, 4, per_axis, device=starts.device)
     z = torch.cartesian_prod(axis, axis)

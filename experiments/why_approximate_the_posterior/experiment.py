@@ -1,4 +1,4 @@
-"""The true p(z | x), on a grid and by NUTS, beside q(z | x): what the encoder saves and loses."""
+"""The true p(z | x), on a grid and by NUTS, compared with q(z | x) of the encoder."""
 
 import copy
 import math
@@ -35,7 +35,7 @@ from vae_pyro.vae import VAE
 
 GUIDES = {"diag_normal": "normal", "full_rank_normal": "full-rank normal", "flow": "flow"}
 LARGE_GUIDES = ("diag_normal",)  # each guide is one more VAE per seed
-INFLATION, PRIOR_SHARE = 1.2, 0.1  # of the proposal whose weights tell the posterior's moments
+INFLATION, PRIOR_SHARE = 1.2, 0.1  # of the proposal for the posterior's moments
 MASSES = (0.99, 0.9, 0.5)  # within the contours
 HALF_WIDTH, COARSE, NEGLIGIBLE = 6.0, 121, 12.0  # of the first grid; its points; nats
 
@@ -46,16 +46,16 @@ class PosteriorOptions(Options):
 
     Args:
         large: latent dimensions of the second kind of VAE; the first has 2.
-        images: test images whose gap is split.
+        images: number of test images whose gap is computed.
         grid: points per axis of the grid on which p(z | x) is drawn.
-        local_steps: of the search for the best q of every image.
-        draws: weighted z's per image that tell log p(x) and the moments of p(z | x).
-        nuts_images: test images whose posterior NUTS draws from.
-        nuts_samples: kept draws.
-        nuts_warmup: draws thrown away before.
+        local_steps: steps of the search for the best q of each image.
+        draws: weighted samples per image, for log p(x) and the moments of p(z | x).
+        nuts_images: number of test images whose posterior NUTS samples.
+        nuts_samples: samples of NUTS after the warm-up.
+        nuts_warmup: samples of the warm-up.
 
     Raises:
-        ValueError: where too little is asked for.
+        ValueError: if a number is too small.
     """
 
     large: int = 10
@@ -94,7 +94,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of p(z | x) or of what stands for it, by latent dimension, each ``(images, D)``."""
+    """Moments of p(z | x) or an approximation, by latent dimension, each ``(images, D)``."""
 
     mean: Tensor
     std: Tensor
@@ -102,14 +102,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class Compared:
-    """The posterior of some images by three ways, in the dimensions that the encoder uses.
+    """The posterior of some images by three methods, in the dimensions that the encoder uses.
 
     Attributes:
-        weighted: by weighted draws.
+        weighted: by weighted samples.
         nuts: by NUTS.
-        q: what the encoder says.
+        q: by the encoder.
         evaluations: of the decoder and its gradient, per image, by NUTS.
-        effective: mean effective number of its draws, by dimension.
+        effective: effective sample size of NUTS, mean over dimensions.
         correlation: the strongest between two dimensions under p(z | x), mean over images.
     """
 
@@ -121,11 +121,11 @@ class Compared:
     correlation: float
 
     def shift(self, other: Moments) -> Tensor:
-        """How far means are off, in standard deviations of the posterior."""
+        """Difference of the means, in standard deviations of the posterior."""
         return (other.mean - self.weighted.mean) / self.weighted.std
 
     def ratio(self, other: Moments) -> float:
-        """Geometric mean of standard deviation / the posterior's."""
+        """Geometric mean of the standard deviations divided by those of the posterior."""
         return (other.std / self.weighted.std).log().mean().exp().item()
 
 
@@ -201,14 +201,14 @@ def gap(trained: Trained, options: PosteriorOptions) -> Gap:
     )
     if vae.model.latent_dim == 2:
         known = Quadrature()
-    asked: dict[str, Estimator] = {"elbo": ELBOBound(1_000), "known": known}
+    estimators: dict[str, Estimator] = {"elbo": ELBOBound(1_000), "known": known}
     best = LocalELBO(num_steps=options.local_steps)
-    with suppress(EstimatorError):  # of a flow it has no answer
+    with suppress(EstimatorError):  # not defined for a flow
         best.check(vae)
-        asked["best"] = best
+        estimators["best"] = best
     values = {
-        name: answer.estimate.value
-        for name, answer in estimate_together(asked, vae, x, seed=trained.seed).items()
+        name: timed.estimate.value
+        for name, timed in estimate_together(estimators, vae, x, seed=trained.seed).items()
     }
     total = values["known"] - values["elbo"]
     if "best" not in values:
@@ -230,7 +230,7 @@ def gap_numbers(found: Mapping[str, Sequence[Gap]]) -> dict[str, Number]:
 
 
 def compare(trained: Trained, options: PosteriorOptions) -> Compared:
-    """The posterior's moments by weighted draws, by NUTS, and by the encoder."""
+    """Moments of the posterior by weighted samples, by NUTS and by the encoder."""
     vae, x = trained.vae, trained.x("test", options.nuts_images)
     variances = posterior_means(vae, trained.x("test")).var(0)
     used = variances >= min(ACTIVE_VARIANCE, variances.max().item())
@@ -276,10 +276,10 @@ def weighted_moments(vae: VAE, x: Tensor, num_draws: int, used: Tensor) -> tuple
 
 
 def nuts(vae: VAE, x: Tensor, options: PosteriorOptions) -> tuple[Tensor, int]:
-    """Draws of z from the model, as it is written, given x.
+    """Samples of p(z | x) by NUTS from the Pyro model itself.
 
     Returns:
-        ``(samples, images, D)``, and how often the decoder was asked.
+        ``(samples, images, D)``, and the number of decoder evaluations.
     """
     model = copy.deepcopy(vae.model).requires_grad_(False)
     calls = []
@@ -291,7 +291,7 @@ def nuts(vae: VAE, x: Tensor, options: PosteriorOptions) -> tuple[Tensor, int]:
 
 
 def posterior_numbers(compared: Sequence[Compared]) -> dict[str, Number]:
-    """How far NUTS and the encoder are from the weighted draws, means over seeds."""
+    """Differences of NUTS and the encoder from the weighted samples, means over seeds."""
     sds = "posterior standard deviations"
     expected = [math.sqrt(2 / math.pi / c.effective) for c in compared]  # E|N(0, 1 / ESS)|
     return {
@@ -317,7 +317,7 @@ def on_grid(trained: Trained, image: int) -> float:
 
 
 def contours(trained: Trained, image: int, points: int) -> Contours:
-    """p(z | x) and q(z | x) on a grid around where p(z | x) is."""
+    """p(z | x) and q(z | x) on a grid that covers p(z | x)."""
     vae, x = trained.vae, trained.x("test", image + 1)[-1:]
     with torch.no_grad():
         axis = torch.linspace(-HALF_WIDTH, HALF_WIDTH, COARSE, device=x.device)
@@ -343,7 +343,7 @@ def contours(trained: Trained, image: int, points: int) -> Contours:
 
 
 def levels(density: Tensor) -> list[float]:
-    """Heights above which the density holds each of MASSES of what is on the grid, ascending."""
+    """The heights above which the density has each of MASSES, ascending."""
     ordered = density.flatten().sort(descending=True).values
     share = ordered.cumsum(0) / ordered.sum()
     return [ordered[(share < mass).sum().clamp(max=len(share) - 1)].item() for mass in MASSES]
