@@ -7,14 +7,13 @@ from typing import Annotated
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from sklearn.model_selection import cross_val_score
-from sklearn.svm import SVC
 from torch import Tensor
 
 from experiments.autoencoder_pca_vae import autoencoder, linear_methods
 from experiments.autoencoder_pca_vae.linear_methods import PPCA, largest_angle, orthonormal
 from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_rows
+from experiments.images import found_out, grey_values
 from experiments.numbers import Number, over_seeds
 from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive, build
@@ -268,12 +267,7 @@ def real_images(trained: Trained, count: int) -> Tensor:
     """Images that no method was trained on, half of them from each held-out split, ``(N, ..)``."""
     dataset = trained.dataset
     images = [split.images[: count // 2] for split in (dataset.valid, dataset.test)]
-    return grey(torch.cat(images), dataset.num_levels)
-
-
-def grey(images: Tensor, num_levels: int | None) -> Tensor:
-    """Levels -> [0, 1]; real numbers stay what they are."""
-    return images.float() if num_levels is None else images / (num_levels - 1)
+    return grey_values(torch.cat(images), dataset.num_levels)
 
 
 def sampling(name: str, images: Tensor, real: Tensor, trained: Trained) -> dict[str, float]:
@@ -284,18 +278,11 @@ def sampling(name: str, images: Tensor, real: Tensor, trained: Trained) -> dict[
     """
     levels = trained.dataset.num_levels
     if levels is not None:  # the levels of real images, so that rounding is no difference
-        images = grey((images * levels).floor().clamp(0, levels - 1), levels)
-    seen = grey(trained.dataset.train.images, levels).flatten(1)
+        images = grey_values((images * levels).floor().clamp(0, levels - 1), levels)
+    seen = grey_values(trained.dataset.train.images, levels).flatten(1)
     near, nearest = (torch.cdist(i.cpu().flatten(1), seen).min(1).values for i in (real, images))
     ratio = (nearest.mean() / near.mean()).item()
     return {f"found_out{name}": found_out(images, real), f"distance{name}": ratio}
-
-
-def found_out(images: Tensor, others: Tensor) -> float:
-    """Five-fold accuracy of a support vector machine between two sets of images; 0.5 is chance."""
-    rows = torch.cat([images.cpu(), others.cpu()]).flatten(1)
-    kind = torch.arange(len(rows)) >= len(images)
-    return float(cross_val_score(SVC(), rows.numpy(), kind.numpy(), cv=5).mean())
 
 
 def draw(

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.svm import SVC
 from torch import Tensor
 
 from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, error_line, label, new_figure, show_images
+from experiments.images import Classifier
 from experiments.numbers import Number, over_seeds
 from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
@@ -77,27 +77,15 @@ class DimensionOptions(Options):
             raise ValueError(f"latent_dims: must contain 2, got {list(self.latent_dims)}")
 
 
-class Classifier:
-    """The class of an image x, by a support vector machine trained on real images.
-
-    Args:
-        trained: a VAE whose likelihood prepares the images.
-        options: of the experiment.
-    """
-
-    def __init__(self, trained: Trained, options: DimensionOptions) -> None:
-        split = trained.dataset.train
-        images, labels = split.images[: options.train_images], split.labels[: options.train_images]
-        prepare = trained.vae.model.likelihood.prepare
-        generator = RandomStream("judge", 0).generator
-        # Each image is binarised twice, so that the classifier learns that noise too.
-        x = torch.cat([prepare(images, generator) for _ in range(2)])
-        self.machine = SVC().fit(x.flatten(1).numpy(), labels.repeat(2).numpy())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Classes of images ``(*batch, C, H, W)``; returns ``(*batch,)``."""
-        found = self.machine.predict(x.flatten(0, -4).flatten(1).cpu().numpy())
-        return torch.from_numpy(found).reshape(x.shape[:-3])
+def train_classifier(trained: Trained, options: DimensionOptions) -> Classifier:
+    """A classifier of images x, as the likelihood of this VAE prepares them."""
+    split = trained.dataset.train
+    images, labels = split.images[: options.train_images], split.labels[: options.train_images]
+    prepare = trained.vae.model.likelihood.prepare
+    generator = RandomStream("judge", 0).generator
+    # Each image is binarised twice, so that the classifier learns that noise too.
+    x = torch.cat([prepare(images, generator) for _ in range(2)])
+    return Classifier(x, labels.repeat(2))
 
 
 def run(context: Context) -> Result:
@@ -107,7 +95,7 @@ def run(context: Context) -> Result:
         zip(dims, context.train([VAESpec((f"latent_dim={d}",)) for d in dims]), strict=True)
     )
     context.tell("a classifier of images")
-    classifier = Classifier(families[2][0], options)
+    classifier = train_classifier(families[2][0], options)
     found: dict[int, list[dict[str, float]]] = {}
     for d, family in families.items():
         context.tell(f"{d} latent dimensions")

@@ -8,11 +8,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
-from sklearn.svm import SVC
 from torch import Tensor
 
 from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_rows
+from experiments.images import Classifier
 from experiments.moving_in_latent_space.walks import (
     across,
     active_dimensions,
@@ -69,20 +69,6 @@ class MovingOptions(Options):
             raise ValueError(f"noise: two or more rising shares, got {list(self.noise)}")
 
 
-class Classifier:
-    """The class of a grey image, by a support vector machine trained on real images."""
-
-    def __init__(self, trained: Trained, count: int) -> None:
-        split = trained.dataset.train
-        images = grey(trained, split.images[:count]).cpu().flatten(1)
-        self.machine = SVC().fit(images.numpy(), split.labels[:count].numpy())
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Classes of ``(*batch, C, H, W)``; returns ``(*batch,)``."""
-        found = self.machine.predict(images.flatten(0, -4).flatten(1).cpu().numpy())
-        return torch.from_numpy(found).reshape(images.shape[:-3])
-
-
 Curves = dict[str, list[float]]
 Measured = tuple[dict[str, float], Curves]
 """Numbers by name, and curves by name."""
@@ -96,7 +82,11 @@ def run(context: Context) -> Result:
         "grey": VAESpec((size_of_z, "likelihood=normal_learned_scale")),
     }
     families = dict(zip(specs, context.train(list(specs.values())), strict=True))
-    classifier = Classifier(families["binary"][0], options.train_images)
+    first = families["binary"][0]
+    train = first.dataset.train
+    classifier = Classifier(
+        grey(first, train.images[: options.train_images]), train.labels[: options.train_images]
+    )
     numbers: dict[str, Number] = {}
     curves: dict[str, list[Curves]] = {}
     for kind, family in families.items():

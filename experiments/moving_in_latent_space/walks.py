@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from experiments.images import grey_values
 from experiments.vaes import Trained
 from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, posterior_means
 
@@ -15,10 +16,8 @@ def decode(trained: Trained, z: Tensor) -> Tensor:
 
 
 def grey(trained: Trained, images: Tensor) -> Tensor:
-    """Images of the data set as grey values: levels -> [0, 1]; real numbers as they are."""
-    levels = trained.dataset.num_levels
-    found = images.float() if levels is None else images / (levels - 1)
-    return found.to(trained.vae.model.origin.device)
+    """Images of the data set as grey values, on the VAE's device."""
+    return grey_values(images, trained.dataset.num_levels).to(trained.vae.model.origin.device)
 
 
 def as_x(trained: Trained, images: Tensor, generator: torch.Generator) -> Tensor:

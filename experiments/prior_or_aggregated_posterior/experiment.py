@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
 from sklearn.ensemble import ExtraTreesClassifier
-from sklearn.model_selection import cross_val_score
-from sklearn.svm import SVC
 from torch import Tensor
 
 from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, label, new_figure, show_images
+from experiments.images import found_out
 from experiments.numbers import Number, over_seeds
 from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
@@ -61,7 +60,7 @@ class PriorOptions(Options):
 
 @dataclass(frozen=True)
 class Critics:
-    """Two measures of how real images look, by classifiers trained on real images.
+    """Real images, and a classifier trained on them, to compare generated images with.
 
     Attributes:
         real: held-out images, half of each split, ``(N, C, H, W)``.
@@ -70,12 +69,6 @@ class Critics:
 
     real: Tensor
     trees: ExtraTreesClassifier
-
-    def found_out(self, images: Tensor) -> float:
-        """Accuracy of a support vector machine between images and real ones; 0.5 is chance."""
-        rows = torch.cat([images.cpu(), self.real]).flatten(1).numpy()
-        is_real = torch.arange(len(rows)) >= len(images)
-        return float(cross_val_score(SVC(), rows, is_real.numpy(), cv=5).mean())
 
     def clear(self, images: Tensor) -> Tensor:
         """Share of the votes for the class with most votes, ``(N,)``."""
@@ -156,7 +149,7 @@ def compare(numbers: Mapping[str, Number], kind: str) -> str:
 def of_real_images(critics: Critics, trained: Trained, kind: str) -> dict[str, Number]:
     """The critics' measures of real images: training images against held-out ones."""
     x = trained.x("train", len(critics.real))
-    share, clear = critics.found_out(x), critics.clear(critics.real)
+    share, clear = found_out(x, critics.real), critics.clear(critics.real)
     guess = math.sqrt(0.25 / (2 * len(x)))
     spread = clear.std().item() / math.sqrt(len(clear))
     return {
@@ -195,7 +188,7 @@ def measure(trained: Trained, critics: Critics, options: PriorOptions) -> dict[s
         "holes_control": (log_ratio(vae, simulated, z) < limit).double().mean().item(),
     }
     for name in ("prior", "aggregated"):
-        numbers[f"found_{name}"] = critics.found_out(images[name])
+        numbers[f"found_{name}"] = found_out(images[name], critics.real)
     return numbers | {f"clear_{k}": critics.clear(v).mean().item() for k, v in images.items()}
 
 
