@@ -11,17 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 import vae_pyro
+from experiments.configuration import configuration
 from experiments.numbers import Number
-from experiments.pages import HERE
 from experiments.vaes import Trained, VAESpec, run_jobs
 from vae_pyro.config import build, parse_config
 from vae_pyro.credentials import refuse_credentials
@@ -31,7 +28,6 @@ from vae_pyro.likelihoods import Support
 from vae_pyro.runs.job import Job, choose_device
 from vae_pyro.tracking import Tracker
 
-CONF = HERE.parent / "conf"
 OUTPUTS = Path("outputs") / "experiments"
 _COMMON = ("training.snapshots=1", "resume=true")
 
@@ -236,23 +232,8 @@ class Context:
         return tree, Job(name, {}, choices, folder, parent=None)
 
     def _tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-        """The resolved configuration as plain nested dictionaries, and each group's choice."""
-        every = [*_COMMON, *self._experiment.overrides, *self._typed, *overrides]
-        try:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = compose("config", every, return_hydra_config=True)
-            choices = cfg.hydra.runtime.choices
-            with open_dict(cfg):
-                del cfg["hydra"]
-            tree = OmegaConf.to_container(cfg, resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            first_lines = " ".join(str(error).split("\n")[:2])
-            raise ConfigError(f"{first_lines} (python run.py --help lists the keys)") from error
-        assert isinstance(tree, dict)
-        return (
-            {str(key): value for key, value in tree.items()},
-            {k: v for k, v in choices.items() if not k.startswith("hydra/")},
-        )
+        """The configuration with the experiment's overrides, the user's, and then these."""
+        return configuration([*_COMMON, *self._experiment.overrides, *self._typed, *overrides])
 
 
 def _key(override: str) -> str:
