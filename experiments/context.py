@@ -46,8 +46,17 @@ class Options:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"workers: must be at least 0, got {self.workers}")
+        self.at_least(workers=0)
+
+    def at_least(self, **smallest: int) -> None:
+        """Refuse options that are smaller than the number given here for their name.
+
+        Raises:
+            ValueError: naming the option.
+        """
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

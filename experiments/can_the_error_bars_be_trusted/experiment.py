@@ -78,14 +78,7 @@ class TrustOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("images", 2),
-            ("repetitions", 2),
-            ("num_samples", 50),
-            ("tail_samples", 50),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        self.at_least(images=2, repetitions=2, num_samples=50, tail_samples=50)
         if not self.groups or self.bias_samples < max(self.groups):
             raise ValueError(f"bias_samples: must be at least the largest of {self.groups}")
         if not self.inflations:

@@ -70,9 +70,7 @@ class NetworkOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("inputs", 1), ("steps", 1), ("grid", 3), ("points", 3)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        self.at_least(inputs=1, steps=1, grid=3, points=3)
         if not {"bernoulli", "categorical"} <= set(self.likelihoods):
             raise ValueError("likelihoods: bernoulli and categorical must be among them")
         if not (self.grid % 2 and self.points % 2 and self.radius > 0 and self.radii):

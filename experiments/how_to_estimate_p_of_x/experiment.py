@@ -73,9 +73,7 @@ class EstimateOptions(Options):
                 raise ValueError(f"{name}: needs rising numbers from 1 up, got {list(chosen)}")
         if self.large == self.small:
             raise ValueError(f"large: must not be that of small, {self.small}")
-        for name, least in (("images", 1), ("large", 1), ("shown_draws", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        self.at_least(images=1, large=1, shown_draws=2)
 
 
 @dataclass(frozen=True)

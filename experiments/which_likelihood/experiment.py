@@ -48,8 +48,7 @@ class LikelihoodOptions(Options):
         super().__post_init__()
         if len(self.likelihoods) < 2:
             raise ValueError("likelihoods: needs two or more")
-        if self.images < 20:
-            raise ValueError(f"images: must be at least 20, got {self.images}")
+        self.at_least(images=20)
 
 
 def run(context: Context) -> Result:

@@ -69,18 +69,8 @@ class PosteriorOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("large", 3),
-            ("images", 1),
-            ("grid", 3),
-            ("local_steps", 1),
-            ("draws", 100),
-            ("nuts_images", 1),
-            ("nuts_samples", 10),
-            ("nuts_warmup", 10),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        self.at_least(large=3, images=1, grid=3, local_steps=1, draws=100)
+        self.at_least(nuts_images=1, nuts_samples=10, nuts_warmup=10)
 
 
 @dataclass(frozen=True)
