@@ -1,1 +1,1 @@
-"""Side-by-side timings against every other way to do the same work: ``python -m benchmarks``."""
+"""Timings side by side with other programs that do the same work: ``python -m benchmarks``."""

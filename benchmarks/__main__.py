@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: all of them, or those that are named."""
+"""``python -m benchmarks [name ...]``: runs all benchmarks, or those that are named."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ NAMES = ("training", "importance", "scaling", "startup")
 
 
 def main() -> None:
-    startup.prepare()  # all contestants have it
+    startup.prepare()  # as every command of this program; contestants inherit it
     names = sys.argv[1:] or NAMES
     unknown = [name for name in names if name not in NAMES]
     if unknown:

@@ -1,4 +1,4 @@
-"""Contestants that do equal work in turns, and what is written down of it."""
+"""Runs contestants that do equal work in turns, and writes down their times."""
 
 import json
 import multiprocessing
@@ -22,16 +22,16 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 
 Unit = Callable[[], float]
-"""Does one unit of work, and returns a number by which its result is known."""
+"""Does one unit of work, and returns a number that identifies its result."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Of one contestant.
+    """The times of one contestant.
 
     Attributes:
         seconds: of each round.
-        values: what each round gave.
+        values: the number that each round returned, warm-up rounds included.
     """
 
     seconds: Sequence[float]
@@ -44,10 +44,10 @@ class Times:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who does the work, to be built in a process of its own.
+    """A program that does the work; it is built in a process of its own.
 
     Attributes:
-        build: a function of a module, which returns the unit of work.
+        build: a module's function that returns the unit of work.
         options: its keyword arguments.
     """
 
@@ -58,21 +58,21 @@ class Contestant:
 def contest(
     contestants: Mapping[str, Contestant], rounds: int, warm_up: int = 1
 ) -> tuple[dict[str, Times], dict[str, str]]:
-    """Time every contestant once a round, one after the other, so that a slow minute hits all.
+    """Time every contestant once per round, in turns, so that a slow minute affects all of them.
 
-    Each lives in a process of its own and waits while others work: no thread pool, allocator or
-    precision switch of one is another's.
+    Each has its own process and waits while others work, so that they share no thread pool,
+    allocator or precision setting.
 
     Args:
         contestants: by name.
-        rounds: how many are counted.
-        warm_up: how many before them are not (compiling, caches); their values are kept.
+        rounds: number of rounds that are timed.
+        warm_up: number of rounds before them (compiling, caches); only their values are kept.
 
     Returns:
-        the times of those that took part, and why the others did not: what they need is missing.
+        the times by contestant; and for each contestant that lacks a package, which one.
 
     Raises:
-        UserError: where the work itself cannot be had (its data, say).
+        UserError: if the work cannot be done at all, for example because its data are missing.
     """
     context = multiprocessing.get_context("spawn")
     seconds: dict[str, list[float]] = {}
@@ -121,13 +121,13 @@ def _work(contestant: Contestant, line: Any) -> None:
 
 
 def ratio(times: Mapping[str, Times], slow: str, fast: str) -> float:
-    """How many times as long ``slow`` takes: the median over rounds of that round's ratio."""
+    """Time of ``slow`` / time of ``fast``: the median over rounds of the ratio within a round."""
     pairs = zip(times[slow].seconds, times[fast].seconds, strict=True)
     return statistics.median(a / b for a, b in pairs)
 
 
 def plain(times: Mapping[str, Times], ours: str) -> dict[str, Any]:
-    """For JSON."""
+    """The times as plain numbers, for JSON."""
     return {
         name: {
             "seconds": list(t.seconds),
@@ -143,7 +143,7 @@ def device() -> torch.device:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
+    """The hardware and versions that the times depend on."""
     names = ("torch", "pyro-ppl", "mlflow", "jax", "numpyro")
     versions = {}
     for name in names:
@@ -169,12 +169,12 @@ def _processor() -> str:
 
 
 def write(name: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:
-    """Keep the result as JSON, and put its table into the page on performance.
+    """Write the result as JSON, and its table into the page on performance.
 
     Args:
-        name: of the benchmark.
+        name: the name of the benchmark.
         result: plain numbers, lists and strings.
-        table: rows of cells, the first one being the head.
+        table: rows of cells; the first row is the head.
     """
     RESULTS.mkdir(exist_ok=True)
     whole = {"machine": machine(), **result}

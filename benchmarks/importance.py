@@ -1,4 +1,4 @@
-"""Importance-sampled log p(x) of MNIST: this program against Pyro's own, JAX, and the floor."""
+"""Importance-sampled log p(x) of MNIST: this program, Pyro's own function, JAX, and the floor."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ WEIGHTS = RESULTS / "weights.pt"
 
 
 def trained() -> tuple[VAE, Tensor]:
-    """The VAE after a few epochs, the same for all, and the images."""
+    """The VAE after a few epochs, the same for all contestants, and the images."""
     data = workload.load(device())
     vae = workload.build(data.images.device)
     vae.load_state_dict(torch.load(WEIGHTS, weights_only=True))
@@ -38,13 +38,13 @@ def trained() -> tuple[VAE, Tensor]:
 
 def ours() -> Unit:
     vae, x = trained()
-    # As an evaluation of all test images would; the graph is kept until the process ends.
-    _SCOPE.enter_context(accelerated(x.device, mode=True, tell=print))
+    # As in an evaluation of all test images; the graph is kept until the process ends.
+    _SCOPE.enter_context(accelerated(x.device, mode=True))
     return lambda: ImportanceSampling(NUM_SAMPLES)(vae, x).mean()
 
 
 def pyros_own() -> Unit:
-    """Image by image, because the weights that it returns are joint over a batch."""
+    """Image by image, because Pyro returns weights that are joint over a batch."""
     vae, x = trained()
 
     def run() -> float:
@@ -85,7 +85,7 @@ def products(rows: int) -> Unit:
 
 
 def fastest(candidates: Mapping[str, Contestant]) -> dict[str, Contestant]:
-    """The one of them that is fastest here; none where they are skipped."""
+    """The fastest of them on this machine; empty if all were skipped."""
     times, _ = contest(candidates, rounds=2)
     best = sorted(times, key=lambda name: times[name].median)[:1]
     return {name: candidates[name] for name in best}

@@ -1,6 +1,6 @@
-"""How time and memory grow: with batch, latent size, width, samples per image and images.
+"""Time and memory by batch size, latent dimension, width, samples per image and images.
 
-Every point runs in a process of its own, so that its peak of memory is its own.
+Every point runs in its own process, so that its peak of memory is its own.
 """
 
 import json
@@ -58,7 +58,7 @@ def evaluate_point(num_samples: int, num_images: int = 1000) -> dict[str, float]
 
 
 def start_peak() -> float:
-    """Forget the highest use of memory so far; returns that of now."""
+    """Reset the peak of memory; returns the memory in use now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -67,7 +67,7 @@ def start_peak() -> float:
 
 
 def peak_mb() -> float:
-    """The highest use of memory since then; of the GPU where there is one."""
+    """The peak of memory since then, in MB; of the GPU where there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()
@@ -104,8 +104,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    arguments = json.loads(sys.argv[2])
-    if sys.argv[1] == "train":
-        print(json.dumps(train_point(**arguments)))
-    else:
-        print(json.dumps(evaluate_point(**arguments)))
+    run = train_point if sys.argv[1] == "train" else evaluate_point
+    print(json.dumps(run(**json.loads(sys.argv[2]))))

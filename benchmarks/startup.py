@@ -1,4 +1,4 @@
-"""What a user waits for besides the work: ``--help``, the first step, records, a sweep's jobs."""
+"""What a user waits for besides the work: ``--help``, first step, tracking, jobs of a sweep."""
 
 import os
 import statistics
@@ -16,7 +16,7 @@ SHORT_JOB = ("training.epochs=20", "training.compile=false")
 
 
 def program(*arguments: str, until: str | None = None) -> Callable[[], float]:
-    """Runs ``run.py`` in a new folder: to its end, or until it prints something."""
+    """Run ``run.py`` in a new folder; time it to its end, or until it prints ``until``."""
 
     def run() -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -63,5 +63,5 @@ def main() -> None:
         for name, run in units.items():
             seconds[name].append(run())
             print(f"  {name:50} {seconds[name][-1]:8.3f} s", flush=True)
-    rows = [[name, f"{statistics.median(all_of_it):.2f}"] for name, all_of_it in seconds.items()]
+    rows = [[name, f"{statistics.median(times):.2f}"] for name, times in seconds.items()]
     write("startup", {"seconds": seconds}, [["", "seconds"], *rows])

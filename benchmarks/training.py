@@ -1,4 +1,4 @@
-"""One epoch of MNIST: this program against stock Pyro, PyTorch by hand, and NumPyro."""
+"""One epoch of MNIST: this program, stock Pyro, PyTorch by hand, NumPyro, and the floor."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -26,7 +26,7 @@ def records(
     compiled: bool,
     batch_size: int = workload.BATCH_SIZE,
 ) -> Iterator[EpochRecord]:
-    """Epoch after epoch, as the program trains."""
+    """Train as the program does; yields a record per epoch, without end."""
     where = data.images.device
     likelihood = vae.model.likelihood
     order = RandomStream("batches", 0, where).generator
@@ -43,7 +43,6 @@ def records(
         learning_rate=workload.LEARNING_RATE,
         noise=RandomStream("training", 0, where),
         compiled=compiled,
-        tell=lambda note: print(f"  {note}"),
     )
 
 
@@ -54,7 +53,7 @@ def ours(*, compiled: bool) -> Unit:
 
 
 def trained(data: workload.Workload, epochs: int) -> VAE:
-    """For benchmarks of evaluating."""
+    """A trained VAE, for the benchmarks of evaluation."""
     vae = workload.build(data.images.device)
     for _ in islice(records(data, vae, compiled=True), epochs):
         pass
@@ -80,7 +79,7 @@ def numpyro() -> Unit:
 
 
 def products() -> Unit:
-    """The matrix products of an epoch and nothing else, forward and backward."""
+    """Only the matrix products of an epoch, forward and backward."""
     layers = workload.layers(workload.build(device()))
     with torch.no_grad():
         weights = [layer.weight.T.clone() for layer in layers]

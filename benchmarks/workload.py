@@ -1,4 +1,4 @@
-"""The network and the images that all contestants share: 784-400-z50, softplus, batches of 256."""
+"""The network and images that all contestants share: 784-400-z50, softplus, batches of 256."""
 
 import os
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vae_pyro.data import MNIST
-from vae_pyro.guide import MIN_SCALE, DiagNormal
+from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP
 from vae_pyro.randomness import RandomStream
@@ -20,12 +20,10 @@ LEARNING_RATE = 1e-3
 NUM_BATCHES = 195  # of 256: what MNIST's 50,000 training images hold, the ragged one left out
 LEVELS = 256
 
-__all__ = ["BATCH_SIZE", "LATENT_DIM", "LEARNING_RATE", "LEVELS", "MIN_SCALE", "WIDTH"]
-
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on and evaluated.
+    """The images for training and evaluation.
 
     Attributes:
         images: ``uint8``, ``(49920, 1, 28, 28)``.
@@ -54,5 +52,5 @@ def build(device: torch.device, latent_dim: int = LATENT_DIM, width: int = WIDTH
 
 def layers(vae: VAE) -> list[torch.nn.Linear]:
     """Its affine maps: two of the encoder, then two of the decoder."""
-    parts = (*vae.guide.encoder.children(), *vae.model.decoder.children())
+    parts = (*vae.guide.encoder.modules(), *vae.model.decoder.modules())
     return [part for part in parts if isinstance(part, torch.nn.Linear)]

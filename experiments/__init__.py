@@ -1,5 +1,5 @@
-"""What people ask about p(x), answered by measurements: ``python -m experiments``."""
+"""Questions about p(x), answered by measurement: ``python -m experiments``."""
 
 from vae_pyro.cli import startup
 
-startup.prepare()  # each of these commands begins here, before torch is imported
+startup.prepare()  # before torch is imported

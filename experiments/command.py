@@ -1,6 +1,7 @@
-"""``python -m experiments.<name>``: from the command line to figure, numbers, page and record."""
+"""One experiment from its overrides to figure, numbers, page and MLflow run."""
 
 import dataclasses
+import importlib
 import json
 import os
 import sys
@@ -10,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from experiments.context import OUTPUTS, Context, Experiment, Result, as_typed
 from experiments.pages import HERE, NAMES, fill, fill_table
-from experiments.study import OUTPUTS, Findings, Lab, Study, as_typed
 from vae_pyro.cli.app import explain, fail
 from vae_pyro.cli.console import make_console, print_notes
 from vae_pyro.config import flatten
@@ -23,17 +24,19 @@ from vae_pyro.runs.folder import claim
 from vae_pyro.tracking import Run, SilentRun, open_run
 
 
-def main(study: Study, arguments: Sequence[str] | None = None) -> None:
-    """Run one experiment from the command line; ends with status 1 where it fails."""
-    typed = sys.argv[1:] if arguments is None else list(arguments)
-    if {"-h", "--help"} & set(typed):
-        make_console().print(_help(study), highlight=False, markup=False)
-        return
+def load(name: str) -> Experiment:
+    """The experiment in the folder of this name."""
+    experiment: Experiment = importlib.import_module(f"experiments.{name}.experiment").experiment
+    return experiment
+
+
+def run_experiment(experiment: Experiment, overrides: Sequence[str]) -> None:
+    """Run one experiment with these overrides; a failure ends the program with status 1."""
     try:
         with interruptible():
-            _run(study, typed)
+            _run(experiment, overrides)
     except Interrupted as interruption:
-        fail(f"{interruption}; the same command goes on from the last checkpoint")
+        fail(f"{interruption}; the same command continues from the last checkpoint")
         leave_if_told()
         sys.exit(interruption.status)
     except Exception as error:
@@ -41,37 +44,38 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _run(study: Study, typed: Sequence[str]) -> None:
+def _run(experiment: Experiment, typed: Sequence[str]) -> None:
     console = make_console()
     print_notes(console)
-    lab = Lab(study, typed, console)
-    work = OUTPUTS / study.name
-    folder = HERE / study.name if lab.is_default else work
+    context = Context(experiment, typed, console)
+    work = OUTPUTS / experiment.name
+    folder = HERE / experiment.name if context.is_default else work
     run: Run = SilentRun()
     with claim(work):
         record = work / f"record-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        tags = {"experiment": study.name, **git_tags()}
-        run = open_run(lab.tracker, record, study.name, tags, must_respond=True)
+        tags = {"experiment": experiment.name, **git_tags()}
+        run = open_run(context.tracker, record, experiment.name, tags, must_respond=True)
         try:
+            options = dataclasses.asdict(context.options)
             run.log_params(
                 {
-                    **flatten(lab.chosen),
-                    **{f"experiment.{k}": v for k, v in dataclasses.asdict(lab.options).items()},
-                    "seed": ",".join(str(seed) for seed in lab.seeds),
+                    **flatten(context.chosen),
+                    **{f"experiment.{name}": value for name, value in options.items()},
+                    "seed": ",".join(str(seed) for seed in context.seeds),
                 }
             )
-            findings = study.run(lab)
+            result = experiment.run(context)
             results = {
-                "question": study.question,
-                "command": lab.command,
-                "answer": findings.answer,
-                "predictions": dict(findings.predictions),
-                "numbers": {k: dataclasses.asdict(n) for k, n in findings.numbers.items()},
-                "cost": lab.cost(),
+                "question": experiment.question,
+                "command": context.command,
+                "answer": result.answer,
+                "predictions": dict(result.predictions),
+                "numbers": {k: dataclasses.asdict(n) for k, n in result.numbers.items()},
+                "cost": context.cost(),
             }
-            _record(run, findings)
-            _leave(folder, findings, results)
-            if lab.is_default:
+            _record(run, result)
+            _leave(folder, result, results)
+            if context.is_default:
                 table = HERE / "README.md"
                 write_atomically(table, fill_table(table.read_text(), NAMES).encode())
             for name in ("results.json", "figure.png"):
@@ -83,46 +87,47 @@ def _run(study: Study, typed: Sequence[str]) -> None:
             raise
         finally:
             run.close()
-    for name, number in findings.numbers.items():
+    for name, number in result.numbers.items():
         console.print(f"  {name}: {number} {number.unit}".rstrip(), highlight=False, markup=False)
-    for name, held in findings.predictions.items():
+    for name, held in result.predictions.items():
         console.print(f"  {name}: {'held' if held else 'did not hold'}", highlight=False)
-    lab.tell(f"{study.question}\n{findings.answer}\nresults.json and figure.png: {folder}")
+    context.tell(f"{experiment.question}\n{result.answer}\nresults.json and figure.png: {folder}")
 
 
-def _record(run: Run, findings: Findings) -> None:
+def _record(run: Run, result: Result) -> None:
     metrics = {}
-    for name, number in findings.numbers.items():
+    for name, number in result.numbers.items():
         metrics[name] = number.value
         if number.std_error is not None:
             metrics[f"{name}_std_error"] = number.std_error
     run.log_metrics(metrics, step=0)
-    rows = [f"| {name} | {number} | {number.unit} |" for name, number in findings.numbers.items()]
-    run.describe("\n".join([findings.answer, "", "| | | |", "|---|---|---|", *rows]))
+    rows = [f"| {name} | {number} | {number.unit} |" for name, number in result.numbers.items()]
+    run.describe("\n".join([result.answer, "", "| | | |", "|---|---|---|", *rows]))
 
 
-def _leave(folder: Path, findings: Findings, results: Mapping[str, Any]) -> None:
-    """The figure, the numbers, and the README that quotes them, where the folder has one."""
+def _leave(folder: Path, result: Result, results: Mapping[str, Any]) -> None:
+    """Write the figure, the numbers, and the README that quotes them, where there is one."""
     make_folder(folder)
-    findings.figure.set_dpi(110)
-    write_atomically(folder / "figure.png", png(render(findings.figure)))
+    result.figure.set_dpi(110)
+    write_atomically(folder / "figure.png", png(render(result.figure)))
     write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     page = folder / "README.md"
     if page.is_file():
         write_atomically(page, fill(page.read_text(), results).encode())
 
 
-def _help(study: Study) -> str:
-    options = study.options()
+def describe(experiment: Experiment) -> str:
+    """The question, how to run the experiment, and every option with its default."""
+    options = experiment.options()
     lines = [
-        study.question,
+        experiment.question,
         "",
-        f"python -m experiments.{study.name} [key=value ...]",
-        f"  seed={','.join(map(str, study.seeds))}",
+        f"python -m experiments {experiment.name} [key=value ...]",
+        f"  seed={','.join(map(str, experiment.seeds))}",
         *(
             f"  experiment.{option.name}={as_typed(getattr(options, option.name))}"
             for option in dataclasses.fields(options)
         ),
-        "  and every key of python run.py --help",
+        "  and every key that python run.py --help lists",
     ]
     return "\n".join(lines)

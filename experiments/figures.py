@@ -18,27 +18,27 @@ MARKERS = "osD^vPX"
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure in inches, and its axes as ``Figure.subplots`` gives them."""
+    """A figure of this size in inches, and its axes as ``Figure.subplots`` returns them."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
 def label(axes: Axes, title: str, x: str, y: str) -> None:
-    """What it says, and what its axes are, with units."""
+    """Set the title, and the names of the axes with units."""
     axes.set_title(title, fontsize="medium")
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.25)
 
 
 def show_images(axes: Axes, images: Tensor, columns: int, title: str = "") -> None:
-    """Images ``(N, C, H, W)`` in [0, 1], row by row."""
+    """Show images ``(N, C, H, W)`` in [0, 1], row by row."""
     axes.imshow(tile(images, columns), interpolation="nearest")
     axes.set_title(title, fontsize="medium")
     axes.set_axis_off()
 
 
 def show_rows(axes: Axes, rows: Sequence[Tensor], names: Sequence[str], title: str) -> None:
-    """Rows of images, each ``(columns, C, H, W)``, with its name on the left."""
+    """Show rows of images, each ``(columns, C, H, W)``, with their names on the left."""
     show_images(axes, torch.cat(list(rows)), len(rows[0]), title)
     height = rows[0].shape[-2] + 1
     axes.set_axis_on()
@@ -57,7 +57,7 @@ def error_line(
     index: int,
     name: str,
 ) -> None:
-    """One series with bars of +- 1 standard error; ``index`` chooses colour and marker."""
+    """Draw one series with bars of ± 1 standard error; ``index`` chooses colour and marker."""
     axes.errorbar(
         x,
         values,

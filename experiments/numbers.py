@@ -1,4 +1,4 @@
-"""Numbers with an error, as they stand in ``results.json``, in tables and in prose."""
+"""Numbers with an error, for ``results.json``, tables and prose."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ class Number:
     """A measured number.
 
     Attributes:
-        value: the mean over seeds, or a number that no seed enters.
-        std_error: of that mean; None where there is none (one seed, or an exact number).
+        value: the mean over seeds, or a number that does not depend on a seed.
+        std_error: of that mean; None for one seed or an exact number.
         unit: ``nats per image``, ``share``, ...
-        seeds: the number of every seed, in the seeds' order.
+        seeds: the number of each seed, in the order of the seeds.
     """
 
     value: float
@@ -23,7 +23,7 @@ class Number:
     seeds: Sequence[float] = field(default_factory=tuple)
 
     def __str__(self) -> str:
-        """``-23.48 ± 0.02``: two digits of the error, and the value as far; else four digits."""
+        """``-23.480 ± 0.021``: two digits of the error; without an error, four digits."""
         if not self.std_error or not math.isfinite(self.std_error):
             return _plain(self.value)
         digits = 1 - math.floor(math.log10(self.std_error))
@@ -34,7 +34,7 @@ class Number:
 
     @property
     def brief(self) -> str:
-        """The value alone, as far as its error lets it be known."""
+        """The value alone, with as many digits as its error allows."""
         return str(self).partition(" ± ")[0]
 
 

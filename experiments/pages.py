@@ -1,4 +1,4 @@
-"""The READMEs' numbers: written between marks from ``results.json``, and never by hand."""
+"""The numbers in the READMEs: written between marks from ``results.json``, never by hand."""
 
 import json
 import re
@@ -27,13 +27,13 @@ _TABLE = re.compile(r"(<!-- table -->\n).*(<!-- end -->)", re.DOTALL)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """What ``results.json`` of an experiment holds."""
+    """The contents of an experiment's ``results.json``."""
     results: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return results
 
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
-    """What a page may quote, by name: the numbers, the predictions, the answer, what it cost."""
+    """All that a page can quote, by name: numbers, predictions, the answer and the cost."""
     found = {name: str(Number(**number)) for name, number in results["numbers"].items()}
     found |= {f"{name}.brief": Number(**n).brief for name, n in results["numbers"].items()}
     found |= {
@@ -44,16 +44,16 @@ def values(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fill(page: str, results: Mapping[str, Any]) -> str:
-    """A page with every ``<!--name-->...<!---->`` saying what the results say.
+    """A page with every ``<!--name-->...<!---->`` filled from the results.
 
-    Where a mark names nothing that was measured it says ``none``: the run is not lost for it.
+    A mark whose name was not measured becomes ``none``, so that a long run is not lost for it.
     """
     known = values(results)
     return _MARK.sub(lambda mark: f"<!--{mark[1]}-->{known.get(mark[1], 'none')}<!---->", page)
 
 
 def fill_table(page: str, names: Sequence[str]) -> str:
-    """The page of all experiments with its table of questions, answers and figures made anew."""
+    """The page of all experiments with a new table of questions, answers and figures."""
     rows = ["| question | answer | figure |", "|---|---|---|"]
     for name in names:
         if not (HERE / name / "results.json").is_file():
@@ -62,7 +62,7 @@ def fill_table(page: str, names: Sequence[str]) -> str:
         picture = (
             f'<a href="{name}/README.md"><img src="{name}/figure.png" width="320" alt="figure"></a>'
         )
-        # p(x | z) holds what parts the cells of a table.
+        # The bar in p(x | z) would end a cell.
         question, answer = (results[key].replace("|", "\\|") for key in ("question", "answer"))
         rows.append(f"| [{question}]({name}/README.md) | {answer} | {picture} |")
     return _TABLE.sub(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], page)

@@ -1,4 +1,4 @@
-"""Trained VAEs: each is a job as of ``run.py``, kept for every experiment that needs it."""
+"""The VAEs that experiments need; each is trained once, as a job of ``run.py``, and shared."""
 
 import multiprocessing
 import os
@@ -21,12 +21,12 @@ from vae_pyro.vae import VAE
 
 
 @dataclass(frozen=True)
-class Recipe:
+class VAESpec:
     """One VAE that an experiment needs.
 
     Attributes:
-        overrides: of the configuration, as on the command line; these win over the user's.
-        groups: whole groups that take the place of the configuration's own.
+        overrides: of the configuration, as on the command line; they come after the user's.
+        groups: whole groups that replace those of the configuration.
     """
 
     overrides: Sequence[str] = ()
@@ -39,9 +39,9 @@ class Trained:
 
     Attributes:
         vae: on the experiment's device, in evaluation mode.
-        metrics: of its job, by their contract names.
+        metrics: the final metrics of its job, by name.
         dataset: its images, in memory.
-        seed: of its job.
+        seed: its training seed.
     """
 
     vae: VAE
@@ -50,9 +50,10 @@ class Trained:
     seed: int
 
     def x(self, split: Literal["train", "valid", "test"], num_images: int | None = None) -> Tensor:
-        """The first images of a split as the likelihood scores them, ``(N, C, H, W)``.
+        """The first images of a split, prepared for the likelihood, ``(N, C, H, W)``.
 
-        The draw is the same in every job; of the test split it is that of ``test/log_px``.
+        Binarisation and dequantisation use the same random numbers in every job; those of the test
+        split are the ones that ``test/log_px`` uses.
         """
         images = getattr(self.dataset, split).images
         prepare = self.vae.model.likelihood.prepare
@@ -61,35 +62,35 @@ class Trained:
 
 
 def run_jobs(
-    jobs: Sequence[tuple[dict[str, Any], Job]], workers: int, tell: Callable[[str], None]
+    jobs: Sequence[tuple[dict[str, Any], Job]], workers: int, show: Callable[[str], None]
 ) -> list[dict[str, float]]:
-    """Train every job's VAE, or read back what was trained before; some at once.
+    """Train the VAE of every job, or read the result of one that was trained before.
 
     Args:
-        jobs: configurations and jobs of ``vae_pyro.runs.job.run_job``.
-        workers: processes, each of one thread; with 1 this process does it all.
-        tell: shows one line.
+        jobs: the arguments of ``vae_pyro.runs.job.run_job``.
+        workers: number of processes, each with one thread; with 1 all jobs run in this process.
+        show: prints one line of progress.
 
     Returns:
-        the jobs' metrics.
+        the metrics of each job.
 
     Raises:
-        UserError: of the first job that failed; what the others had done is kept.
+        UserError: the error of the first job that failed; results of the others are kept.
     """
     numbers = []
     if workers == 1:
         for done, (tree, job) in enumerate(jobs):
-            tell(f"VAE {done + 1} of {len(jobs)}: {job.name}")
+            show(f"VAE {done + 1} of {len(jobs)}: {job.name}")
             numbers.append(_train(tree, job))
         return numbers
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.vaes"])
-    with ProcessPoolExecutor(workers, context) as pool:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["experiments.vaes"])
+    with ProcessPoolExecutor(workers, processes) as pool:
         try:
             futures = [pool.submit(_train_alone, tree, job) for tree, job in jobs]
             for done, ((_, job), future) in enumerate(zip(jobs, futures, strict=True)):
                 numbers.append(future.result())
-                tell(f"VAE {done + 1} of {len(jobs)}: {job.name}")
+                show(f"VAE {done + 1} of {len(jobs)}: {job.name}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -99,7 +100,7 @@ def run_jobs(
 
 
 def _train_alone(tree: dict[str, Any], job: Job) -> dict[str, float]:
-    """In a process of its own, which a signal ends, and whose errors can be sent on."""
+    """Train in a process of its own: a signal ends it, and its errors can be pickled."""
     torch.set_num_threads(1)
     try:
         with interruptible():

@@ -131,7 +131,7 @@ def test_an_experiment_and_a_delivery_refuse_it_too(tmp_path: Path) -> None:
         '{"op": "start", "name": "n", "tags": {"record": "1"}, "parent": null, "tracker": {}}\n'
     )
     for command in (
-        ["experiments.what_is_p_of_an_image", f"tracking.uri={HOLDING[0]}"],
+        ["experiments", "what_is_p_of_an_image", f"tracking.uri={HOLDING[0]}"],
         ["vae_pyro.cli.deliver", "--uri", HOLDING[0]],
     ):
         done = subprocess.run(

@@ -1,6 +1,5 @@
 """Every experiment runs in quick mode, and what its page says is what it measured."""
 
-import importlib
 import math
 import os
 import re
@@ -16,18 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from experiments.command import main
+from experiments.__main__ import main
+from experiments.command import load
+from experiments.context import OUTPUTS, Context
 from experiments.numbers import Number, over_seeds
 from experiments.pages import HERE, NAMES, fill, fill_table, read_results
-from experiments.study import OUTPUTS, Lab
 from tests.conftest import ROOT
 from vae_pyro.cli.console import make_console
 from vae_pyro.errors import ConfigError
 
 QUICK = ("training.epochs=2", "evaluation.num_samples=50", "seed=0", "experiment.workers=1")
+# As few different VAEs as the questions allow: those that are alike are trained once.
 BUDGETS = {
     "what_is_p_of_an_image": ("experiment.images=3",),
     "how_to_estimate_p_of_x": (
+        "experiment.large=3",
         "experiment.images=2",
         "experiment.draws=[1,10]",
         "experiment.temperatures=[2]",
@@ -36,18 +38,20 @@ BUDGETS = {
         "experiment.shown_draws=50",
     ),
     "is_two_dimensions_enough": (
-        "experiment.latent_dims=[2,5]",
+        "experiment.latent_dims=[2,3]",
         "experiment.test_images=50",
         "experiment.draws=2",
         "experiment.rate_samples=2",
     ),
     "autoencoder_pca_vae": (
+        "experiment.latent_dim=3",
         "experiment.test_images=30",
         "experiment.temperatures=3",
         "experiment.generated=30",
     ),
     "prior_or_aggregated_posterior": (
         "experiment.latent_dims=[2]",
+        "experiment.grey_latent_dim=3",
         "experiment.images=50",
         "experiment.latents=2",
         "experiment.prior_draws=50",
@@ -82,7 +86,8 @@ BUDGETS = {
         "experiment.early_epochs=1",
     ),
     "which_likelihood": (
-        "experiment.likelihoods=[bernoulli,categorical,normal]",
+        "experiment.latent_dim=2",
+        "experiment.likelihoods=[bernoulli,categorical,beta]",
         "experiment.images=20",
     ),
     "do_networks_output_distributions": (
@@ -98,18 +103,14 @@ BUDGETS = {
 SECTIONS = ["Question", "Prediction", "Method", "Command", "Result", "What would change our mind"]
 
 
-def experiment(
-    name: str, *arguments: str, cwd: Path, timeout: float = 600
-) -> subprocess.CompletedProcess[str]:
-    """``python -m experiments.<name>`` in an empty folder."""
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+PROGRAM = (sys.executable, "-m", "experiments")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where experiments that need the same VAE find it, and one MLflow database."""
+    return tmp_path_factory.mktemp("experiments")
 
 
 def test_budgets_are_known() -> None:
@@ -118,21 +119,20 @@ def test_budgets_are_known() -> None:
     assert folders == set(NAMES)
 
 
+@pytest.mark.xdist_group("experiments")  # which share the trained VAEs
 @pytest.mark.parametrize("name", NAMES)
-def test_quick_mode(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_quick_mode(name: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(outputs)
     before = (HERE / name / "results.json").read_bytes()
-    study = importlib.import_module(f"experiments.{name}.experiment").study
-    uri = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
-    main(study, [*QUICK, *BUDGETS[name], uri])
+    main([name, *QUICK, *BUDGETS[name], f"tracking.uri=sqlite:///{outputs}/mlflow.db"])
     assert (HERE / name / "results.json").read_bytes() == before  # it is of the plain command
-    left = tmp_path / OUTPUTS / name
+    left = outputs / OUTPUTS / name
     results = read_results(left)
     assert (left / "figure.png").read_bytes().startswith(b"\x89PNG")
     numbers = {key: Number(**number) for key, number in results["numbers"].items()}
     assert all(math.isfinite(number.value) for number in numbers.values())
     assert set(read_results(HERE / name)["predictions"]) == set(results["predictions"])
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
     (found,) = client.search_experiments(filter_string="name = 'vae-pyro'")
     (run,) = client.search_runs([found.experiment_id], f"tags.experiment = '{name}'")
     assert run.info.status == "FINISHED"
@@ -152,8 +152,8 @@ def test_the_page_says_what_was_measured(name: str) -> None:
     assert "-->none<!--" not in page
     assert re.findall(r"^## (.*)$", page, flags=re.MULTILINE) == SECTIONS
     assert page.startswith(f"# {results['question']}\n")
-    assert results["command"] == f"python -m experiments.{name}"
-    assert f"python -m experiments.{name}\n" in page
+    assert results["command"] == f"python -m experiments {name}"
+    assert f"python -m experiments {name}\n" in page
     for mark in (*results["predictions"], "answer"):
         assert f"<!--{mark}-->" in page
     for target in re.findall(r"\]\(([^)h][^)]*)\)", page):
@@ -218,54 +218,106 @@ def test_marks() -> None:
         ("seed=-1", "whole numbers"),
         ("seed=a", "whole numbers"),
         ("seed=0,0", "each seed once"),
-        ("latent_dims=3", "latent_dims"),
-        ("data=unknown", "unknown"),
+        ("latent_dims=3", "latent_dims: no such key; did you mean latent_dim?"),
+        ("training.epoch=3", "did you mean training.epochs?"),
+        ("data=unknown", "Could not find 'data/unknown' Available options in 'data': cifar10"),
         ("experiment.imags=3", "did you mean experiment.images"),
         ("experiment.images=many", "experiment.images=many"),
         ("experiment.workers=-1", "at least 0"),
-        ("resume=true", "always goes on"),
+        ("resume=true", "always continues"),
         ("latent_dim", "key=value"),
         ("device=tpu", "device=tpu"),
     ],
 )
 def test_wrong_overrides(typed: str, said: str) -> None:
-    from experiments.what_is_p_of_an_image.experiment import study
-
     with pytest.raises(ConfigError, match=re.escape(said)):
-        Lab(study, [typed], make_console())
+        Context(load("what_is_p_of_an_image"), [typed], make_console())
 
 
-def test_what_the_experiment_chooses_is_not_the_users(tmp_path: Path) -> None:
-    done = experiment("what_is_p_of_an_image", *QUICK, "latent_dim=5", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "latent_dim=5: this experiment chooses latent_dim itself" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_the_experiment_chooses_is_not_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["what_is_p_of_an_image", *QUICK, "latent_dim=5", "tracking=none"])
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert "latent_dim=5: this experiment chooses latent_dim itself" in said
+    assert "Traceback" not in said
     assert list(tmp_path.rglob("results.json")) == []
 
 
-def test_vaes_are_trained_at_once_and_read_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            ["is_two_dimension_enough", "seed=0"],
+            "error: no experiment 'is_two_dimension_enough'; did you mean "
+            f"is_two_dimensions_enough? There are: {', '.join(NAMES)}\n",
+        ),
+        (
+            ["--hlep"],
+            "error: no option '--hlep'; python -m experiments --help shows what there is\n",
+        ),
+    ],
+)
+def test_a_wrong_name_ends_at_once(typed: list[str], said: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*PROGRAM, *typed], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    assert capsys.readouterr().out.split()[-len(NAMES) :] == list(NAMES)
+    main(["which_likelihood", "-h"])
+    said = capsys.readouterr().out
+    assert said.startswith("Which likelihood should p(x | z) be?\n")
+    assert "python -m experiments which_likelihood [key=value ...]\n  seed=0,1,2\n" in said
+    assert "experiment.latent_dim=10\n" in said
+
+
+def test_of_several_each_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["what_is_p_of_an_image", "latent_dim=5", "which_likelihood", "tracking=none"])
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["what_is_p_of_an_image:", "which_likelihood:"]
+    assert err.count("this experiment chooses latent_dim itself") == 2
+    assert err.endswith(
+        "error: 2 of 2 experiments failed: what_is_p_of_an_image, which_likelihood\n"
+    )
+
+
+def test_vaes_are_trained_at_once_and_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     name = "is_two_dimensions_enough"
-    command = (name, *QUICK[:3], "experiment.workers=2", *BUDGETS[name])
-    first = experiment(*command, cwd=tmp_path)
-    assert first.returncode == 0, first.stdout + first.stderr
-    numbers = read_results(tmp_path / OUTPUTS / command[0])["numbers"]
+    command = [name, *QUICK[:3], "experiment.workers=2", *BUDGETS[name], "tracking=none"]
+    main(command)
+    numbers = read_results(tmp_path / OUTPUTS / name)["numbers"]
     vaes = sorted((tmp_path / OUTPUTS / "vaes").iterdir())
     written = [(path / "result.json").stat().st_mtime_ns for path in vaes]
     assert len(vaes) == 2
-    again = experiment(*command, cwd=tmp_path)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert read_results(tmp_path / OUTPUTS / command[0])["numbers"] == numbers
+    main(command)
+    assert read_results(tmp_path / OUTPUTS / name)["numbers"] == numbers
     assert sorted((tmp_path / OUTPUTS / "vaes").iterdir()) == vaes
     assert [(path / "result.json").stat().st_mtime_ns for path in vaes] == written
 
 
-def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
+def test_interrupted_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM reaches the processes that train; nothing of theirs is trained twice."""
     name = "is_two_dimensions_enough"
     command = (
         name,
         "seed=0",
-        "training.epochs=60",
+        "training.epochs=40",
         "training.checkpoint_seconds=0",
         "training.compile=false",
         "evaluation.num_samples=50",
@@ -273,9 +325,9 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
         *BUDGETS[name],
     )
     with subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{command[0]}", *command[1:]],
+        [*PROGRAM, *command],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -288,7 +340,7 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
         process.terminate()
         said, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, said
-    assert "interrupted by SIGTERM; the same command goes on" in said
+    assert "interrupted by SIGTERM; the same command continues" in said
     assert "Traceback" not in said
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (found,) = client.search_experiments(filter_string="name = 'vae-pyro'")
@@ -298,21 +350,20 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
         return [run.info.status for run in runs]
 
     assert set(statuses()) == {"KILLED"}
-    done = experiment(*command, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    main(list(command))
     assert statuses().count("KILLED") == 1  # the experiment's own; the VAEs' runs went on
     assert statuses().count("FINISHED") == 3
 
 
 COMMANDS = re.findall(
-    r"^python -m experiments\.(\w+) ?(.*)$", (HERE / "README.md").read_text(), re.MULTILINE
+    r"^python -m experiments (\w+) ?(.*)$", (HERE / "README.md").read_text(), re.MULTILINE
 )
 
 
 @pytest.mark.parametrize(("name", "overrides"), COMMANDS)
 def test_commands_of_the_page_of_all_are_understood(name: str, overrides: str) -> None:
     """Quick mode runs them with other budgets; here their overrides are taken at their word."""
-    study = importlib.import_module(f"experiments.{name}.experiment").study
-    lab = Lab(study, overrides.split(), make_console())
-    assert lab.command == f"python -m experiments.{name} {overrides}".rstrip()
-    assert lab.is_default == (not overrides)
+    context = Context(load(name), overrides.split(), make_console())
+    assert context.command == f"python -m experiments {name} {overrides}".rstrip()
+    assert context.is_default == (not overrides)

@@ -1,1 +1,1 @@
-"""The same work as others would write it."""
+"""The same work, written as users of other libraries would write it."""

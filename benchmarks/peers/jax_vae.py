@@ -14,7 +14,8 @@ from numpyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from benchmarks import workload
-from benchmarks.workload import BATCH_SIZE, LATENT_DIM, LEARNING_RATE, MIN_SCALE
+from benchmarks.workload import BATCH_SIZE, LATENT_DIM, LEARNING_RATE
+from vae_pyro.guide import MIN_SCALE
 from vae_pyro.vae import VAE
 
 Weights = dict[str, tuple[Any, Any]]

@@ -1,4 +1,4 @@
-"""Training by PyTorch and Pyro as their users write it, from the same initial weights."""
+"""Training with PyTorch and with Pyro as users write it, from the same initial weights."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from benchmarks import workload
-from benchmarks.workload import BATCH_SIZE, LATENT_DIM, LEARNING_RATE, LEVELS, MIN_SCALE
+from benchmarks.workload import BATCH_SIZE, LATENT_DIM, LEARNING_RATE, LEVELS
 from vae_pyro.data import batches
+from vae_pyro.guide import MIN_SCALE
 from vae_pyro.likelihoods.preparation import binarise
 
 Epoch = Callable[[], float]
-"""Trains for one epoch, and returns its mean ELBO in nats per image."""
+"""Trains for one epoch, and returns the mean ELBO of that epoch in nats per image."""
 
 
 class Encoder(nn.Module):
@@ -81,9 +82,9 @@ def stock_pyro(images: Tensor) -> Epoch:
 
 
 def by_hand(images: Tensor, *, compiled: bool) -> Epoch:
-    """The ELBO written out, its KL by the same draw as in ``Trace_ELBO``; eager or compiled.
+    """The ELBO written out, its KL from the same sample as in ``Trace_ELBO``; eager or compiled.
 
-    With this program's batches and a fused Adam, so that the step itself is compared.
+    It uses this program's batches and a fused Adam, so that only the step is compared.
     """
     encoder, decoder = parts(images.device)
     weights = [*encoder.parameters(), *decoder.parameters()]
@@ -97,7 +98,8 @@ def by_hand(images: Tensor, *, compiled: bool) -> Epoch:
         z = loc + scale * e
         log_likelihood = -binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
         log_ratio = 0.5 * (e.square() - z.square()).sum() + scale.log().sum()
-        return -log_likelihood - log_ratio
+        negative: Tensor = -log_likelihood - log_ratio
+        return negative
 
     loss_of = torch.compile(negative_elbo) if compiled else negative_elbo
 

@@ -1,4 +1,4 @@
-"""An autoencoder in plain torch: the VAE's two networks, squared error, and no distribution."""
+"""An autoencoder in PyTorch: the two networks of the VAE, squared error, no distribution."""
 
 import copy
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def train(
     learning_rate: float,
     seed: int,
 ) -> Autoencoder:
-    """Least mean squared error by Adam, its step falling to zero; the epoch best on valid is kept.
+    """Train by Adam on the mean squared error, step size falling to 0; keep the best epoch.
 
     Args:
         network: builds encoder and decoder.

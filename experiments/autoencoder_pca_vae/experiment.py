@@ -1,4 +1,4 @@
-"""Four ways to squeeze an image through ten numbers, on the same images, by the same measures."""
+"""Five methods that compress an image to ten numbers, by the same measures, on the same images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,16 +7,15 @@ from typing import Annotated
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from sklearn.model_selection import cross_val_score
-from sklearn.svm import SVC
 from torch import Tensor
 
 from experiments.autoencoder_pca_vae import autoencoder, linear_methods
 from experiments.autoencoder_pca_vae.linear_methods import PPCA, largest_angle, orthonormal
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_rows
+from experiments.images import found_out, grey_values
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive, build
 from vae_pyro.evaluation.latent import posterior_means
 from vae_pyro.evaluation.metrics import pareto_k_high
@@ -63,9 +62,8 @@ class Method:
     Attributes:
         encode: images ``(N, C, H, W)`` -> codes ``(N, D)``.
         decode: codes -> mean images ``(N, C, H, W)``.
-        log_p: log p(x) of images, ``(N,)``; None where the method says nothing of it.
-        draw_codes: as ``encode``, but with the noise that a VAE's decoder was trained with; None
-            where there is none.
+        log_p: log p(x) of images, ``(N,)``; None where the method has no p(x).
+        draw_codes: as ``encode``, but sampled from q(z | x) as in training; None without a q.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -74,20 +72,20 @@ class Method:
     draw_codes: Callable[[Tensor], Tensor] | None = None
 
 
-def run(lab: Lab) -> Findings:
-    options: MethodOptions = lab.options
+def run(context: Context) -> Result:
+    options: MethodOptions = context.options
     common = (f"latent_dim={options.latent_dim}", "likelihood=normal_learned_scale")
     rate = f"training.learning_rate={options.linear_learning_rate}"
-    linear, deep = lab.train([Recipe((*common, "network=linear", rate)), Recipe(common)])
+    linear, deep = context.train([VAESpec((*common, "network=linear", rate)), VAESpec(common)])
     dataset = linear[0].dataset
     ppca = linear_methods.fit(
-        dataset.train.images.to(lab.device), dataset.num_levels, options.latent_dim
+        dataset.train.images.to(context.device), dataset.num_levels, options.latent_dim
     )
     found: list[dict[str, float]] = []
     shown: dict[str, Method] = {}
     for pair in zip(linear, deep, strict=True):
-        lab.tell(f"seed {pair[0].seed}: autoencoders, and all measures")
-        methods = all_methods(lab, ppca, *pair)
+        context.tell(f"seed {pair[0].seed}: autoencoders, and all measures")
+        methods = all_methods(context, ppca, *pair)
         found.append(measure(methods, ppca, *pair, options))
         shown = shown or methods
     numbers = {
@@ -128,7 +126,7 @@ def run(lab: Lab) -> Findings:
         f"ones (deep VAE: {near}). The linear VAE's log p(x) is {lost} nats below that of "
         f"probabilistic PCA; the deep VAE gains {gained}."
     )
-    return Findings(numbers, predictions, answer, draw(numbers, shown, deep[0], options))
+    return Result(numbers, predictions, answer, draw(numbers, shown, deep[0], options))
 
 
 def unit_of(name: str) -> str:
@@ -143,12 +141,12 @@ def unit_of(name: str) -> str:
     return units.get(name.partition("_")[0], "share")
 
 
-def all_methods(lab: Lab, ppca: PPCA, linear: Trained, deep: Trained) -> dict[str, Method]:
-    """The five, by name; autoencoders are trained here."""
-    options: MethodOptions = lab.options
+def all_methods(context: Context, ppca: PPCA, linear: Trained, deep: Trained) -> dict[str, Method]:
+    """The five methods, by name; the autoencoders are trained here."""
+    options: MethodOptions = context.options
     device = linear.vae.model.origin.device
-    dataset, settings = linear.dataset.to(device), lab.chosen["training"]
-    network = build(lab.chosen["network"], Network, "network")
+    dataset, settings = linear.dataset.to(device), context.chosen["training"]
+    network = build(context.chosen["network"], Network, "network")
     shape = dataset.image_shape
     methods = {
         "pca": Method(
@@ -201,7 +199,7 @@ def measure(
     deep: Trained,
     options: MethodOptions,
 ) -> dict[str, float]:
-    """Every number of one seed."""
+    """All numbers of one seed."""
     x = linear.x("test", options.test_images)
     numbers: dict[str, float] = {}
     real = real_images(linear, options.generated)
@@ -224,9 +222,9 @@ def measure(
         "log_px_deep_vae": AIS(num_temperatures=options.temperatures, num_chains=4, start="guide"),
         "log_px_unannealed": ImportanceSampling(1000),
     }
-    answers = estimate_together(estimators, deep.vae, x, seed=deep.seed)
-    numbers |= {name: answer.estimate.mean() for name, answer in answers.items()}
-    numbers["unsure"] = pareto_k_high(answers["log_px_unannealed"].estimate)
+    found = estimate_together(estimators, deep.vae, x, seed=deep.seed)
+    numbers |= {name: timed.estimate.mean() for name, timed in found.items()}
+    numbers["unsure"] = pareto_k_high(found["log_px_unannealed"].estimate)
     for name, trained in (("linear_vae", linear), ("deep_vae", deep)):
         likelihood = trained.vae.model.likelihood
         assert isinstance(likelihood, NormalLearnedScale)
@@ -239,7 +237,7 @@ def measure(
 
 
 def span(method: Method, trained: Trained, latent_dim: int) -> Tensor:
-    """An orthonormal basis of what a linear decoder can say, ``(P, D)``."""
+    """An orthonormal basis of the images that a linear decoder can output, ``(P, D)``."""
     origin = trained.vae.model.origin
     corners = torch.cat([origin[None], torch.eye(latent_dim).to(origin)])
     with torch.no_grad():
@@ -269,37 +267,22 @@ def real_images(trained: Trained, count: int) -> Tensor:
     """Images that no method was trained on, half of them from each held-out split, ``(N, ..)``."""
     dataset = trained.dataset
     images = [split.images[: count // 2] for split in (dataset.valid, dataset.test)]
-    return grey(torch.cat(images), dataset.num_levels)
-
-
-def grey(images: Tensor, num_levels: int | None) -> Tensor:
-    """Levels -> [0, 1]; real numbers stay what they are."""
-    return images.float() if num_levels is None else images / (num_levels - 1)
+    return grey_values(torch.cat(images), dataset.num_levels)
 
 
 def sampling(name: str, images: Tensor, real: Tensor, trained: Trained) -> dict[str, float]:
     """How far generated images ``(N, C, H, W)`` are from real ones.
 
-    ``found_out``: see there. ``distance``: to the nearest training image, in units of the real
-    ones'.
+    ``found_out``: accuracy of a classifier between them. ``distance``: mean distance to the nearest
+    training image, divided by that of real images.
     """
     levels = trained.dataset.num_levels
-    if levels is not None:  # the cells of dequantisation, so that rounding does not tell them apart
-        images = grey((images * levels).floor().clamp(0, levels - 1), levels)
-    seen = grey(trained.dataset.train.images, levels).flatten(1)
+    if levels is not None:  # the levels of real images, so that rounding is no difference
+        images = grey_values((images * levels).floor().clamp(0, levels - 1), levels)
+    seen = grey_values(trained.dataset.train.images, levels).flatten(1)
     near, nearest = (torch.cdist(i.cpu().flatten(1), seen).min(1).values for i in (real, images))
     ratio = (nearest.mean() / near.mean()).item()
     return {f"found_out{name}": found_out(images, real), f"distance{name}": ratio}
-
-
-def found_out(images: Tensor, others: Tensor) -> float:
-    """The share of two sets of images that a support vector machine tells apart; 0.5: a guess.
-
-    Five-fold cross-validated.
-    """
-    rows = torch.cat([images.cpu(), others.cpu()]).flatten(1)
-    kind = torch.arange(len(rows)) >= len(images)
-    return float(cross_val_score(SVC(), rows.numpy(), kind.numpy(), cv=5).mean())
 
 
 def draw(
@@ -355,7 +338,7 @@ def draw(
     return figure
 
 
-study = Study(
+experiment = Experiment(
     "autoencoder_pca_vae",
     "What does a VAE do that PCA and autoencoders do not?",
     run,

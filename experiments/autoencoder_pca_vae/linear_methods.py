@@ -1,4 +1,4 @@
-"""What is known in closed form: PCA, probabilistic PCA, and angles between subspaces."""
+"""Methods in closed form: PCA, probabilistic PCA, and angles between subspaces."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from vae_pyro.data import Dataset
 
 @dataclass(frozen=True)
 class PPCA:
-    """x = W z + mean + scale e: the one with the highest likelihood. Float64 throughout.
+    """x = W z + mean + scale e, at the maximum of the likelihood. Float64 throughout.
 
     Attributes:
         mean: ``(P,)``, of P pixels.
         basis: the principal directions, orthonormal columns, ``(P, D)``.
         lengths: standard deviations of W z along them, ``(D,)``.
-        scale: of what is left over.
+        scale: standard deviation of the noise.
         covariance: of the training images, ``(P, P)``.
 
     Source: Tipping and Bishop (1999), equations 7 and 8.
@@ -50,12 +50,12 @@ class PPCA:
 
 
 def fit(images: Tensor, num_levels: int | None, latent_dim: int) -> PPCA:
-    """In closed form from training images ``(N, C, H, W)``: levels, or real numbers.
+    """The PPCA of training images ``(N, C, H, W)``, levels or real numbers, in closed form.
 
-    Levels are dequantised, and over all draws at once: u ~ Uniform(0, 1) adds a variance of 1/12.
+    Levels are dequantised exactly: u ~ Uniform(0, 1) adds a variance of 1/12.
 
     Raises:
-        ValueError: where ``latent_dim`` leaves no pixel's worth of noise.
+        ValueError: if ``latent_dim`` is not below the number of pixels.
     """
     x = images.flatten(1).double()
     pixels = x.shape[1]
@@ -79,14 +79,14 @@ def orthonormal(weight: Tensor) -> Tensor:
 def largest_angle(a: Tensor, b: Tensor) -> float:
     """The largest principal angle between the spans of orthonormal ``(P, D)``, in degrees.
 
-    0: the same subspace. 90: one holds a direction of which the other holds nothing.
+    0: the same subspace. 90: one has a direction that is orthogonal to the other.
     """
     cosine = torch.linalg.svdvals(a.T @ b).min().clamp(max=1)
     return torch.rad2deg(cosine.arccos()).item()
 
 
 def angle_of_halves(dataset: Dataset, latent_dim: int) -> float:
-    """Between the subspaces of the two halves of the training images: what chance alone does."""
+    """The angle between the subspaces of two halves of the training images, due to chance."""
     images = dataset.train.images
     half = len(images) // 2
     first, second = (

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, error_line, label, new_figure
 from experiments.numbers import Number, over_seeds, percent
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.evaluation.metrics import HIGH_PARETO_K
 from vae_pyro.log_marginal import (
     AIS,
@@ -42,7 +42,7 @@ TITLES = {
     "quadrature": "quadrature",
 }
 WIDE, NARROW = 1.5, 0.5  # inflations of the guide whose bias is followed
-NONE = Number(math.nan)  # of answers of which there are none
+NONE = Number(math.nan)  # where there are no estimates
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TrustOptions(Options):
         latent_dim: of all VAEs; quadrature takes up to 3.
         early_epochs: after which the training of the poor encoder is stopped.
         images: test images.
-        repetitions: how often each is evaluated anew.
+        repetitions: evaluations of each image, with new random numbers.
         num_samples: z's per image and evaluation.
         groups: K of each IWAE bound whose bias is measured.
         bias_samples: z's per image for the biases, at least the largest K.
@@ -62,7 +62,7 @@ class TrustOptions(Options):
         temperatures: of AIS.
 
     Raises:
-        ValueError: where too little is asked for.
+        ValueError: if a number is too small.
     """
 
     latent_dim: int = 3
@@ -78,14 +78,7 @@ class TrustOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("images", 2),
-            ("repetitions", 2),
-            ("num_samples", 50),
-            ("tail_samples", 50),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        self.at_least(images=2, repetitions=2, num_samples=50, tail_samples=50)
         if not self.groups or self.bias_samples < max(self.groups):
             raise ValueError(f"bias_samples: must be at least the largest of {self.groups}")
         if not self.inflations:
@@ -94,13 +87,13 @@ class TrustOptions(Options):
 
 @dataclass(frozen=True)
 class Repeated:
-    """Answers to one question, asked again and again.
+    """Repeated estimates by one estimator, compared with a reference.
 
     Attributes:
-        error: estimate - truth, nats, ``(repetitions, images)``.
-        std_error: as the estimator says, likewise.
-        warned: whether k-hat was above 0.7, likewise; None where there is no k-hat.
-        numeric: whether errors have no sign, and do not average out over images.
+        error: estimate - reference, nats, ``(repetitions, images)``.
+        std_error: as the estimator reports it, in the same shape.
+        warned: whether k-hat was above 0.7, in the same shape; None without k-hat.
+        numeric: whether the errors are numerical, and so do not average out over images.
     """
 
     error: Tensor
@@ -109,12 +102,12 @@ class Repeated:
     numeric: bool = False
 
     def coverage(self, width: int, among: Tensor | None = None) -> float:
-        """Share of answers within so many standard errors; NaN of none."""
+        """Share of estimates within ``width`` standard errors of the reference; NaN of none."""
         inside = (self.error.abs() <= width * self.std_error).double()
         return (inside if among is None else inside[among]).mean().item()
 
     def mean_coverage(self, width: int) -> float:
-        """Likewise of means over the images, with the standard errors of means."""
+        """The same for the means over images, with the standard errors of means."""
         std_error = self.std_error.square().sum(1).sqrt() / self.error.shape[1]
         if self.numeric:
             std_error = self.std_error.mean(1)
@@ -123,31 +116,31 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Bias:
-    """Of IWAE-K for rising K, means over images.
+    """The bias of IWAE-K for rising K, means over images.
 
     Attributes:
         values: expectation - log p(x), nats per image.
-        theory: -Var(w) / (2 K mean(w)^2), likewise.
+        theory: -Var(w) / (2 K mean(w)^2), nats per image.
     """
 
     values: Tensor
     theory: Tensor
 
 
-def run(lab: Lab) -> Findings:
-    options = lab.options
+def run(context: Context) -> Result:
+    options = context.options
     dim = f"latent_dim={options.latent_dim}"
-    # As a group and not as an override, so that training.epochs= can be said of the good ones.
-    early = {**lab.chosen["training"], "epochs": options.early_epochs}
-    good, poor = lab.train([Recipe((dim,)), Recipe((dim,), {"training": early})])
-    lab.tell("coverage")
-    answers = [coverage(trained, options) for trained in poor]
-    lab.tell("bias")
+    # A group and not an override, so that training.epochs= still sets the epochs of the good VAEs.
+    early = {**context.chosen["training"], "epochs": options.early_epochs}
+    good, poor = context.train([VAESpec((dim,)), VAESpec((dim,), {"training": early})])
+    context.tell("coverage")
+    covered = [coverage(trained, options) for trained in poor]
+    context.tell("bias")
     wide, narrow = ([bias(t, options, s) for t in good] for s in (WIDE, NARROW))
-    lab.tell("warnings")
+    context.tell("warnings")
     inflated = {s: [inflate(t, options, s) for t in good] for s in options.inflations}
-    numbers = coverage_numbers(answers) | bias_numbers(wide, narrow, options)
-    numbers |= warning_numbers(inflated, answers)
+    numbers = coverage_numbers(covered) | bias_numbers(wide, narrow, options)
+    numbers |= warning_numbers(inflated, covered)
     predictions = {
         "elbo_misses": numbers["elbo_2"].value < 0.5,
         "elbo_covers_itself": abs(numbers["own_elbo_2"].value - NOMINAL[2]) < 0.03,
@@ -168,7 +161,7 @@ def run(lab: Lab) -> Findings:
         f"{held[narrowest]} with one {narrowest:g} times as wide, where k-hat, "
         f"{numbers[f'k_hat_{key(narrowest)}']}, warns (above {HIGH_PARETO_K:g})."
     )
-    return Findings(numbers, predictions, answer, draw(numbers, wide, narrow, options))
+    return Result(numbers, predictions, answer, draw(numbers, wide, narrow, options))
 
 
 def key(inflation: float) -> str:
@@ -177,21 +170,21 @@ def key(inflation: float) -> str:
 
 
 def exact(trained: Trained, x: Tensor) -> Tensor:
-    """The true log p(x) of the model, ``(N,)``."""
+    """The exact log p(x) of the model, ``(N,)``."""
     return Exact()(trained.vae, x).value
 
 
-def ask(
+def estimates(
     trained: Trained, estimators: Mapping[str, Estimator], x: Tensor, repetitions: int
 ) -> dict[str, Estimate]:
-    """Every image ``repetitions`` times, with new random numbers each time."""
+    """Estimates of every image ``repetitions`` times, with new random numbers each time."""
     again = x.repeat(repetitions, 1, 1, 1)
-    answers = estimate_together(estimators, trained.vae, again, seed=trained.seed)
-    return {name: answer.estimate for name, answer in answers.items()}
+    timed = estimate_together(estimators, trained.vae, again, seed=trained.seed)
+    return {name: one.estimate for name, one in timed.items()}
 
 
 def repeated(estimate: Estimate, truth: Tensor, repetitions: int) -> Repeated:
-    """Answers of ``ask`` against what they are to be judged by, ``(images,)``."""
+    """Estimates of ``estimates`` compared with a reference ``(images,)``."""
     k_hat = estimate.diagnostics.get("pareto_k")
     return Repeated(
         estimate.value.reshape(repetitions, -1) - truth,
@@ -217,15 +210,15 @@ def coverage(trained: Trained, options: TrustOptions) -> dict[str, Repeated]:
         "upper": ReverseAIS(options.temperatures),
     }
     truth = exact(trained, x)
-    found = ask(trained, bounds | others, x, times)
-    grid = ask(trained, {"quadrature": Quadrature()}, x, 1)  # would say the same again and again
-    many = 100 * n  # so that what an expectation is known by is ten times as precise
+    found = estimates(trained, bounds | others, x, times)
+    grid = estimates(trained, {"quadrature": Quadrature()}, x, 1)  # it is deterministic
+    many = 100 * n  # so that the expectation is known ten times as precisely
     long: dict[str, Estimator] = {
         "elbo": ELBOBound(many),
         "iwae_5": IWAEBound(many, 5),
         "iwae_50": IWAEBound(many, 50),
     }
-    own = ask(trained, long, x, 1)
+    own = estimates(trained, long, x, 1)
     return {
         **{name: repeated(estimate, truth, times) for name, estimate in found.items()},
         **{name: repeated(estimate, truth, 1) for name, estimate in grid.items()},
@@ -233,11 +226,11 @@ def coverage(trained: Trained, options: TrustOptions) -> dict[str, Repeated]:
     }
 
 
-def coverage_numbers(answers: Sequence[Mapping[str, Repeated]]) -> dict[str, Number]:
+def coverage_numbers(covered: Sequence[Mapping[str, Repeated]]) -> dict[str, Number]:
     """Coverage, bias and standard error of every estimator, means over seeds."""
     numbers = {}
-    for name in answers[0]:
-        of = [a[name] for a in answers]
+    for name in covered[0]:
+        of = [a[name] for a in covered]
         numbers[f"{name}_std_error"] = over_seeds([a.std_error.mean().item() for a in of], "nats")
         numbers[f"{name}_bias"] = over_seeds([a.error.mean().item() for a in of], "nats per image")
         for width in NOMINAL:
@@ -249,12 +242,12 @@ def coverage_numbers(answers: Sequence[Mapping[str, Repeated]]) -> dict[str, Num
 
 
 def bias(trained: Trained, options: TrustOptions, inflation: float) -> Bias:
-    """Expectation of IWAE-K - log p(x) for every K, and what theory says of it."""
+    """Expectation of IWAE-K - log p(x) for every K, and its theoretical value."""
     x, n = trained.x("test", options.images), options.bias_samples
     family: dict[str, Estimator] = {
         str(k): IWAEBound(n, k, inflation=inflation) for k in options.groups
     }
-    found = ask(trained, family, x, 1)
+    found = estimates(trained, family, x, 1)
     truth = exact(trained, x)
     effective = next(iter(found.values())).diagnostics["effective_sample_size"]
     variance = (n / effective - 1).mean()  # of w / mean(w)
@@ -266,7 +259,7 @@ def bias(trained: Trained, options: TrustOptions, inflation: float) -> Bias:
 def bias_numbers(
     wide: Sequence[Bias], narrow: Sequence[Bias], options: TrustOptions
 ) -> dict[str, Number]:
-    """The biases, and beside them what theory says, means over seeds."""
+    """The biases and their theoretical values, means over seeds."""
     nats = "nats per image"
     numbers = {}
     for name, of in (("wide", wide), ("narrow", narrow)):
@@ -287,46 +280,46 @@ def bias_numbers(
 
 @dataclass(frozen=True)
 class Inflated:
-    """Importance sampling with a guide that was made wider or narrower on purpose.
+    """Importance sampling with a guide whose scale was multiplied.
 
     Attributes:
         k_hat: mean of the fits to ``tail_samples`` weights of each image.
-        answers: of ``num_samples`` weights.
+        repeated: estimates from ``num_samples`` weights.
     """
 
     k_hat: float
-    answers: Repeated
+    repeated: Repeated
 
 
 def inflate(trained: Trained, options: TrustOptions, inflation: float) -> Inflated:
-    """Ask with the guide's scale multiplied."""
+    """Estimate with the guide's scale multiplied by ``inflation``."""
     x, times = trained.x("test", options.images), options.repetitions
     few: dict[str, Estimator] = {"": ImportanceSampling(options.num_samples, inflation=inflation)}
     many: dict[str, Estimator] = {"": ImportanceSampling(options.tail_samples, inflation=inflation)}
-    k_hat = ask(trained, many, x, 1)[""].diagnostics["pareto_k"]
-    answers = repeated(ask(trained, few, x, times)[""], exact(trained, x), times)
-    return Inflated(k_hat.clamp(min=-1).mean().item(), answers)  # -inf: no tail at all
+    k_hat = estimates(trained, many, x, 1)[""].diagnostics["pareto_k"]
+    found = repeated(estimates(trained, few, x, times)[""], exact(trained, x), times)
+    return Inflated(k_hat.clamp(min=-1).mean().item(), found)  # -inf: no tail at all
 
 
 def warning_numbers(
-    inflated: Mapping[float, Sequence[Inflated]], answers: Sequence[Mapping[str, Repeated]]
+    inflated: Mapping[float, Sequence[Inflated]], covered: Sequence[Mapping[str, Repeated]]
 ) -> dict[str, Number]:
     """Coverage and error where k-hat warns and where it does not."""
     numbers = {}
     for inflation, of in inflated.items():
         name = key(inflation)
         numbers[f"k_hat_{name}"] = over_seeds([i.k_hat for i in of])
-        numbers[f"inflated_{name}_2"] = over_seeds([i.answers.coverage(2) for i in of], "share")
-        numbers |= by_warning(f"inflated_{name}_", [i.answers for i in of])
+        numbers[f"inflated_{name}_2"] = over_seeds([i.repeated.coverage(2) for i in of], "share")
+        numbers |= by_warning(f"inflated_{name}_", [i.repeated for i in of])
 
     def joined(seed: int, part: str) -> Tensor:
-        return torch.cat([getattr(of[seed].answers, part) for of in inflated.values()])
+        return torch.cat([getattr(of[seed].repeated, part) for of in inflated.values()])
 
     pooled = [
         Repeated(joined(seed, "error"), joined(seed, "std_error"), joined(seed, "warned"))
-        for seed in range(len(answers))
+        for seed in range(len(covered))
     ]
-    numbers |= by_warning("importance_", [a["importance"] for a in answers])
+    numbers |= by_warning("importance_", [a["importance"] for a in covered])
     numbers |= by_warning("", pooled)
     heavy = [s for s in inflated if s < 1]  # k = 1 - s^2, if the guide is the posterior
     apart = [abs(numbers[f"k_hat_{key(s)}"].value - (1 - s**2)) for s in heavy]
@@ -334,7 +327,7 @@ def warning_numbers(
 
 
 def by_warning(prefix: str, of: Sequence[Repeated]) -> dict[str, Number]:
-    """Means over the seeds that have such answers."""
+    """Coverage and error with and without a warning, over the seeds that have such estimates."""
     numbers = {}
     warned = [r.warned for r in of if r.warned is not None]
     numbers[f"{prefix}share_warned"] = over_seeds(
@@ -441,7 +434,7 @@ def draw_warnings(axes: Axes, numbers: Mapping[str, Number], options: TrustOptio
     )
 
 
-study = Study(
+experiment = Experiment(
     "can_the_error_bars_be_trusted",
     "Can the error bars be trusted?",
     run,

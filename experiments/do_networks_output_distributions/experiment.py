@@ -1,4 +1,4 @@
-"""What a network says are parameters: whatever it says, p(x | z) and q(z | x) integrate to 1."""
+"""Networks output parameters: for all of them p(x | z) and q(z | x) integrate to 1."""
 
 import copy
 import math
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.do_networks_output_distributions.integrals import (
     log_integral_of_bernoulli_formula,
     over_pixels,
@@ -17,8 +18,7 @@ from experiments.do_networks_output_distributions.integrals import (
 )
 from experiments.figures import COLOURS, MARKERS, label, new_figure
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.likelihoods import Support
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
@@ -48,16 +48,16 @@ class NetworkOptions(Options):
     """Options of this experiment.
 
     Args:
-        likelihoods: which; bernoulli and categorical, of which the contrast is made, among them.
+        likelihoods: must include bernoulli and categorical, which the contrast needs.
         inputs: z's (or x's) of each kind: random, extreme, adversarial.
-        radius: adversarial z's lie no further than this from 0.
-        steps: of the search for them.
+        radius: largest distance of adversarial z's from 0.
+        steps: of the gradient ascent that finds them.
         radii: powers of ten of the extreme distances from 0.
         grid: points per axis of the grid over z, odd.
         points: of the line over which the density of a pixel is integrated, odd.
 
     Raises:
-        ValueError: where there is nothing to be integrated.
+        ValueError: if a number is too small, even or missing.
     """
 
     likelihoods: tuple[str, ...] = LIKELIHOODS
@@ -70,9 +70,7 @@ class NetworkOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("inputs", 1), ("steps", 1), ("grid", 3), ("points", 3)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        self.at_least(inputs=1, steps=1, grid=3, points=3)
         if not {"bernoulli", "categorical"} <= set(self.likelihoods):
             raise ValueError("likelihoods: bernoulli and categorical must be among them")
         if not (self.grid % 2 and self.points % 2 and self.radius > 0 and self.radii):
@@ -81,12 +79,12 @@ class NetworkOptions(Options):
 
 @dataclass(frozen=True)
 class Deviations:
-    """How far the worst integral of one kind is from 1.
+    """The largest distance of an integral from 1, by kind.
 
     Attributes:
         worst: by precision and kind of input.
         far: in float32 by power of ten of the distance of z from 0; empty for guides.
-        unreachable: by precision, the largest mass that lies nearer to 0 or 1 than any number.
+        unreachable: by precision, the largest mass nearer to 0 or 1 than any representable number.
         largest: the largest output of the network.
     """
 
@@ -96,23 +94,23 @@ class Deviations:
     largest: float
 
 
-def run(lab: Lab) -> Findings:
-    options = lab.options
-    recipes = [Recipe(("latent_dim=2", f"likelihood={name}")) for name in options.likelihoods]
-    recipes += [Recipe(("latent_dim=2", f"guide={name}")) for name in GUIDES[1:]]
-    vaes = lab.train(recipes)
+def run(context: Context) -> Result:
+    options = context.options
+    specs = [VAESpec(("latent_dim=2", f"likelihood={name}")) for name in options.likelihoods]
+    specs += [VAESpec(("latent_dim=2", f"guide={name}")) for name in GUIDES[1:]]
+    vaes = context.train(specs)
     likelihoods = dict(zip(options.likelihoods, vaes, strict=False))
     guides = dict(zip(GUIDES, [likelihoods["bernoulli"], *vaes[len(likelihoods) :]], strict=True))
     found: dict[str, Deviations] = {}
     for name, of in likelihoods.items():
-        lab.tell(f"p(x | z): {name}")
+        context.tell(f"p(x | z): {name}")
         found[name] = combine([pixels(t, options) for t in of])
     for name, of in guides.items():
-        lab.tell(f"q(z | x): {name}")
+        context.tell(f"q(z | x): {name}")
         found[name] = combine([posteriors(t, options) for t in of])
     contrast = contrasts(likelihoods, options)
     numbers = deviation_numbers(found) | contrast
-    tried = 2 * 4 * options.inputs * len(lab.seeds)  # extreme ones count twice
+    tried = 2 * 4 * options.inputs * len(context.seeds)  # extreme ones count twice
     numbers["inputs"] = Number(tried, unit="inputs of each kind of network")
     worst = {name: numbers[f"worst_{name}"].value for name in found}
     discrete = [n for n in likelihoods if is_discrete(likelihoods[n][0].vae)]
@@ -139,7 +137,7 @@ def run(lab: Lab) -> Findings:
         f"are at most {Number(max(worst.values()))} away from 1. The exponential of a raw output, "
         f"merely called p(x | z), adds up to e^({numbers['exponential']}) over all images."
     )
-    return Findings(numbers, predictions, answer, draw(found, contrast))
+    return Result(numbers, predictions, answer, draw(found, contrast))
 
 
 def is_discrete(vae: VAE) -> bool:
@@ -158,7 +156,7 @@ def untrained(vae: VAE, seed: int) -> VAE:
 
 
 def pixels(trained: Trained, options: NetworkOptions) -> Deviations:
-    """Of p(x | z): random z, z far out and z that an adversary chose."""
+    """The integrals of p(x | z) at random, extreme and adversarial z."""
     worst: dict[str, dict[str, float]] = {name: {} for name in PRECISIONS}
     unreachable, far, largest = dict.fromkeys(PRECISIONS, 0.0), {}, 0.0
     for state, vae in (("", trained.vae), ("untrained", untrained(trained.vae, trained.seed))):
@@ -204,7 +202,7 @@ def deviation(vae: VAE, z: Tensor, points: int) -> tuple[float, float, float]:
 
 
 def adversarial(network: nn.Module, start: Tensor, options: NetworkOptions) -> Tensor:
-    """Inputs within ``radius`` at which outputs are as large as gradient ascent can make them."""
+    """Inputs within ``radius`` whose outputs gradient ascent has made as large as it can."""
     at = start.clone().requires_grad_()
     adam = torch.optim.Adam([at], lr=options.radius / 20)
     for _ in range(options.steps):
@@ -219,7 +217,7 @@ def adversarial(network: nn.Module, start: Tensor, options: NetworkOptions) -> T
 
 
 def posteriors(trained: Trained, options: NetworkOptions) -> Deviations:
-    """Of q(z | x): test images, images of one grey, and images that an adversary chose."""
+    """The integrals of q(z | x) at test images, extreme and adversarial images."""
     worst: dict[str, dict[str, float]] = {name: {} for name in PRECISIONS}
     largest = 0.0
     for state, vae in (("", trained.vae), ("untrained", untrained(trained.vae, trained.seed))):
@@ -257,7 +255,7 @@ def combine(found: Sequence[Deviations]) -> Deviations:
 
 
 def deviation_numbers(found: Mapping[str, Deviations]) -> dict[str, Number]:
-    """The worst of each kind; exact up to rounding, so without errors."""
+    """The worst integral of each kind; no error bars, because they are exact up to rounding."""
     inputs = ("random", "extreme", "adversarial")
     numbers = {}
     for name, of in found.items():
@@ -284,7 +282,7 @@ def deviation_numbers(found: Mapping[str, Deviations]) -> dict[str, Number]:
 def contrasts(
     likelihoods: Mapping[str, Sequence[Trained]], options: NetworkOptions
 ) -> dict[str, Number]:
-    """log of the integral over all images of what is no distribution, nats per image, over z's."""
+    """log of the integral over all images of three functions that are no distributions, nats."""
 
     def outputs(name: str) -> Tensor:
         with torch.no_grad():
@@ -331,7 +329,7 @@ def draw(found: Mapping[str, Deviations], contrast: Mapping[str, Number]) -> Fig
     right.legend(fontsize="small", ncols=2, loc="upper left")
     label(
         right,
-        "where float32 gives out: densities that are narrow\nbeside the numbers they are of",
+        "where float32 is too coarse: densities that are narrow\nrelative to their mean",
         "distance of z from 0 (the prior: about 1.3)",
         "worst |integral - 1| of a pixel, float32",
     )
@@ -377,7 +375,7 @@ def draw_worst(axes: Axes, found: Mapping[str, Deviations], contrast: Mapping[st
     )
 
 
-study = Study(
+experiment = Experiment(
     "do_networks_output_distributions",
     "Do networks output distributions?",
     run,

@@ -1,4 +1,4 @@
-"""Sums and integrals of what a network's output stands for, pixel by pixel or over two z's."""
+"""Sums and integrals of p(x | z) over one pixel, and of q(z | x) over two dimensions."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.likelihoods.distributions import PixelBeta, PixelContinuousBernoulli
 
 _STANDARD_DEVIATIONS = 12.0
-_SAMPLES = 4096  # of q, to see where it is
+_SAMPLES = 4096  # of q, to place the grid
 _AT_ONCE = 20_000  # points of a grid
 
 
 @dataclass(frozen=True)
 class Integral:
-    """Over one pixel's values, each ``(batch, C, H, W)``.
+    """An integral over the values of one pixel, each ``(batch, C, H, W)``.
 
     Attributes:
-        value: 1, if what was integrated is a distribution; with ``unreachable``.
-        unreachable: of it, what lies nearer to 0 or 1 than the smallest number; by formula.
+        value: 1 for a distribution; includes ``unreachable``.
+        unreachable: the mass nearer to 0 or 1 than the smallest number, by formula.
     """
 
     value: Tensor
@@ -62,8 +62,7 @@ def over_pixels(likelihood: Likelihood, parameters: Tensor, points: int) -> Inte
 def over_z(q: TorchDistribution, points: int) -> tuple[float, float]:
     """The integral of a q(z | x) of one x over two-dimensional z, by a grid.
 
-    The grid is laid by the mean and covariance of samples; it takes nothing else from q but its
-    log-density.
+    The grid is placed by the mean and covariance of samples; apart from these only log q is used.
 
     Args:
         q: batch shape ``(1,)``, event shape ``(2,)``.

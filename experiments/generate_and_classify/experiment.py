@@ -1,4 +1,4 @@
-"""A VAE of every class as a classifier, against a network that was trained to classify."""
+"""A VAE of every class as a classifier, compared with a network trained to classify."""
 
 import copy
 import math
@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_images
 from experiments.numbers import over_seeds, percent
-from experiments.study import Findings, Lab, Options, Study
 from vae_pyro.config import Config, build, parse_config, resolve
 from vae_pyro.data import Dataset
 from vae_pyro.evaluation.metrics import pareto_k_high
@@ -35,7 +35,7 @@ class ClassifierOptions(Options):
     Args:
         images: test images to be classified, and images of noise.
         samples: z's per image and class for log p(x | y), from the encoder's q(z | x, y), half as
-            wide again, mixed with a tenth of the prior: it never saw x with another class.
+            wide again, mixed with a tenth of the prior, because q was not trained on wrong classes.
         bins: of confidence, for calibration.
     """
 
@@ -59,7 +59,7 @@ class Setting:
         return RandomStream(name, self.seed, self.dataset.train.images.device)
 
     def batches(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless epochs' worth of x and y, one epoch after the other, drawn of one stream."""
+        """Batches of x and y, epoch after epoch without end, from one random stream."""
         split, generator = self.dataset.train, self.stream(name).generator
         size = self.config.training.batch_size
         while True:
@@ -80,19 +80,19 @@ class Setting:
         return x.to(split.images.device), split.labels
 
 
-def run(lab: Lab) -> Findings:
-    answers = []
-    for seed in lab.seeds:
-        setting = prepare(lab, seed)
-        lab.tell(f"seed {seed}: training p(x | y)")
+def run(context: Context) -> Result:
+    found = []
+    for seed in context.seeds:
+        setting = prepare(context, seed)
+        context.tell(f"seed {seed}: training p(x | y)")
         conditional = train_conditional(setting)
-        lab.tell(f"seed {seed}: training p(y | x) directly")
+        context.tell(f"seed {seed}: training p(y | x) directly")
         classifier = train_classifier(setting)
-        lab.tell(f"seed {seed}: log p(x | y) of every image and class")
-        answers.append(judge(setting, conditional, classifier, lab.options))
+        context.tell(f"seed {seed}: log p(x | y) of every image and class")
+        found.append(measure(setting, conditional, classifier, context.options))
     numbers = {
-        name: over_seeds([measures[name] for measures, _ in answers], UNITS[name.split(".")[0]])
-        for name in answers[0][0]
+        name: over_seeds([measures[name] for measures, _ in found], UNITS[name.split(".")[0]])
+        for name in found[0][0]
     }
     value = {name: number.value for name, number in numbers.items()}
     predictions = {
@@ -110,7 +110,7 @@ def run(lab: Lab) -> Findings:
         f"{value['sure_of_noise.bayes']:.2f} and {value['sure_of_noise.direct']:.2f}), but p(x) "
         f"tells noise from test images in {percent(numbers['noise_found.bayes'])} of pairs."
     )
-    return Findings(numbers, predictions, answer, draw([pictures for _, pictures in answers]))
+    return Result(numbers, predictions, answer, draw([pictures for _, pictures in found]))
 
 
 UNITS = {
@@ -125,9 +125,9 @@ UNITS = {
 }
 
 
-def prepare(lab: Lab, seed: int) -> Setting:
-    config = parse_config({**lab.chosen, "seed": seed})
-    dataset = lab.dataset.to(lab.device)
+def prepare(context: Context, seed: int) -> Setting:
+    config = parse_config({**context.chosen, "seed": seed})
+    dataset = context.dataset.to(context.device)
     plan = Blueprint(
         config.latent_dim,
         dataset.image_shape,
@@ -137,7 +137,10 @@ def prepare(lab: Lab, seed: int) -> Setting:
         config.guide,
     )
     likelihood = plan.build_likelihood()
-    if likelihood.support is Support.BINARY and lab.chosen["data"].get("binarisation") == "static":
+    if (
+        likelihood.support is Support.BINARY
+        and context.chosen["data"].get("binarisation") == "static"
+    ):
         dataset = dataset.binarised_once()
     network = build(config.network, Network, "network")
     num_classes = int(dataset.train.labels.max()) + 1
@@ -145,7 +148,7 @@ def prepare(lab: Lab, seed: int) -> Setting:
 
 
 def train_conditional(setting: Setting) -> ConditionalVAE:
-    """p(x | y) by SVI; the weights with the best ELBO of the validation images, given y."""
+    """Train p(x | y) by SVI; keep the weights with the highest validation ELBO given y."""
     guide, options = resolve(setting.config.guide, Guide, "guide")
     with RandomStream("initial weights", setting.seed).active():
         conditional = ConditionalVAE(
@@ -185,7 +188,7 @@ def train_conditional(setting: Setting) -> ConditionalVAE:
 
 
 def train_classifier(setting: Setting) -> nn.Module:
-    """The same encoder with class logits as outputs, on the same x; the best on validation."""
+    """Train the same encoder with class logits as outputs, on the same x; keep the best epoch."""
     with RandomStream("initial classifier", setting.seed).active():
         classifier = setting.network.encoder(setting.dataset.image_shape, setting.num_classes)
     classifier = classifier.to(setting.dataset.train.images.device)
@@ -207,10 +210,10 @@ def train_classifier(setting: Setting) -> nn.Module:
     return classifier.eval()
 
 
-def judge(
+def measure(
     setting: Setting, conditional: ConditionalVAE, classifier: nn.Module, options: ClassifierOptions
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Accuracy, calibration and what is said of noise, of both; and what to draw of it."""
+    """Accuracy, calibration and response to noise of both classifiers; data for the figure."""
     x, y = (part[: options.images] for part in setting.held_out("test"))
     generator = setting.stream("noise").generator
     noise = torch.rand(x.shape, generator=generator, device=x.device).round()
@@ -219,14 +222,15 @@ def judge(
     log_prior = (frequency / frequency.sum()).double().log().cpu()
     estimator = ImportanceSampling(options.samples, inflation=1.5, prior_share=0.1)
     warned = []
-    # A class that some data sets lack has no VAE to speak of, and probability 0.
+    # A class without training images has probability 0.
     log_joint = torch.full((len(both), setting.num_classes), -math.inf, dtype=torch.float64)
     for label_ in range(setting.num_classes):
         if frequency[label_]:
             with conditional.given(label_) as vae:
-                answer = estimate_together({"p": estimator}, vae, both, seed=setting.seed)["p"]
-            log_joint[:, label_] = answer.estimate.value + log_prior[label_]
-            warned.append(pareto_k_high(answer.estimate.select(torch.arange(len(x)))))
+                found = estimate_together({"p": estimator}, vae, both, seed=setting.seed)
+            estimate = found["p"].estimate
+            log_joint[:, label_] = estimate.value + log_prior[label_]
+            warned.append(pareto_k_high(estimate.select(torch.arange(len(x)))))
     with torch.no_grad():
         logits = classifier(both).double().cpu()
     log_p_x, y, n = log_joint.logsumexp(1), y.cpu(), len(x)
@@ -263,7 +267,7 @@ def judge(
 def miscalibration(confidence: Tensor, right: Tensor, bins: int) -> float:
     """Expected calibration error: mean over images of |share right - confidence| of their bin.
 
-    Bins hold equally many images, so that none rests on a few.
+    All bins hold equally many images.
     """
     order = confidence.argsort()
     parts = zip(confidence[order].tensor_split(bins), right[order].tensor_split(bins), strict=True)
@@ -308,11 +312,11 @@ def draw(pictures: list[dict[str, Tensor]], bins: int = 6) -> Figure:
     right.hist(test, edges, color=COLOURS[0], label="test images")
     right.hist(noise, edges, color=COLOURS[1], hatch="//", alpha=0.8, label="noise")
     right.legend(fontsize="small", loc="upper center")
-    label(right, "log p(x) sees what is no digit", "log p(x), nats per image", "images")
+    label(right, "log p(x) tells noise from digits", "log p(x), nats per image", "images")
     return figure
 
 
-study = Study(
+experiment = Experiment(
     "generate_and_classify",
     "Can a model that generates images classify them?",
     run,

@@ -1,4 +1,4 @@
-"""log p(x) from z of the prior, of the encoder, by annealing: error against decoder evaluations."""
+"""log p(x) by the prior, the encoder and annealing: error against decoder evaluations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, error_line, label, new_figure
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.log_marginal import (
     AIS,
     Estimator,
@@ -31,7 +31,7 @@ from vae_pyro.randomness import RandomStream
 
 NAMES = {"prior": "z from the prior", "encoder": "z from the encoder (IWAE-K)", "ais": "AIS"}
 PRIOR = Proposal(prior_share=1.0)
-FACTOR = 10  # times exp(KL): a number of draws that ought to be plenty
+FACTOR = 10  # times exp(KL): a number of samples that should suffice
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class EstimateOptions(Options):
     """Options of this experiment.
 
     Args:
-        small: latent dimensions of which quadrature knows the truth, at most 3.
-        large: latent dimensions of which it does not.
+        small: latent dimensions of the first VAE; at most 3, so that quadrature is the reference.
+        large: latent dimensions of the second VAE.
         images: test images whose log p(x) is estimated.
-        draws: z's per image, from the prior and from the encoder, each a budget.
-        temperatures: of AIS, each a budget.
+        draws: samples per image from the prior and from the encoder, one number per budget.
+        temperatures: of AIS, one number per budget.
         chains: of AIS, per image.
-        reference_draws: of the importance sampling that is the reference where no grid is.
-        reference_temperatures: of the long AIS that it is checked by.
-        shown_draws: z's in the histogram, and those whose weights are looked at.
+        reference_draws: samples of the importance sampling that is the reference without a grid.
+        reference_temperatures: of the long AIS that checks the reference.
+        shown_draws: samples whose weights are analysed; a twentieth of those in the histogram.
 
     Raises:
-        ValueError: where there is nothing to be estimated.
+        ValueError: if a number is too small, or budgets do not rise.
     """
 
     small: int = 2
@@ -73,14 +73,12 @@ class EstimateOptions(Options):
                 raise ValueError(f"{name}: needs rising numbers from 1 up, got {list(chosen)}")
         if self.large == self.small:
             raise ValueError(f"large: must not be that of small, {self.small}")
-        for name, least in (("images", 1), ("large", 1), ("shown_draws", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        self.at_least(images=1, large=1, shown_draws=2)
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one estimator at rising budgets, of one VAE.
+    """The errors of one estimator at rising budgets, of one VAE.
 
     Attributes:
         evaluations: of the decoder per image, by budget.
@@ -98,14 +96,14 @@ class Errors:
 
     @property
     def shortfall(self) -> list[float]:
-        """How far below the reference on average, by budget, nats per image."""
+        """Mean of reference - estimate by budget, nats per image."""
         values: list[float] = (-self.per_image.mean(1)).tolist()
         return values
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found of one VAE.
+    """The measures of one VAE.
 
     Attributes:
         errors: by estimator.
@@ -113,8 +111,8 @@ class Measured:
         floor: mean standard error of the reference, nats per image.
         kl: E_q[log q(z | x) - log p(z)], nats, ``(images,)``.
         log_likelihood: mean log p(x | z) under the prior and under the encoder, nats per image.
-        effective: how many of ``shown_draws`` weights count, by where z comes from.
-        largest: share of the prior's average that its luckiest z makes up.
+        effective: effective sample size of ``shown_draws`` weights, by proposal.
+        largest: share of the largest weight in the average over the prior.
     """
 
     errors: Mapping[str, Errors]
@@ -126,13 +124,13 @@ class Measured:
     largest: float
 
 
-def run(lab: Lab) -> Findings:
-    options = lab.options
-    both = lab.train([Recipe((f"latent_dim={d}",)) for d in (options.small, options.large)])
+def run(context: Context) -> Result:
+    options = context.options
+    both = context.train([VAESpec((f"latent_dim={d}",)) for d in (options.small, options.large)])
     numbers: dict[str, Number] = {}
     measured: dict[str, list[Measured]] = {}
     for size, vaes in zip(("small", "large"), both, strict=True):
-        lab.tell(f"estimating with {vaes[0].vae.model.latent_dim} latent dimensions")
+        context.tell(f"estimating with {vaes[0].vae.model.latent_dim} latent dimensions")
         measured[size] = [measure(trained, options) for trained in vaes]
         numbers |= summary(size, measured[size], options)
     shown = min(options.draws, key=lambda k: abs(k - 1_000))  # the budget that the answer is about
@@ -173,11 +171,11 @@ def run(lab: Lab) -> Findings:
         f"when z comes from the encoder."
     )
     figure = draw(both[1][0], measured, options)
-    return Findings(numbers, predictions, answer, figure)
+    return Result(numbers, predictions, answer, figure)
 
 
 def measure(trained: Trained, options: EstimateOptions) -> Measured:
-    """Ask every estimator at every budget, and look at the weights."""
+    """Run every estimator at every budget, and analyse the weights."""
     vae, x = trained.vae, trained.x("test", options.images)
     families: dict[str, dict[int, Estimator]] = {
         "prior": {k: PriorSampling(k) for k in options.draws},
@@ -189,14 +187,14 @@ def measure(trained: Trained, options: EstimateOptions) -> Measured:
     references: dict[str, Estimator] = {"defensive": defensive, "long": long}
     if vae.model.latent_dim == options.small:
         references = {"grid": Quadrature(), "long": long}
-    asked = {f"{n} {b}": e for n, family in families.items() for b, e in family.items()}
-    answers = estimate_together(asked | references, vae, x, seed=trained.seed)
-    first, second = (answers[name].estimate for name in references)
+    every = {f"{n} {b}": e for n, family in families.items() for b, e in family.items()}
+    found = estimate_together(every | references, vae, x, seed=trained.seed)
+    first, second = (found[name].estimate for name in references)
     errors = {}
     for name, family in families.items():
-        found = [answers[f"{name} {budget}"].estimate for budget in family]
-        apart = torch.stack([e.value - first.value for e in found])
-        errors[name] = Errors([e.evaluations for e in found], apart)
+        estimates = [found[f"{name} {budget}"].estimate for budget in family]
+        apart = torch.stack([e.value - first.value for e in estimates])
+        errors[name] = Errors([e.evaluations for e in estimates], apart)
     own = math.hypot(first.mean_std_error(), second.mean_std_error())
     with torch.no_grad(), RandomStream("weights", trained.seed, x.device).active():
         kl = elbo_parts(vae, x, options.shown_draws)["kl"].value
@@ -220,7 +218,7 @@ def measure(trained: Trained, options: EstimateOptions) -> Measured:
 
 
 def summary(size: str, found: Sequence[Measured], options: EstimateOptions) -> dict[str, Number]:
-    """Means over seeds of what was found of VAEs of one size."""
+    """Means over seeds of the measures of VAEs with one latent dimension."""
     nats = "nats per image"
     numbers = {}
     for name in NAMES:
@@ -254,7 +252,7 @@ def summary(size: str, found: Sequence[Measured], options: EstimateOptions) -> d
 def shortfalls(
     measured: Sequence[Measured], options: EstimateOptions, lowest: float, highest: float
 ) -> list[float]:
-    """Of estimates from the prior by K draws with log K - KL between two numbers, nats."""
+    """Reference - estimate, nats, by the prior, where lowest <= log K - KL < highest."""
     found: list[float] = []
     for m in measured:
         excess = torch.tensor(options.draws).double().log()[:, None] - m.kl
@@ -264,7 +262,7 @@ def shortfalls(
 
 
 def images_mean(values: Sequence[float]) -> Number:
-    """A mean over images and budgets; its error is that from image to image."""
+    """A mean over images and budgets; its standard error is over images."""
     number = over_seeds(values, "nats per image")
     return Number(number.value, number.std_error, number.unit)
 
@@ -306,7 +304,7 @@ def draw(
 
 
 def histogram(axes: Axes, shown: Trained, options: EstimateOptions) -> None:
-    """log p(x | z) of one image for z of the prior, of the encoder, and where the average is."""
+    """Draw log p(x | z) of one image for z from the prior and from the encoder, and log p(x)."""
     x = shown.x("test", 1)
     number = 20 * options.shown_draws
     with torch.no_grad(), RandomStream("histogram", 0, x.device).active():
@@ -337,4 +335,6 @@ def histogram(axes: Axes, shown: Trained, options: EstimateOptions) -> None:
     )
 
 
-study = Study("how_to_estimate_p_of_x", "How does one estimate p(x)?", run, options=EstimateOptions)
+experiment = Experiment(
+    "how_to_estimate_p_of_x", "How does one estimate p(x)?", run, options=EstimateOptions
+)

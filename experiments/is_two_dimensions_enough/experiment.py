@@ -1,4 +1,4 @@
-"""How much of an image fits into 2 latent dimensions, and how much into 1, 5, .. 50."""
+"""How much of an image 2 latent dimensions represent, and how much 1, 5, .. 50."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.svm import SVC
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, error_line, label, new_figure, show_images
+from experiments.images import Classifier
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
 from vae_pyro.evaluation.latent import posterior_means
 from vae_pyro.log_marginal import elbo_parts
@@ -47,18 +47,18 @@ class DimensionOptions(Options):
     """Options of this experiment.
 
     Args:
-        latent_dims: sizes of z; 2 is one of them.
-        train_images: from which classifiers learn to read labels, at most.
-        test_images: on which they are scored, at most.
-        neighbours: that vote on a label.
+        latent_dims: latent dimensions to compare; must include 2.
+        train_images: number of images that train classifiers, at most.
+        test_images: number of images that test them, at most.
+        neighbours: number of nearest neighbours that vote on a label.
         rate_samples: z's per test image, for rate and distortion.
         one: the class whose z's are decoded.
-        other: the class whose images they are not to yield.
-        latents: z's drawn of each test image of class ``one``.
-        draws: images drawn of each of these z's.
+        other: the class with which their images may be confused.
+        latents: samples of z for each test image of class ``one``.
+        draws: images sampled for each of these z's.
 
     Raises:
-        ValueError: where 2 is not among ``latent_dims``.
+        ValueError: if 2 is not among ``latent_dims``.
     """
 
     latent_dims: tuple[Positive, ...] = (1, 2, 5, 10, 20, 50)
@@ -77,45 +77,35 @@ class DimensionOptions(Options):
             raise ValueError(f"latent_dims: must contain 2, got {list(self.latent_dims)}")
 
 
-class Judge:
-    """Says which class an image x belongs to: a support vector machine that never saw a VAE.
-
-    Args:
-        trained: whose likelihood says what x is.
-        options: of the experiment.
-    """
-
-    def __init__(self, trained: Trained, options: DimensionOptions) -> None:
-        split = trained.dataset.train
-        images, labels = split.images[: options.train_images], split.labels[: options.train_images]
-        prepare = trained.vae.model.likelihood.prepare
-        generator = RandomStream("judge", 0).generator
-        # Two draws of every image, so that it learns what noise the draw itself adds.
-        x = torch.cat([prepare(images, generator) for _ in range(2)])
-        self.machine = SVC().fit(x.flatten(1).numpy(), labels.repeat(2).numpy())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Classes of images ``(*batch, C, H, W)``; returns ``(*batch,)``."""
-        found = self.machine.predict(x.flatten(0, -4).flatten(1).cpu().numpy())
-        return torch.from_numpy(found).reshape(x.shape[:-3])
+def train_classifier(trained: Trained, options: DimensionOptions) -> Classifier:
+    """A classifier of images x, as the likelihood of this VAE prepares them."""
+    split = trained.dataset.train
+    images, labels = split.images[: options.train_images], split.labels[: options.train_images]
+    prepare = trained.vae.model.likelihood.prepare
+    generator = RandomStream("judge", 0).generator
+    # Each image is binarised twice, so that the classifier learns that noise too.
+    x = torch.cat([prepare(images, generator) for _ in range(2)])
+    return Classifier(x, labels.repeat(2))
 
 
-def run(lab: Lab) -> Findings:
-    options: DimensionOptions = lab.options
+def run(context: Context) -> Result:
+    options: DimensionOptions = context.options
     dims = sorted(set(options.latent_dims))
-    families = dict(zip(dims, lab.train([Recipe((f"latent_dim={d}",)) for d in dims]), strict=True))
-    lab.tell("a classifier of images")
-    judge = Judge(families[2][0], options)
+    families = dict(
+        zip(dims, context.train([VAESpec((f"latent_dim={d}",)) for d in dims]), strict=True)
+    )
+    context.tell("a classifier of images")
+    classifier = train_classifier(families[2][0], options)
     found: dict[int, list[dict[str, float]]] = {}
     for d, family in families.items():
-        lab.tell(f"{d} latent dimensions")
-        found[d] = [measure(trained, judge, options) for trained in family]
+        context.tell(f"{d} latent dimensions")
+        found[d] = [measure(trained, classifier, options) for trained in family]
     numbers = {
         f"{name}_{d}": over_seeds([one[name] for one in found[d]], unit)
         for d in dims
         for name, unit in UNITS.items()
     }
-    numbers |= of_real_images(families[2][0], judge, options)
+    numbers |= of_real_images(families[2][0], classifier, options)
     best = max(dims, key=lambda d: numbers[f"log_px_{d}"].value)
     last = dims[-1]
     two, top = found[2], found[best]
@@ -123,7 +113,7 @@ def run(lab: Lab) -> Findings:
         [b["log_px"] - a["log_px"] for a, b in zip(two, top, strict=True)], "nats per image"
     )
     numbers |= {"best": Number(best, unit="latent dimensions"), "lost": lost}
-    for name in UNITS:  # the same again by role, for a text that does not know which is best
+    for name in UNITS:  # the same by role, for a page that quotes the best
         numbers[f"{name}_best"] = numbers[f"{name}_{best}"]
 
     def value(name: str) -> float:
@@ -149,16 +139,18 @@ def run(lab: Lab) -> Findings:
         f"{value('to_other_2'):.2f} and {value('to_other_best'):.2f} (real ones: "
         f"{value('real_to_other'):.2f})."
     )
-    figure = draw(dims, numbers, families[2][0], judge, options)
-    return Findings(numbers, predictions, answer, figure)
+    figure = draw(dims, numbers, families[2][0], classifier, options)
+    return Result(numbers, predictions, answer, figure)
 
 
-def measure(trained: Trained, judge: Judge, options: DimensionOptions) -> dict[str, float]:
-    """Every number of one VAE, by the names of ``UNITS``."""
+def measure(
+    trained: Trained, classifier: Classifier, options: DimensionOptions
+) -> dict[str, float]:
+    """All numbers of one VAE, by the names of ``UNITS``."""
     x = trained.x("test", options.test_images)
     with RandomStream("rate", trained.seed, x.device).active():
         parts = elbo_parts(trained.vae, x, options.rate_samples)
-    classes, of_means, images = yields(trained, judge, options)
+    classes, of_means, images = yields(trained, classifier, options)
     return {
         "log_px": trained.metrics["test/log_px"],
         "rate": parts["kl"].mean(),
@@ -192,7 +184,7 @@ def codes(
 def readable(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], options: DimensionOptions
 ) -> dict[str, Tensor]:
-    """Which test labels neighbours, and a linear classifier, get right: 0 or 1, ``(N,)``."""
+    """Whether nearest neighbours and a linear classifier get each test label right, ``(N,)``."""
     count = min(options.neighbours, len(train[1]))
     readers = {
         "neighbours": KNeighborsClassifier(count),
@@ -208,7 +200,7 @@ def readable(
 
 
 def yields(
-    trained: Trained, judge: Judge, options: DimensionOptions
+    trained: Trained, classifier: Classifier, options: DimensionOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z ~ q(z | x) of test images of class ``one``, x' ~ p(x | z) of each.
 
@@ -221,7 +213,7 @@ def yields(
         z = trained.vae.guide.posterior(x).sample((options.latents,))
         p_x = trained.vae.model.decode(z)
         images = p_x.sample((options.draws,))
-    return judge(images), judge(p_x.mean), images
+    return classifier(images), classifier(p_x.mean), images
 
 
 def of_class_one(trained: Trained, options: DimensionOptions) -> Tensor:
@@ -231,36 +223,38 @@ def of_class_one(trained: Trained, options: DimensionOptions) -> Tensor:
 
 
 def disagreement(classes: Tensor) -> Tensor:
-    """The chance that two draws are of different classes, unbiased: ``(draws, *)`` -> ``(*)``."""
+    """Unbiased probability that two samples have different classes: ``(draws, *)`` -> ``(*)``."""
     draws = len(classes)
     same = torch.stack([(classes == c).double().mean(0).square() for c in classes.unique()]).sum(0)
     return (1 - same) * draws / (draws - 1)
 
 
-def of_real_images(trained: Trained, judge: Judge, options: DimensionOptions) -> dict[str, Number]:
-    """The same about real images, each x drawn several times of the grey one.
+def of_real_images(
+    trained: Trained, classifier: Classifier, options: DimensionOptions
+) -> dict[str, Number]:
+    """The same for real images, each binarised several times, and labels read from x itself.
 
-    And how well labels can be read off x itself. Errors are over images.
+    Standard errors are over images.
     """
     test = trained.dataset.test
     grey = test.images[test.labels == options.one][: options.test_images]
     prepare, generator = trained.vae.model.likelihood.prepare, RandomStream("real", 0).generator
     drawn = torch.stack([prepare(grey, generator) for _ in range(options.draws)])
-    classes = judge(drawn)
+    classes = classifier(drawn)
     per_image = {
         "real_to_other": (classes == options.other).double().mean(0),
         "real_not_one": (classes != options.one).double().mean(0),
         "real_disagree": disagreement(classes),
         "real_changed": (drawn[0] - drawn[1]).abs().double().flatten(1).mean(1),
     }
-    read_from, asked = (
+    train, scored = (
         (x.cpu().flatten(1), split.labels[: len(x)])
         for x, split in (
             (trained.x("train", options.train_images), trained.dataset.train),
             (trained.x("test", options.test_images), trained.dataset.test),
         )
     )
-    for name, right in readable(read_from, asked, options).items():
+    for name, right in readable(train, scored, options).items():
         per_image[f"pixels_{name}"] = right
     numbers = {}
     for name, values in per_image.items():
@@ -274,7 +268,7 @@ def draw(
     dims: Sequence[int],
     numbers: dict[str, Number],
     two: Trained,
-    judge: Judge,
+    classifier: Classifier,
     options: DimensionOptions,
 ) -> Figure:
     figure, ((price, parts, units, read), (where, manifold, one_z, confused)) = new_figure(
@@ -323,12 +317,12 @@ def draw(
     draw_map(where, two, options)
     side = 12
     show_images(manifold, manifold_of(two, side), side, "mean of p(x | z) at the same places")
-    draw_one_z(one_z, two, judge, options)
+    draw_one_z(one_z, two, classifier, options)
     return figure
 
 
 def draw_map(axes: Axes, trained: Trained, options: DimensionOptions, side: int = 120) -> None:
-    """Where test images lie, over the class that most of the nearest training images have."""
+    """Draw posterior means of test images, over the majority class of the nearest neighbours."""
     (means, labels), (test_means, test_labels) = codes(trained, options)
     count = min(options.neighbours, len(labels))
     reader = KNeighborsClassifier(count).fit(means.numpy(), labels.numpy())
@@ -348,7 +342,7 @@ def draw_map(axes: Axes, trained: Trained, options: DimensionOptions, side: int 
     for c in test_labels.unique().tolist():
         points = test_means[test_labels == c]
         order = (points - points.median(0).values).norm(dim=1).argsort()
-        # The point nearest to the middle of its class that hides no other label.
+        # The point nearest to the median of its class whose label covers no other label.
         free = [i for i in order if (points[i] - taken).norm(dim=1).gt(0.45).all()]
         place = points[free[0] if free else order[0]]
         taken = torch.cat([taken, place[None]])
@@ -380,13 +374,15 @@ def manifold_of(trained: Trained, side: int) -> Tensor:
     return means
 
 
-def draw_one_z(axes: Axes, trained: Trained, judge: Judge, options: DimensionOptions) -> None:
-    """Rows of test images: x, the mean of p(x | z) for one z of it, and draws from p(x | z)."""
+def draw_one_z(
+    axes: Axes, trained: Trained, classifier: Classifier, options: DimensionOptions
+) -> None:
+    """Draw test images: x, the mean of p(x | z) for one sampled z, and samples of p(x | z)."""
     x = of_class_one(trained, options)
     with torch.no_grad(), RandomStream("one z", trained.seed, x.device).active():
         p_x = trained.vae.model.decode(trained.vae.guide.posterior(x).sample())
         images, means = p_x.sample((max(options.draws, 6),)), p_x.mean
-    share = (judge(images) == options.other).double().mean(0)
+    share = (classifier(images) == options.other).double().mean(0)
     order = share.argsort()
     chosen = order[torch.linspace(0, len(order) - 1, min(8, len(order))).long()]
     rows = [torch.cat([x[i, None], means[i, None], images[:6, i]]) for i in chosen.tolist()]
@@ -402,6 +398,6 @@ def draw_one_z(axes: Axes, trained: Trained, judge: Judge, options: DimensionOpt
     axes.set_ylabel(f"share of draws taken for class {options.other}", fontsize="small")
 
 
-study = Study(
+experiment = Experiment(
     "is_two_dimensions_enough", "Are two latent dimensions enough?", run, options=DimensionOptions
 )

@@ -8,10 +8,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
-from sklearn.svm import SVC
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_rows
+from experiments.images import Classifier
 from experiments.moving_in_latent_space.walks import (
     across,
     active_dimensions,
@@ -24,8 +25,7 @@ from experiments.moving_in_latent_space.walks import (
     random_directions,
 )
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
 from vae_pyro.log_marginal import AIS, estimate_together
 from vae_pyro.randomness import RandomStream
@@ -41,17 +41,17 @@ class MovingOptions(Options):
     """Options of this experiment.
 
     Args:
-        latent_dim: size of z.
-        train_images: from which attributes and classes are learned, at most.
-        test_images: that are moved, at most.
-        pairs: of test images, to go from one to the other.
+        latent_dim: of all VAEs.
+        train_images: number of images that define attributes and train classifiers, at most.
+        test_images: number of images that are moved, at most.
+        pairs: number of pairs of test images to interpolate between.
         temperatures: of the annealing that estimates log p(x).
-        noise: shares of pixels that are replaced, from the least to the most.
-        one: the class that is to become another,
-        other: namely this one.
+        noise: shares of pixels that are replaced, rising.
+        one: the class of the images that are moved towards ``other``.
+        other: the class that they should reach.
 
     Raises:
-        ValueError: where ``noise`` has no two different shares, in order.
+        ValueError: if ``noise`` does not hold two or more rising shares.
     """
 
     latent_dim: Positive = 10
@@ -69,45 +69,35 @@ class MovingOptions(Options):
             raise ValueError(f"noise: two or more rising shares, got {list(self.noise)}")
 
 
-class Judge:
-    """Says which class a grey image shows: a support vector machine that never saw a VAE."""
-
-    def __init__(self, trained: Trained, count: int) -> None:
-        split = trained.dataset.train
-        images = grey(trained, split.images[:count]).cpu().flatten(1)
-        self.machine = SVC().fit(images.numpy(), split.labels[:count].numpy())
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Classes of ``(*batch, C, H, W)``; returns ``(*batch,)``."""
-        found = self.machine.predict(images.flatten(0, -4).flatten(1).cpu().numpy())
-        return torch.from_numpy(found).reshape(images.shape[:-3])
-
-
 Curves = dict[str, list[float]]
 Measured = tuple[dict[str, float], Curves]
 """Numbers by name, and curves by name."""
 
 
-def run(lab: Lab) -> Findings:
-    options: MovingOptions = lab.options
+def run(context: Context) -> Result:
+    options: MovingOptions = context.options
     size_of_z = f"latent_dim={options.latent_dim}"
-    recipes = {
-        "binary": Recipe((size_of_z, "likelihood=bernoulli")),
-        "grey": Recipe((size_of_z, "likelihood=normal_learned_scale")),
+    specs = {
+        "binary": VAESpec((size_of_z, "likelihood=bernoulli")),
+        "grey": VAESpec((size_of_z, "likelihood=normal_learned_scale")),
     }
-    families = dict(zip(recipes, lab.train(list(recipes.values())), strict=True))
-    judge = Judge(families["binary"][0], options.train_images)
+    families = dict(zip(specs, context.train(list(specs.values())), strict=True))
+    first = families["binary"][0]
+    train = first.dataset.train
+    classifier = Classifier(
+        grey(first, train.images[: options.train_images]), train.labels[: options.train_images]
+    )
     numbers: dict[str, Number] = {}
     curves: dict[str, list[Curves]] = {}
     for kind, family in families.items():
-        lab.tell(f"{kind} images: four kinds of moves")
+        context.tell(f"{kind} images: four kinds of moves")
         found: list[dict[str, float]] = []
         curves[kind] = []
         for trained in family:
             parts = [
                 interpolate(trained, options),
-                traverse(trained, judge, options),
-                follow(trained, judge, options),
+                traverse(trained, classifier, options),
+                follow(trained, classifier, options),
                 denoise(trained, options),
             ]
             found.append({k: v for one, _ in parts for k, v in one.items()})
@@ -138,11 +128,11 @@ def run(lab: Lab) -> Findings:
         f"gain ink at every step; moved from {options.one} to {options.other}, "
         f"{percent('became_other')} arrive."
     )
-    return Findings(numbers, predictions, answer, draw(curves, families["grey"][0], options))
+    return Result(numbers, predictions, answer, draw(curves, families["grey"][0], options))
 
 
 def predict(numbers: Mapping[str, Number], kind: str, options: MovingOptions) -> dict[str, bool]:
-    """What was predicted of one kind of images, and whether it held."""
+    """Whether each prediction held for one kind of images."""
 
     def value(name: str) -> float:
         return numbers[f"{name}_{kind}"].value
@@ -183,7 +173,7 @@ def interpolate(trained: Trained, options: MovingOptions) -> Measured:
     """log p(x) on the way from one test image to another, by way of z and by way of pixels.
 
     Of draws x ~ p(x | z), and of x drawn of the mixed grey images as of real ones; at every other
-    step. By annealing, for which it does not matter that the encoder never saw such images.
+    step. By annealing, which does not rely on the encoder for images unlike the training images.
     """
     x, images = trained.x("test"), grey(trained, trained.dataset.test.images)
     generator = RandomStream("interpolation", trained.seed).generator
@@ -200,19 +190,19 @@ def interpolate(trained: Trained, options: MovingOptions) -> Measured:
     curves: Curves = {}
     for name, drawn in ways.items():
         ais = AIS(num_temperatures=options.temperatures, num_chains=4, start="guide")
-        answer = estimate_together({"ais": ais}, trained.vae, drawn, seed=trained.seed)["ais"]
-        curve = answer.estimate.value.reshape(COARSE, -1).mean(1)
+        found = estimate_together({"ais": ais}, trained.vae, drawn, seed=trained.seed)["ais"]
+        curve = found.estimate.value.reshape(COARSE, -1).mean(1)
         ends, middle = curve[[0, -1]].mean().item(), curve[COARSE // 2].item()
         curves[name] = (curve - ends).tolist()
         numbers |= {f"{name}_ends": ends, f"{name}_middle": middle, f"{name}_dip": ends - middle}
     return numbers, curves
 
 
-def traverse(trained: Trained, judge: Judge, options: MovingOptions) -> Measured:
-    """What one coordinate changes, in all test images alike or in each its own way.
+def traverse(trained: Trained, classifier: Classifier, options: MovingOptions) -> Measured:
+    """The change of images along one coordinate, and how far it is the same in all of them.
 
     ``same``: the squared change that is the same in all images, as a share of the mean squared
-    change. 1: one picture is added, whatever the image; 0: what is added depends on the image.
+    change. 1: the same picture is added to every image; 0: it differs from image to image.
     """
     z = codes(trained, trained.x("test", options.test_images))
     active = active_dimensions(z)
@@ -227,7 +217,7 @@ def traverse(trained: Trained, judge: Judge, options: MovingOptions) -> Measured
     for name, directions in chosen.items():
         walks = [decode(trained, across(z, u, REACH, STEPS)) for u in directions]
         same = [shared(walk[-1] - walk[0]) for walk in walks]
-        seen = torch.stack([judge(walk) for walk in walks])  # (directions, steps, images)
+        seen = torch.stack([classifier(walk) for walk in walks])  # (directions, steps, images)
         numbers[f"same_{name}"] = sum(same) / len(same)
         numbers[f"classes_{name}"] = num_classes(seen).mean().item()
         curves[name] = same
@@ -242,7 +232,7 @@ def shared(change: Tensor) -> float:
 
 
 def num_classes(seen: Tensor) -> Tensor:
-    """How many classes a walk passes through: ``(walks, steps, N)`` -> ``(walks, N)``."""
+    """The number of classes on a walk: ``(walks, steps, N)`` -> ``(walks, N)``."""
     return torch.stack([(seen == c).any(1) for c in seen.unique()]).double().sum(0)
 
 
@@ -282,7 +272,7 @@ def class_direction(trained: Trained, options: MovingOptions) -> Tensor:
     return z[labels == options.other].mean(0) - z[labels == options.one].mean(0)
 
 
-def follow(trained: Trained, judge: Judge, options: MovingOptions) -> Measured:
+def follow(trained: Trained, classifier: Classifier, options: MovingOptions) -> Measured:
     """Directions that stand for an attribute: the amount of ink, and a class."""
     z = codes(trained, trained.x("test", options.test_images))
     numbers: dict[str, float] = {}
@@ -295,7 +285,7 @@ def follow(trained: Trained, judge: Judge, options: MovingOptions) -> Measured:
             f"{name}_promised": promised,
             f"{name}_slope": ((ink[-1] - ink[0]) / (2 * REACH)).mean().item(),
             f"{name}_monotone": (ink.diff(dim=0) > 0).all(0).double().mean().item(),
-            f"{name}_keeps_class": kept(judge(walk)),
+            f"{name}_keeps_class": kept(classifier(walk)),
         }
     generator = RandomStream("directions", trained.seed).generator
     others = random_directions(active_dimensions(z), z.shape[1], generator).to(z)
@@ -303,14 +293,14 @@ def follow(trained: Trained, judge: Judge, options: MovingOptions) -> Measured:
     chosen = trained.dataset.test.labels == options.one
     start = codes(trained, trained.x("test")[chosen.to(z.device)])[: options.test_images]
     before, after = (
-        judge(decode(trained, start + move))
+        classifier(decode(trained, start + move))
         for move in (torch.zeros_like(start[0]), class_direction(trained, options))
     )
     wandering = torch.stack([w.flatten(2).mean(2) for w in elsewhere])
     fell = (wandering[:, -1] - wandering[:, 0]).mean(-1).abs() / (2 * REACH)  # per direction
     numbers |= {
         "random_slope": fell.mean().item(),
-        "random_keeps_class": sum(kept(judge(w)) for w in elsewhere) / len(elsewhere),
+        "random_keeps_class": sum(kept(classifier(w)) for w in elsewhere) / len(elsewhere),
         "were_one": (before == options.one).double().mean().item(),
         "were_other": (before == options.other).double().mean().item(),
         "became_other": (after == options.other).double().mean().item(),
@@ -319,12 +309,12 @@ def follow(trained: Trained, judge: Judge, options: MovingOptions) -> Measured:
 
 
 def kept(classes: Tensor) -> float:
-    """How often both ends of a walk ``(steps, N)`` are of the class of its middle."""
+    """Share of walk ends ``(steps, N)`` that have the class of the middle of the walk."""
     return (classes[[0, -1]] == classes[MIDDLE]).double().mean().item()
 
 
 def denoise(trained: Trained, options: MovingOptions) -> Measured:
-    """How far corrupted images, and what the VAE makes of them, are from the clean ones."""
+    """The distance of corrupted images, and of their reconstructions, from the clean images."""
     x = trained.x("test", options.test_images)
     images = grey(trained, trained.dataset.test.images[: options.test_images])
     numbers: dict[str, float] = {}
@@ -340,7 +330,7 @@ def denoise(trained: Trained, options: MovingOptions) -> Measured:
 
 
 def corrupt(x: Tensor, share: float, seed: int) -> Tensor:
-    """Pixels of x ``(N, C, H, W)`` replaced, with this probability, by any pixel of any image."""
+    """x ``(N, C, H, W)`` with this share of its pixels replaced by random pixels of all images."""
     generator = RandomStream("corruption", seed).generator
     replaced = torch.rand(x.shape, generator=generator) < share
     anywhere = torch.randint(x.numel(), x.shape, generator=generator)
@@ -447,6 +437,6 @@ def draw_pictures(axes: Sequence[Axes], trained: Trained, options: MovingOptions
     show_rows(cleaned, rows, names, "denoising")
 
 
-study = Study(
+experiment = Experiment(
     "moving_in_latent_space", "Can one edit images by moving z?", run, options=MovingOptions
 )

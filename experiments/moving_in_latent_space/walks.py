@@ -1,8 +1,9 @@
-"""Ways through the latent space, and images on the way."""
+"""Paths through the latent space, and the images along them."""
 
 import torch
 from torch import Tensor
 
+from experiments.images import grey_values
 from experiments.vaes import Trained
 from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, posterior_means
 
@@ -15,14 +16,12 @@ def decode(trained: Trained, z: Tensor) -> Tensor:
 
 
 def grey(trained: Trained, images: Tensor) -> Tensor:
-    """Images of the data set as grey values: levels -> [0, 1]; real numbers as they are."""
-    levels = trained.dataset.num_levels
-    found = images.float() if levels is None else images / (levels - 1)
-    return found.to(trained.vae.model.origin.device)
+    """Images of the data set as grey values, on the VAE's device."""
+    return grey_values(images, trained.dataset.num_levels).to(trained.vae.model.origin.device)
 
 
 def as_x(trained: Trained, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Grey images ``(N, C, H, W)`` -> the x that the likelihood scores, drawn as from real ones."""
+    """Grey images ``(N, C, H, W)`` -> x, prepared for the likelihood as real images are."""
     levels = trained.dataset.num_levels
     if levels is not None:
         images = (images * (levels - 1)).round().clamp(0, levels - 1).to(torch.uint8)
@@ -31,7 +30,7 @@ def as_x(trained: Trained, images: Tensor, generator: torch.Generator) -> Tensor
 
 
 def between(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """Evenly from a to b, both ``(N, ..)``; returns ``(steps, N, ..)``."""
+    """Even steps from a to b, both ``(N, ..)``; returns ``(steps, N, ..)``."""
     share = torch.linspace(0, 1, steps).to(a).reshape(-1, *[1] * a.dim())
     return (1 - share) * a + share * b
 
@@ -42,19 +41,19 @@ def along(z: Tensor, direction: Tensor, reach: float, steps: int) -> Tensor:
 
 
 def across(z: Tensor, direction: Tensor, reach: float, steps: int) -> Tensor:
-    """As ``along``, with every z's own coordinate along ``direction`` replaced: a traversal."""
+    """As ``along``, but the move replaces the coordinate of z along the direction: a traversal."""
     return along(z - (z @ direction)[:, None] * direction, direction, reach, steps)
 
 
 def active_dimensions(means: Tensor) -> Tensor:
-    """Which dimensions tell images apart, most variable first; at least one. Means ``(N, D)``."""
+    """The active dimensions by the variance of means ``(N, D)``, largest first; at least one."""
     variances = means.var(0)
     order = variances.argsort(descending=True)
     return order[: max(1, int((variances > ACTIVE_VARIANCE).sum()))]
 
 
 def random_directions(active: Tensor, latent_dim: int, generator: torch.Generator) -> Tensor:
-    """As many unit vectors as there are active dimensions, within these, ``(A, D)``."""
+    """Random unit vectors within the active dimensions, one per active dimension, ``(A, D)``."""
     found = torch.zeros(len(active), latent_dim)
     found[:, active.cpu()] = torch.randn(len(active), len(active), generator=generator)
     return (found / found.norm(dim=1, keepdim=True)).to(active.device)

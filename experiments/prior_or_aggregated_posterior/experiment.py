@@ -1,4 +1,4 @@
-"""z ~ p(z) is what the story says; z ~ q(z), the mean of all q(z | x), is where images lie."""
+"""Samples with z ~ p(z), as the model is written, and with z ~ q(z), the mean of q(z | x)."""
 
 import math
 from collections.abc import Mapping
@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
 from sklearn.ensemble import ExtraTreesClassifier
-from sklearn.model_selection import cross_val_score
-from sklearn.svm import SVC
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, label, new_figure, show_images
+from experiments.images import found_out
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
 from vae_pyro.evaluation.latent import information
 from vae_pyro.randomness import RandomStream
@@ -33,16 +32,16 @@ class PriorOptions(Options):
     """Options of this experiment.
 
     Args:
-        latent_dims: sizes of z for the default likelihood; 2 is one of them.
-        grey_latent_dim: size of z for grey images under a normal likelihood with a learned scale.
-        images: training images that q(z) is made of, at most.
-        latents: z's of each of them, for the information.
-        prior_draws: z's of the prior among which holes are looked for.
-        far: q(z) below p(z) by this factor is a hole.
-        generated: images drawn with either z, at most as many as there are held-out real ones.
+        latent_dims: latent dimensions with the default likelihood; must include 2.
+        grey_latent_dim: latent dimension for grey images, with a learned normal scale.
+        images: number of training images whose q(z | x) are averaged to q(z), at most.
+        latents: samples of z per image, for the mutual information.
+        prior_draws: samples from the prior that are searched for holes.
+        far: a hole is where q(z) is below p(z) by this factor.
+        generated: images generated with each z, at most as many as there are held-out images.
 
     Raises:
-        ValueError: where 2 is not among ``latent_dims``.
+        ValueError: if 2 is not among ``latent_dims``.
     """
 
     latent_dims: tuple[Positive, ...] = (2, 10, 20)
@@ -61,53 +60,47 @@ class PriorOptions(Options):
 
 @dataclass(frozen=True)
 class Critics:
-    """Two opinions of images, by classifiers that know real ones.
+    """Real images, and a classifier trained on them, to compare generated images with.
 
     Attributes:
         real: held-out images, half of each split, ``(N, C, H, W)``.
-        trees: say which class an image is of, by vote.
+        trees: classify an image by votes.
     """
 
     real: Tensor
     trees: ExtraTreesClassifier
 
-    def found_out(self, images: Tensor) -> float:
-        """Share of images that a support vector machine tells from real ones; 0.5: a guess."""
-        rows = torch.cat([images.cpu(), self.real]).flatten(1).numpy()
-        is_real = torch.arange(len(rows)) >= len(images)
-        return float(cross_val_score(SVC(), rows, is_real.numpy(), cv=5).mean())
-
     def clear(self, images: Tensor) -> Tensor:
-        """Share of the votes that the most popular class of each image gets, ``(N,)``."""
+        """Share of the votes for the class with most votes, ``(N,)``."""
         votes = self.trees.predict_proba(images.cpu().flatten(1).numpy())
         return torch.from_numpy(votes).max(1).values
 
 
-def ask(trained: Trained, options: PriorOptions) -> Critics:
-    """Critics of images as this VAE's likelihood scores them."""
+def train_critics(trained: Trained, options: PriorOptions) -> Critics:
+    """Critics of images as this VAE's likelihood prepares them."""
     half = options.generated // 2
     real = torch.cat([trained.x("valid", half), trained.x("test", half)]).cpu()
     split = trained.dataset.train
     images, labels = split.images[: options.images], split.labels[: options.images]
     prepare, generator = trained.vae.model.likelihood.prepare, RandomStream("critics", 0).generator
-    x = torch.cat([prepare(images, generator) for _ in range(2)])  # so that it learns the noise too
+    x = torch.cat([prepare(images, generator) for _ in range(2)])  # to learn the noise too
     trees = ExtraTreesClassifier(200, random_state=0)
     return Critics(real, trees.fit(x.flatten(1).numpy(), labels.repeat(2).numpy()))
 
 
-def run(lab: Lab) -> Findings:
-    options: PriorOptions = lab.options
+def run(context: Context) -> Result:
+    options: PriorOptions = context.options
     dims = sorted(set(options.latent_dims))
-    recipes = {str(d): Recipe((f"latent_dim={d}",)) for d in dims}
+    specs = {str(d): VAESpec((f"latent_dim={d}",)) for d in dims}
     grey = (f"latent_dim={options.grey_latent_dim}", "likelihood=normal_learned_scale")
-    recipes["grey"] = Recipe(grey)
-    families = dict(zip(recipes, lab.train(list(recipes.values())), strict=True))
+    specs["grey"] = VAESpec(grey)
+    families = dict(zip(specs, context.train(list(specs.values())), strict=True))
     numbers: dict[str, Number] = {}
     for kind, family in families.items():
-        lab.tell(f"{kind} {'images' if kind == 'grey' else 'latent dimensions'}")
-        critics = ask(family[0], options)
+        context.tell(f"{kind} {'images' if kind == 'grey' else 'latent dimensions'}")
+        critics = train_critics(family[0], options)
         found = [measure(trained, critics, options) for trained in family]
-        for one in found:  # paired: of the same VAE
+        for one in found:  # differences within the same VAE
             one["found_difference"] = one["found_prior"] - one["found_aggregated"]
             one["clear_difference"] = one["clear_aggregated"] - one["clear_prior"]
             one["kl_excess"] = one["kl"] - one["kl_control"]
@@ -138,11 +131,11 @@ def run(lab: Lab) -> Findings:
         f"z ~ q(z) {compare(numbers, str(last))} (half is a guess). For grey images, where it says "
         f"{grey_rate} nats, z ~ q(z) {compare(numbers, 'grey')}."
     )
-    return Findings(numbers, predictions, answer, draw(numbers, families, options))
+    return Result(numbers, predictions, answer, draw(numbers, families, options))
 
 
 def compare(numbers: Mapping[str, Number], kind: str) -> str:
-    """How images with z ~ q(z) do, in words."""
+    """The comparison of images with z ~ q(z) and z ~ p(z), in words."""
     prior, aggregated = (numbers[f"found_{name}_{kind}"] for name in ("prior", "aggregated"))
     difference = numbers[f"found_difference_{kind}"]
     certain = abs(difference.value) > 2 * (difference.std_error or 0)
@@ -154,9 +147,9 @@ def compare(numbers: Mapping[str, Number], kind: str) -> str:
 
 
 def of_real_images(critics: Critics, trained: Trained, kind: str) -> dict[str, Number]:
-    """What the critics say of real images: the first of the training set against held-out ones."""
+    """The critics' measures of real images: training images against held-out ones."""
     x = trained.x("train", len(critics.real))
-    share, clear = critics.found_out(x), critics.clear(critics.real)
+    share, clear = found_out(x, critics.real), critics.clear(critics.real)
     guess = math.sqrt(0.25 / (2 * len(x)))
     spread = clear.std().item() / math.sqrt(len(clear))
     return {
@@ -166,13 +159,13 @@ def of_real_images(critics: Critics, trained: Trained, kind: str) -> dict[str, N
 
 
 def measure(trained: Trained, critics: Critics, options: PriorOptions) -> dict[str, float]:
-    """Every number of one VAE."""
+    """All numbers of one VAE."""
     vae, count = trained.vae, len(critics.real)
     x = trained.x("train", options.images)
     with torch.no_grad(), RandomStream("latent space", trained.seed, x.device).active():
         real = information(vae, x, options.latents)
         z = vae.model.prior().sample((options.prior_draws,))
-        # Images of which q(z) is p(z), but for the encoder's errors and their finite number.
+        # For images of the VAE q(z) = p(z), up to the encoder's errors and their finite number.
         simulated = vae.model.decode(vae.model.prior().sample((len(x),))).sample()
         simulated = vae.model.likelihood.into_support(simulated)
         control = information(vae, simulated, options.latents)
@@ -195,7 +188,7 @@ def measure(trained: Trained, critics: Critics, options: PriorOptions) -> dict[s
         "holes_control": (log_ratio(vae, simulated, z) < limit).double().mean().item(),
     }
     for name in ("prior", "aggregated"):
-        numbers[f"found_{name}"] = critics.found_out(images[name])
+        numbers[f"found_{name}"] = found_out(images[name], critics.real)
     return numbers | {f"clear_{k}": critics.clear(v).mean().item() for k, v in images.items()}
 
 
@@ -293,7 +286,7 @@ def draw(
 
 
 def draw_map(figure: Figure, axes: Axes, trained: Trained, options: PriorOptions) -> None:
-    """How dense q(z) is beside p(z), in two dimensions; contours of p(z)."""
+    """Draw log10 of q(z) / p(z) in two dimensions, and contours of p(z)."""
     side = 80
     axis = torch.linspace(-REACH, REACH, side)
     across, up = torch.meshgrid(axis, axis, indexing="xy")
@@ -318,7 +311,7 @@ def draw_map(figure: Figure, axes: Axes, trained: Trained, options: PriorOptions
     label(axes, "binary, 2 dim.; rings: shares of p(z)", "z[0]", "z[1]")
 
 
-study = Study(
+experiment = Experiment(
     "prior_or_aggregated_posterior",
     "Should one draw z from the prior or from where images lie?",
     run,

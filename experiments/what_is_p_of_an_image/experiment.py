@@ -1,4 +1,4 @@
-"""p(x) is a distribution over images: all images of nine pixels, and what real digits get."""
+"""p(x) is a distribution over images: of all images of nine pixels, and of real digits."""
 
 import itertools
 import math
@@ -8,10 +8,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, label, new_figure, show_images
 from experiments.numbers import over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.data import Dataset
 from vae_pyro.log_marginal import Quadrature, estimate_together
 from vae_pyro.randomness import RandomStream
@@ -23,28 +23,30 @@ class ImageOptions(Options):
     """Options of this experiment.
 
     Args:
-        held_out: the class that the second VAE never sees.
-        images: of each kind, whose log p(x) is computed.
+        held_out: the class that is left out of the training of the second VAE.
+        images: number of images of each kind whose log p(x) is computed.
     """
 
     held_out: int = 8
     images: int = 40
 
 
-def run(lab: Lab) -> Findings:
-    kept = sorted(set(lab.dataset.train.labels.tolist()) - {lab.options.held_out})
-    data = lab.chosen["data"]
+def run(context: Context) -> Result:
+    kept = sorted(set(context.dataset.train.labels.tolist()) - {context.options.held_out})
+    data = context.chosen["data"]
     middle = {"_target_": "experiments.what_is_p_of_an_image.middle.Middle", "source": data}
-    small, whole = lab.train(
+    small, whole = context.train(
         [
-            Recipe(("latent_dim=2",), {"data": middle}),
-            Recipe(("latent_dim=2",), {"data": {**data, "classes": kept}}),
+            VAESpec(("latent_dim=2",), {"data": middle}),
+            VAESpec(("latent_dim=2",), {"data": {**data, "classes": kept}}),
         ]
     )
-    lab.tell("all images of 3 x 3 pixels")
-    counted = [count(trained) for trained in small]
-    lab.tell("kinds of images of full size")
-    images = [images_by_kind(trained, lab) for trained in whole]
+    context.tell("all images of 3 x 3 pixels")
+    every = all_images(small[0].dataset)
+    found = [probabilities(trained, every) for trained in small]
+    counted = [count(t.dataset, every, p) for t, p in zip(small, found, strict=True)]
+    context.tell("kinds of images of full size")
+    images = [images_by_kind(trained, context) for trained in whole]
     kinds = [
         {name: log_p(trained.vae, x) for name, x in by_kind.items()}
         for trained, by_kind in zip(whole, images, strict=True)
@@ -78,15 +80,14 @@ def run(lab: Lab) -> Findings:
         f"noise of {numbers['noise']}; but the most probable image, with {numbers['mode']}, is "
         f"{mode} probable than every real one."
     )
-    return Findings(numbers, predictions, answer, draw(small[0], kinds, images[0]))
+    test = frequencies(small[0].dataset, "test", every)
+    return Result(numbers, predictions, answer, draw(found[0], test, kinds, images[0]))
 
 
-def count(trained: Trained) -> dict[str, float]:
+def count(dataset: Dataset, every: Tensor, p: Tensor) -> dict[str, float]:
     """Sum of p(x) over every image, and total variation distances between distributions."""
-    every = all_images(trained.dataset)
-    p = probabilities(trained, every)
-    test = frequencies(trained.dataset, "test", every)
-    train = frequencies(trained.dataset, "train", every)
+    test = frequencies(dataset, "test", every)
+    train = frequencies(dataset, "train", every)
     pixels = (train[:, None] * every.flatten(1)).sum(0)
     independent = torch.where(every.flatten(1) == 1, pixels, 1 - pixels).prod(1)
     return {
@@ -111,9 +112,9 @@ def probabilities(trained: Trained, every: Tensor) -> Tensor:
 
 
 def frequencies(dataset: Dataset, split: str, every: Tensor) -> Tensor:
-    """How often each binary image is drawn of the split's grey ones, exactly; ``(N,)``.
+    """The exact probability of each binary image under the split's grey images, ``(N,)``.
 
-    Pixels are drawn independently with probability level / (L - 1), so an image's chance is a
+    Pixels are independent with probability level / (L - 1), so the probability of an image is a
     product, averaged over the grey images.
     """
     assert dataset.num_levels is not None
@@ -123,21 +124,21 @@ def frequencies(dataset: Dataset, split: str, every: Tensor) -> Tensor:
 
 
 def distance(p: Tensor, q: Tensor) -> float:
-    """Total variation: the largest difference between two probabilities of one event."""
+    """The total variation distance: the largest difference in the probability of an event."""
     return 0.5 * (p - q).abs().sum().item()
 
 
 def log_p(vae: VAE, x: Tensor) -> Tensor:
-    """log p(x) by quadrature, ``(N,)``: it does not rely on an encoder that never saw such x."""
+    """log p(x) by quadrature, ``(N,)``; it does not rely on the encoder for unusual x."""
     return estimate_together({"q": Quadrature()}, vae, x, seed=0)["q"].estimate.value
 
 
-def images_by_kind(trained: Trained, lab: Lab) -> dict[str, Tensor]:
-    """Images to ask about, each kind ``(N, C, H, W)``; one blank image and one mode."""
-    vae, n = trained.vae, lab.options.images
+def images_by_kind(trained: Trained, context: Context) -> dict[str, Tensor]:
+    """The images by kind, each ``(N, C, H, W)``; one blank image and one mode."""
+    vae, n = trained.vae, context.options.images
     digits = trained.x("test", n)
     stream = trained.dataset.held_out_stream("test").generator
-    unseen = lab.dataset.test.of_classes([lab.options.held_out]).images[:n]
+    unseen = context.dataset.test.of_classes([context.options.held_out]).images[:n]
     shape, device = digits.shape, digits.device
     generator = torch.Generator().manual_seed(trained.seed)
     order = torch.rand(digits.flatten(1).shape, generator=generator).argsort(1).to(device)
@@ -155,16 +156,16 @@ def images_by_kind(trained: Trained, lab: Lab) -> dict[str, Tensor]:
 
 
 def draw_x(vae: VAE, num_images: int, seed: int) -> Tensor:
-    """x ~ p(x), the generative story told."""
+    """x ~ p(x) by the generative model."""
     with torch.no_grad(), RandomStream("draws", seed, vae.model.origin.device).active():
         x: Tensor = vae.model(None, num_images)
     return x
 
 
 def most_probable(vae: VAE, starts: Tensor, per_axis: int = 65) -> Tensor:
-    """An image from which no flip of one pixel leads to a more probable one, ``(1, C, H, W)``.
+    """A local maximum of p(x) under flips of one pixel, ``(1, C, H, W)``.
 
-    The best of such searches from some images, in which p(x) is a sum over a grid of z.
+    The best of several searches, in which p(x) is a sum over a grid of z.
     """
     axis = torch.linspace(-4, 4, per_axis, device=starts.device)
     z = torch.cartesian_prod(axis, axis)
@@ -204,10 +205,9 @@ NAMES = {
 }
 
 
-def draw(small: Trained, kinds: list[dict[str, Tensor]], images: dict[str, Tensor]) -> Figure:
+def draw(p: Tensor, q: Tensor, kinds: list[dict[str, Tensor]], images: dict[str, Tensor]) -> Figure:
+    """Left: p(x) against the frequency q of every small image. Right: log p(x) by kind."""
     figure, (left, right) = new_figure(11.5, 4.8, 1, 2, width_ratios=[1, 1.35])
-    every = all_images(small.dataset)
-    p, q = probabilities(small, every), frequencies(small.dataset, "test", every)
     left.plot(q, p, ".", color=COLOURS[0], alpha=0.7)
     ends = [0.5 * min(p.min().item(), q[q > 0].min().item()), 1]
     left.plot(ends, ends, color="black", lw=0.8)
@@ -240,7 +240,7 @@ def draw(small: Trained, kinds: list[dict[str, Tensor]], images: dict[str, Tenso
     return figure
 
 
-study = Study(
+experiment = Experiment(
     "what_is_p_of_an_image",
     "What is p of an image?",
     run,

@@ -1,4 +1,4 @@
-"""Images so small that all of them can be counted."""
+"""Images so small that all of them can be enumerated."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The same VAE with every likelihood: bits per dimension, and how means and draws look."""
+"""The same VAE with every likelihood: bits per dimension, and the look of means and samples."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import cross_val_score
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.randomness import RandomStream
 from vae_pyro.reporting.figures import tile
@@ -35,9 +35,9 @@ class LikelihoodOptions(Options):
     """Options of this experiment.
 
     Args:
-        likelihoods: as ``likelihood=`` takes them; two at least.
+        likelihoods: choices of ``likelihood=``; two or more.
         latent_dim: of every VAE.
-        images: drawn from each VAE, and taken of the test set, to be compared.
+        images: number of images of each VAE that are compared with test images.
     """
 
     likelihoods: tuple[str, ...] = ALL
@@ -48,21 +48,20 @@ class LikelihoodOptions(Options):
         super().__post_init__()
         if len(self.likelihoods) < 2:
             raise ValueError("likelihoods: needs two or more")
-        if self.images < 20:
-            raise ValueError(f"images: must be at least 20, got {self.images}")
+        self.at_least(images=20)
 
 
-def run(lab: Lab) -> Findings:
-    names = lab.options.likelihoods
-    size = f"latent_dim={lab.options.latent_dim}"
+def run(context: Context) -> Result:
+    names = context.options.likelihoods
+    size = f"latent_dim={context.options.latent_dim}"
     trained = dict(
-        zip(names, lab.train([Recipe((f"likelihood={n}", size)) for n in names]), strict=True)
+        zip(names, context.train([VAESpec((f"likelihood={n}", size)) for n in names]), strict=True)
     )
     numbers: dict[str, Number] = {}
     pictures = {}
     for name, vaes in trained.items():
-        lab.tell(f"pictures of {name}")
-        looks = [look(t, lab.options.images) for t in vaes]
+        context.tell(f"pictures of {name}")
+        looks = [look(t, context.options.images) for t in vaes]
         for measure in ("sharpness", "told_apart"):
             for kind in KINDS:
                 values = [measures[f"{measure}.{kind}"] for measures, _ in looks]
@@ -100,18 +99,18 @@ def run(lab: Lab) -> Findings:
         f"{numbers[f'bits_per_dim.{best}']} bits per pixel, {spelt(worst)} "
         f"{numbers[f'bits_per_dim.{worst}']}. Means of p(x | z) hide the difference, draws show it."
     )
-    return Findings(numbers, predictions, answer, draw(trained, pictures, numbers))
+    return Result(numbers, predictions, answer, draw(trained, pictures, numbers))
 
 
 UNITS = {"sharpness": "of the test images'", "told_apart": "accuracy"}
 
 
 def look(trained: Trained, num_images: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """How sharp and how real the means and the draws of p(x | z), z ~ p(z), are.
+    """How sharp and how real the means and the samples of p(x | z), z ~ p(z), look.
 
-    Both as the levels that a file would hold. Sharpness: mean squared difference of neighbouring
-    pixels, over that of test images. Told apart: accuracy of a random forest that has to tell them
-    from test images; 0.5 is chance.
+    Both are rounded to the levels of image files. Sharpness: mean squared difference of
+    neighbouring pixels, divided by that of test images. Told apart: accuracy of a random forest
+    between them and test images; 0.5 is chance.
 
     Returns:
         the measures; and images by kind, ``(N, C, H, W)``.
@@ -133,7 +132,7 @@ def look(trained: Trained, num_images: int) -> tuple[dict[str, float], dict[str,
 
 
 def as_levels(x: Tensor, likelihood: Likelihood) -> Tensor:
-    """What a file would hold of x, over its highest level; binary x and its means as they are."""
+    """x rounded to the levels of image files, in [0, 1]; binary x and its means are not changed."""
     levels = likelihood.num_levels
     if likelihood.support is Support.BINARY or levels is None:
         return x
@@ -149,7 +148,7 @@ def roughness(x: Tensor) -> float:
 
 
 def told_apart(real: Tensor, generated: Tensor, seed: int) -> float:
-    """Cross-validated accuracy of a random forest between two kinds of equally many images."""
+    """Cross-validated accuracy of a random forest between equally many images of two kinds."""
     pixels = torch.cat([real, generated]).flatten(1).cpu().numpy()
     labels = np.repeat([0, 1], len(real))
     forest = RandomForestClassifier(100, random_state=seed)
@@ -170,7 +169,7 @@ def draw(
     numbers: dict[str, Number],
     shown: int = 9,
 ) -> Figure:
-    """A row per likelihood: test images, means, draws, and the three measures beside them."""
+    """Draw a row per likelihood: means, samples, and their measures beside them."""
     figure = Figure(figsize=(12, 0.72 * len(pictures) + 1.1), layout="constrained")
     grid = figure.add_gridspec(
         len(pictures), 4, width_ratios=[2.2, 2.2, 1.5, 1.5], hspace=0.02, wspace=0.04
@@ -242,6 +241,6 @@ def draw(
     return figure
 
 
-study = Study(
+experiment = Experiment(
     "which_likelihood", "Which likelihood should p(x | z) be?", run, options=LikelihoodOptions
 )

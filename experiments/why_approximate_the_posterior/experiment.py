@@ -1,4 +1,4 @@
-"""The true p(z | x), on a grid and by NUTS, beside q(z | x): what the encoder saves and loses."""
+"""The true p(z | x), on a grid and by NUTS, compared with q(z | x) of the encoder."""
 
 import copy
 import math
@@ -14,10 +14,10 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
+from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure
 from experiments.numbers import Number, over_seeds
-from experiments.study import Findings, Lab, Options, Study
-from experiments.vaes import Recipe, Trained
+from experiments.vaes import Trained, VAESpec
 from vae_pyro.errors import EstimatorError
 from vae_pyro.evaluation.latent import ACTIVE_VARIANCE, posterior_means
 from vae_pyro.log_marginal import (
@@ -35,7 +35,7 @@ from vae_pyro.vae import VAE
 
 GUIDES = {"diag_normal": "normal", "full_rank_normal": "full-rank normal", "flow": "flow"}
 LARGE_GUIDES = ("diag_normal",)  # each guide is one more VAE per seed
-INFLATION, PRIOR_SHARE = 1.2, 0.1  # of the proposal whose weights tell the posterior's moments
+INFLATION, PRIOR_SHARE = 1.2, 0.1  # of the proposal for the posterior's moments
 MASSES = (0.99, 0.9, 0.5)  # within the contours
 HALF_WIDTH, COARSE, NEGLIGIBLE = 6.0, 121, 12.0  # of the first grid; its points; nats
 
@@ -46,16 +46,16 @@ class PosteriorOptions(Options):
 
     Args:
         large: latent dimensions of the second kind of VAE; the first has 2.
-        images: test images whose gap is split.
+        images: number of test images whose gap is computed.
         grid: points per axis of the grid on which p(z | x) is drawn.
-        local_steps: of the search for the best q of every image.
-        draws: weighted z's per image that tell log p(x) and the moments of p(z | x).
-        nuts_images: test images whose posterior NUTS draws from.
-        nuts_samples: kept draws.
-        nuts_warmup: draws thrown away before.
+        local_steps: steps of the search for the best q of each image.
+        draws: weighted samples per image, for log p(x) and the moments of p(z | x).
+        nuts_images: number of test images whose posterior NUTS samples.
+        nuts_samples: samples of NUTS after the warm-up.
+        nuts_warmup: samples of the warm-up.
 
     Raises:
-        ValueError: where too little is asked for.
+        ValueError: if a number is too small.
     """
 
     large: int = 10
@@ -69,18 +69,8 @@ class PosteriorOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("large", 3),
-            ("images", 1),
-            ("grid", 3),
-            ("local_steps", 1),
-            ("draws", 100),
-            ("nuts_images", 1),
-            ("nuts_samples", 10),
-            ("nuts_warmup", 10),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        self.at_least(large=3, images=1, grid=3, local_steps=1, draws=100)
+        self.at_least(nuts_images=1, nuts_samples=10, nuts_warmup=10)
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of p(z | x) or of what stands for it, by latent dimension, each ``(images, D)``."""
+    """Moments of p(z | x) or an approximation, by latent dimension, each ``(images, D)``."""
 
     mean: Tensor
     std: Tensor
@@ -102,14 +92,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class Compared:
-    """The posterior of some images by three ways, in the dimensions that the encoder uses.
+    """The posterior of some images by three methods, in the dimensions that the encoder uses.
 
     Attributes:
-        weighted: by weighted draws.
+        weighted: by weighted samples.
         nuts: by NUTS.
-        q: what the encoder says.
+        q: by the encoder.
         evaluations: of the decoder and its gradient, per image, by NUTS.
-        effective: mean effective number of its draws, by dimension.
+        effective: effective sample size of NUTS, mean over dimensions.
         correlation: the strongest between two dimensions under p(z | x), mean over images.
     """
 
@@ -121,11 +111,11 @@ class Compared:
     correlation: float
 
     def shift(self, other: Moments) -> Tensor:
-        """How far means are off, in standard deviations of the posterior."""
+        """Difference of the means, in standard deviations of the posterior."""
         return (other.mean - self.weighted.mean) / self.weighted.std
 
     def ratio(self, other: Moments) -> float:
-        """Geometric mean of standard deviation / the posterior's."""
+        """Geometric mean of the standard deviations divided by those of the posterior."""
         return (other.std / self.weighted.std).log().mean().exp().item()
 
 
@@ -146,17 +136,17 @@ class Contours:
     log_p: float
 
 
-def run(lab: Lab) -> Findings:
-    options = lab.options
+def run(context: Context) -> Result:
+    options = context.options
     kinds = [(2, guide) for guide in GUIDES] + [(options.large, guide) for guide in LARGE_GUIDES]
-    trained = lab.train([Recipe((f"latent_dim={d}", f"guide={g}")) for d, g in kinds])
+    trained = context.train([VAESpec((f"latent_dim={d}", f"guide={g}")) for d, g in kinds])
     names = [f"{'small' if d == 2 else 'large'}_{guide}" for d, guide in kinds]
     vaes = dict(zip(names, trained, strict=True))
     found: dict[str, list[Gap]] = {}
     for name, of in vaes.items():
-        lab.tell(f"gap: {name}")
+        context.tell(f"gap: {name}")
         found[name] = [gap(t, options) for t in of]
-    lab.tell("NUTS")
+    context.tell("NUTS")
     compared = [compare(t, options) for t in vaes["large_diag_normal"]]
     shown = int(found["small_diag_normal"][0].total.argmax())
     drawn = {guide: contours(vaes[f"small_{guide}"][0], shown, options.grid) for guide in GUIDES}
@@ -190,7 +180,7 @@ def run(lab: Lab) -> Findings:
         f"{numbers['amortisation_large_diag_normal']} of them because one encoder serves all "
         f"images."
     )
-    return Findings(numbers, predictions, answer, draw(drawn, numbers, compared, options))
+    return Result(numbers, predictions, answer, draw(drawn, numbers, compared, options))
 
 
 def gap(trained: Trained, options: PosteriorOptions) -> Gap:
@@ -201,14 +191,14 @@ def gap(trained: Trained, options: PosteriorOptions) -> Gap:
     )
     if vae.model.latent_dim == 2:
         known = Quadrature()
-    asked: dict[str, Estimator] = {"elbo": ELBOBound(1_000), "known": known}
+    estimators: dict[str, Estimator] = {"elbo": ELBOBound(1_000), "known": known}
     best = LocalELBO(num_steps=options.local_steps)
-    with suppress(EstimatorError):  # of a flow it has no answer
+    with suppress(EstimatorError):  # not defined for a flow
         best.check(vae)
-        asked["best"] = best
+        estimators["best"] = best
     values = {
-        name: answer.estimate.value
-        for name, answer in estimate_together(asked, vae, x, seed=trained.seed).items()
+        name: timed.estimate.value
+        for name, timed in estimate_together(estimators, vae, x, seed=trained.seed).items()
     }
     total = values["known"] - values["elbo"]
     if "best" not in values:
@@ -230,7 +220,7 @@ def gap_numbers(found: Mapping[str, Sequence[Gap]]) -> dict[str, Number]:
 
 
 def compare(trained: Trained, options: PosteriorOptions) -> Compared:
-    """The posterior's moments by weighted draws, by NUTS, and by the encoder."""
+    """Moments of the posterior by weighted samples, by NUTS and by the encoder."""
     vae, x = trained.vae, trained.x("test", options.nuts_images)
     variances = posterior_means(vae, trained.x("test")).var(0)
     used = variances >= min(ACTIVE_VARIANCE, variances.max().item())
@@ -276,10 +266,10 @@ def weighted_moments(vae: VAE, x: Tensor, num_draws: int, used: Tensor) -> tuple
 
 
 def nuts(vae: VAE, x: Tensor, options: PosteriorOptions) -> tuple[Tensor, int]:
-    """Draws of z from the model, as it is written, given x.
+    """Samples of p(z | x) by NUTS from the Pyro model itself.
 
     Returns:
-        ``(samples, images, D)``, and how often the decoder was asked.
+        ``(samples, images, D)``, and the number of decoder evaluations.
     """
     model = copy.deepcopy(vae.model).requires_grad_(False)
     calls = []
@@ -291,7 +281,7 @@ def nuts(vae: VAE, x: Tensor, options: PosteriorOptions) -> tuple[Tensor, int]:
 
 
 def posterior_numbers(compared: Sequence[Compared]) -> dict[str, Number]:
-    """How far NUTS and the encoder are from the weighted draws, means over seeds."""
+    """Differences of NUTS and the encoder from the weighted samples, means over seeds."""
     sds = "posterior standard deviations"
     expected = [math.sqrt(2 / math.pi / c.effective) for c in compared]  # E|N(0, 1 / ESS)|
     return {
@@ -317,7 +307,7 @@ def on_grid(trained: Trained, image: int) -> float:
 
 
 def contours(trained: Trained, image: int, points: int) -> Contours:
-    """p(z | x) and q(z | x) on a grid around where p(z | x) is."""
+    """p(z | x) and q(z | x) on a grid that covers p(z | x)."""
     vae, x = trained.vae, trained.x("test", image + 1)[-1:]
     with torch.no_grad():
         axis = torch.linspace(-HALF_WIDTH, HALF_WIDTH, COARSE, device=x.device)
@@ -343,7 +333,7 @@ def contours(trained: Trained, image: int, points: int) -> Contours:
 
 
 def levels(density: Tensor) -> list[float]:
-    """Heights above which the density holds each of MASSES of what is on the grid, ascending."""
+    """The heights above which the density has each of MASSES, ascending."""
     ordered = density.flatten().sort(descending=True).values
     share = ordered.cumsum(0) / ordered.sum()
     return [ordered[(share < mass).sum().clamp(max=len(share) - 1)].item() for mass in MASSES]
@@ -437,7 +427,7 @@ def draw_shifts(axes: Axes, compared: Sequence[Compared], options: PosteriorOpti
     )
 
 
-study = Study(
+experiment = Experiment(
     "why_approximate_the_posterior",
     "Why approximate p(z | x), and what does it cost?",
     run,

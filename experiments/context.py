@@ -1,4 +1,4 @@
-"""One experiment: what it asks, and what it is given to answer with."""
+"""An experiment (a question and the function that measures) and the context it runs in."""
 
 import dataclasses
 import hashlib
@@ -11,18 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 import vae_pyro
+from experiments.configuration import configuration
 from experiments.numbers import Number
-from experiments.pages import HERE
-from experiments.vaes import Recipe, Trained, run_jobs
+from experiments.vaes import Trained, VAESpec, run_jobs
 from vae_pyro.config import build, parse_config
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.data import Dataset, ImageSource
@@ -32,38 +29,46 @@ from vae_pyro.runs.job import Job
 from vae_pyro.runs.preparation import choose_device
 from vae_pyro.tracking import Tracker
 
-CONF = HERE.parent / "conf"
 OUTPUTS = Path("outputs") / "experiments"
 _COMMON = ("training.snapshots=1", "resume=true")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``experiment.<key>=`` sets; each experiment adds its own.
+    """The options that ``experiment.<key>=`` sets; each experiment adds its own.
 
     Args:
-        workers: VAEs trained at once, each in a process of one thread; 0: one per core.
+        workers: number of VAEs trained at once, each in its own process; 0: one per core.
 
     Raises:
-        ValueError: where it is negative.
+        ValueError: if ``workers`` is negative.
     """
 
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"workers: must be at least 0, got {self.workers}")
+        self.at_least(workers=0)
+
+    def at_least(self, **smallest: int) -> None:
+        """Refuse options that are smaller than the number given here for their name.
+
+        Raises:
+            ValueError: naming the option.
+        """
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What an experiment found.
+class Result:
+    """What an experiment measured.
 
     Attributes:
-        numbers: by name.
-        predictions: what was predicted, by name, and whether it held.
+        numbers: the measured numbers, by name.
+        predictions: whether each prediction held, by name.
         answer: one sentence with its number.
-        figure: says one thing.
+        figure: shows one message.
     """
 
     numbers: Mapping[str, Number]
@@ -73,50 +78,52 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Study:
+class Experiment:
     """One experiment.
 
     Attributes:
-        name: of its folder.
-        question: as people ask it.
-        run: measures.
-        options: the class of its options, a subclass of ``Options``.
-        overrides: of the configuration, before the user's.
-        seeds: of the VAEs, unless ``seed=`` says otherwise.
+        name: the name of its folder.
+        question: in the words of those who ask it.
+        run: measures, and returns the result.
+        options: the class of its options.
+        overrides: of the configuration; those on the command line come after them.
+        seeds: training seeds, unless ``seed=`` sets others.
     """
 
     name: str
     question: str
-    run: Callable[["Lab"], Findings]
+    run: Callable[["Context"], Result]
     options: type[Options]
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = (0, 1, 2)
 
 
-class Lab:
-    """What a study's ``run`` is given: seeds, options, trained VAEs.
+class Context:
+    """What an experiment's ``run`` works with: seeds, options, data and trained VAEs.
 
     Args:
-        study: the experiment.
-        typed: overrides as typed: those of ``conf/``, ``experiment.<option>=`` and ``seed=0,1,2``.
+        experiment: the experiment.
+        typed: overrides: keys of ``conf/``, ``experiment.<option>=`` and ``seed=0,1,2``.
         console: where progress is shown.
 
     Attributes:
-        seeds: one VAE of each kind per seed.
-        options: of the study's own class.
+        seeds: training seeds; each VAE is trained once per seed.
+        options: an instance of the experiment's class of options.
+        chosen: the resolved configuration as nested dictionaries.
         device: where everything is computed.
+        tracker: where the run is recorded.
 
     Raises:
-        ConfigError: where an override cannot be used.
+        ConfigError: if an override is malformed, unknown or not meant for experiments.
     """
 
-    def __init__(self, study: Study, typed: Sequence[str], console: Console) -> None:
+    def __init__(self, experiment: Experiment, typed: Sequence[str], console: Console) -> None:
         self._start = time.time()
         self._trained_before: list[bool] = []
         self._console = console
-        self._study = study
+        self._experiment = experiment
         self._typed: list[str] = []
-        self.seeds = list(study.seeds)
+        self.seeds = list(experiment.seeds)
         options: dict[str, Any] = {}
         refuse_credentials(typed)
         try:
@@ -130,16 +137,16 @@ class Lab:
                 chosen = list(override.sweep_iterator()) if several else [override.value()]
                 self.seeds = [_seed(value) for value in chosen]
                 if len(set(self.seeds)) < len(self.seeds):
-                    raise ConfigError(f"{line}: each seed once, for ± is taken between them")
+                    raise ConfigError(f"{line}: give each seed once; ± is computed between seeds")
             elif override.is_sweep_override():
                 raise ConfigError(f"{line}: one value at a time; only seed= takes several")
             elif key.startswith("experiment."):
                 options[key.removeprefix("experiment.")] = override.value()
             elif key == "resume" or key.startswith("hydra"):
-                raise ConfigError(f"{line}: not of an experiment, which always goes on as it can")
+                raise ConfigError(f"{line}: leave it out; an experiment always continues")
             else:
                 self._typed.append(line)
-        target = f"{study.options.__module__}.{study.options.__qualname__}"
+        target = f"{experiment.options.__module__}.{experiment.options.__qualname__}"
         self.options: Any = build({"_target_": target, **options}, Options, "experiment")
         self.chosen, _ = self._tree([f"seed={self.seeds[0]}"])
         config = parse_config(self.chosen)
@@ -148,8 +155,8 @@ class Lab:
 
     @property
     def command(self) -> str:
-        """What was typed, in words, without what says nothing about the result."""
-        default = self._study.options()
+        """The command that gives the same result, without options that do not change it."""
+        default = self._experiment.options()
         changed = [
             f"experiment.{option.name}={as_typed(getattr(self.options, option.name))}"
             for option in dataclasses.fields(self.options)
@@ -157,14 +164,14 @@ class Lab:
             and getattr(self.options, option.name) != getattr(default, option.name)
         ]
         seeds = ",".join(str(seed) for seed in self.seeds)
-        changed += [f"seed={seeds}"] if self.seeds != list(self._study.seeds) else []
+        changed += [f"seed={seeds}"] if self.seeds != list(self._experiment.seeds) else []
         changed += [o for o in self._typed if not _key(o).startswith("tracking")]
-        return " ".join([f"python -m experiments.{self._study.name}", *changed])
+        return " ".join([f"python -m experiments {self._experiment.name}", *changed])
 
     @property
     def is_default(self) -> bool:
-        """Whether the command has no override, and so the experiment's folder is rewritten."""
-        return self.command == f"python -m experiments.{self._study.name}"
+        """Whether the command has no override; the experiment's folder is then rewritten."""
+        return self.command == f"python -m experiments {self._experiment.name}"
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -172,7 +179,7 @@ class Lab:
         return build(self.chosen["data"], ImageSource, "data").load()
 
     def cost(self) -> str:
-        """Seconds so far, and whether VAEs were there already, in words."""
+        """The seconds so far and how many VAEs were trained before, in words."""
         words = f"{time.time() - self._start:.0f} s on {os.cpu_count()} cores"
         before, total = sum(self._trained_before), len(self._trained_before)
         return f"{words}, {before} of {total} VAEs trained before" if total else words
@@ -181,22 +188,25 @@ class Lab:
         """Show one line."""
         self._console.print(note, highlight=False, markup=False, soft_wrap=True)
 
-    def train(self, recipes: Sequence[Recipe]) -> list[list[Trained]]:
-        """Train every recipe with every seed, or read back what was trained before.
+    def train(self, specs: Sequence[VAESpec]) -> list[list[Trained]]:
+        """Train every VAE with every seed, or load those that were trained before.
 
-        Each is a job as of ``run.py``, with a folder, checkpoints and a run in MLflow of its own.
+        Each is a job as ``run.py`` runs it, with its own folder, checkpoints and MLflow run.
+
+        Args:
+            specs: the VAEs.
 
         Returns:
-            by recipe and seed.
+            for each spec, the trained VAEs by seed.
 
         Raises:
-            ConfigError: where the user set what the experiment itself has to choose.
+            ConfigError: if an override sets a key that the experiment chooses itself.
         """
-        jobs = [self._job(recipe, seed) for recipe in recipes for seed in self.seeds]
+        jobs = [self._job(spec, seed) for spec in specs for seed in self.seeds]
         workers = self.options.workers or (os.cpu_count() or 1)
         if self.device.type != "cpu":
             workers = 1
-        once = {job.output: (tree, job) for tree, job in jobs}  # two recipes may be one VAE
+        once = {job.output: (tree, job) for tree, job in jobs}  # two specs may be one VAE
         done = run_jobs(list(once.values()), min(workers, len(once)), self.tell)
         by_folder = dict(zip(once, done, strict=True))
         trained = []
@@ -214,41 +224,26 @@ class Lab:
             trained.append(Trained(vae, by_folder[job.output], dataset, tree["seed"]))
         return [trained[i : i + len(self.seeds)] for i in range(0, len(trained), len(self.seeds))]
 
-    def _job(self, recipe: Recipe, seed: int) -> tuple[dict[str, Any], Job]:
-        for override in recipe.overrides:
+    def _job(self, spec: VAESpec, seed: int) -> tuple[dict[str, Any], Job]:
+        for override in spec.overrides:
             key = _key(override)
             for typed in self._typed:
                 if _key(typed) == key:
                     raise ConfigError(
                         f"{typed}: this experiment chooses {key} itself; leave it out"
                     )
-        tree, choices = self._tree([*recipe.overrides, f"seed={seed}"])
-        tree |= recipe.groups
-        # Kept in one place for all experiments that ask for the same.
+        tree, choices = self._tree([*spec.overrides, f"seed={seed}"])
+        tree |= spec.groups
+        # Experiments that need the same VAE share its folder.
         decisive = {k: v for k, v in tree.items() if k not in ("tracking", "device")}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-        name = ", ".join([*self._typed, *recipe.overrides, f"seed={seed}"])
+        name = ", ".join([*self._typed, *spec.overrides, f"seed={seed}"])
         folder = OUTPUTS / "vaes" / digest[:16]
         return tree, Job(name, {}, choices, folder, parent=None)
 
     def _tree(self, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-        """The resolved configuration as plain nested dictionaries, and each group's choice."""
-        every = [*_COMMON, *self._study.overrides, *self._typed, *overrides]
-        try:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = compose("config", every, return_hydra_config=True)
-            choices = cfg.hydra.runtime.choices
-            with open_dict(cfg):
-                del cfg["hydra"]
-            tree = OmegaConf.to_container(cfg, resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            first_lines = " ".join(str(error).split("\n")[:2])
-            raise ConfigError(f"{first_lines} (python run.py --help lists the keys)") from error
-        assert isinstance(tree, dict)
-        return (
-            {str(key): value for key, value in tree.items()},
-            {k: v for k, v in choices.items() if not k.startswith("hydra/")},
-        )
+        """The configuration with the experiment's overrides, the user's, and then these."""
+        return configuration([*_COMMON, *self._experiment.overrides, *self._typed, *overrides])
 
 
 def _key(override: str) -> str:
@@ -256,7 +251,7 @@ def _key(override: str) -> str:
 
 
 def as_typed(value: Any) -> str:
-    """An option's value as it is written on the command line: ``[1,10]``."""
+    """An option's value as written on the command line: ``[1,10]``."""
     return json.dumps(value, separators=(",", ":")).replace('"', "")
 
 
