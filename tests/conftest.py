@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import database, forkserver
 from vae_pyro.data import Dataset, Digits, batches
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
@@ -45,6 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if shared:
             item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    # With several processes of tests, each has a folder of its own in the one of this run.
+    tables = database.tables(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+    database.use(tables)
+    forkserver.use_tables(tables)
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +105,7 @@ def run_py(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         *arguments: str, timeout: float = 300, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return forkserver.run(
             [sys.executable, str(ROOT / "run.py"), *arguments],
             cwd=tmp_path,
             env=os.environ | environment,

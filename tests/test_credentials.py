@@ -134,7 +134,7 @@ def test_an_experiment_and_a_delivery_refuse_it_too(tmp_path: Path) -> None:
         ["experiments.what_is_p_of_an_image", f"tracking.uri={HOLDING[0]}"],
         ["vae_pyro.cli.deliver", "--uri", HOLDING[0]],
     ):
-        done = subprocess.run(
+        done = forkserver.run(
             [sys.executable, "-m", *command],
             cwd=tmp_path,
             capture_output=True,

@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from tests import forkserver
 from tests.conftest import ROOT
 
 MLFLOW = "vae_pyro.tracking.store.MLflow"
@@ -23,7 +24,7 @@ MLFLOW = "vae_pyro.tracking.store.MLflow"
 
 def deliver(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
-    return subprocess.run(
+    return forkserver.run(
         [sys.executable, "-m", "vae_pyro.cli.deliver", *arguments],
         cwd=folder,
         timeout=200,

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from tests import forkserver
 from tests.conftest import ROOT
 from tests.test_resume import ONE_THREAD, SHORT, outcome, recorded, running, wait_for
 from tests.test_sweep import CONTRACT
@@ -130,15 +131,15 @@ def test_a_server_that_stays_away_gets_it_by_command(server: Server, tmp_path: P
     command = [sys.executable, "-m", "vae_pyro.cli.deliver", str(tmp_path / "job")]
     command += ["--uri", server.uri]
     assert " ".join(command[1:]) in output.replace("\n", " ")
-    away = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    away = forkserver.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert away.returncode == 1
     assert "records still wait" in away.stderr
     server.start()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = forkserver.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d+ records delivered", done.stdout)
     assert_complete(server, tmp_path / "job")
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    again = forkserver.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert "has everything delivered" in again.stdout.replace("\n", " ")
     assert_complete(server, tmp_path / "job")
 
@@ -200,7 +201,7 @@ def test_a_database_without_room_gets_it_later(run_py: RunPy, tmp_path: Path) ->
             "--uri",
             uri,
         ]
-        done = subprocess.run(deliver, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        done = forkserver.run(deliver, cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         client = MlflowClient(uri)
         (run,) = client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
 from tests.conftest import QUICK, ROOT
 
 RunPy = Callable[..., subprocess.CompletedProcess[str]]
@@ -32,7 +33,7 @@ def test_a_reader_that_goes_away_does_not_end_a_sweep(closed: str, tmp_path: Pat
     reader, writer = os.pipe()
     os.close(reader)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
-    sweep = subprocess.run(
+    sweep = forkserver.run(
         [sys.executable, str(ROOT / "run.py"), "latent_dim=2,3", *QUICK, "-m"],
         cwd=tmp_path,
         timeout=200,
