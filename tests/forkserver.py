@@ -215,7 +215,7 @@ class _Server:
         self._process.wait(60)
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Nobody is there any more to send commands."""
 
 
@@ -253,7 +253,7 @@ def serve(control: socket.socket) -> dict[str, Any]:
             ends[pid] = files[3]
             for file in files[:3]:
                 os.close(file)
-    except _Stopped:
+    except _StoppedError:
         for pid in ends:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -272,7 +272,7 @@ def _tell_who_has_ended(ends: dict[int, int]) -> None:
 def _received(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
     head, files, _, _ = socket.recv_fds(control, _LENGTH.size, 4)
     if not head:
-        raise _Stopped
+        raise _StoppedError
     length = _LENGTH.unpack(head)[0]
     body = b""
     while len(body) < length:
@@ -315,7 +315,7 @@ def become(request: Mapping[str, Any], base: Sequence[str]) -> NoReturn:
         else:
             sys.path[:] = [str(Path(first).resolve().parent), *paths, *base]
             sys.argv = [first, *rest]
-            main.__dict__.update(__file__=first, __builtins__=__builtins__)
+            main.__dict__.update(__file__=os.path.abspath(first), __builtins__=__builtins__)
             exec(compile(Path(first).read_bytes(), first, "exec"), main.__dict__)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)

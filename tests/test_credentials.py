@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import forkserver
 from tests.conftest import ROOT
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import ConfigError

@@ -20,6 +20,7 @@ from experiments.command import main
 from experiments.numbers import Number, over_seeds
 from experiments.pages import HERE, NAMES, fill, fill_table, read_results
 from experiments.study import OUTPUTS, Lab
+from tests import forkserver
 from tests.conftest import ROOT
 from vae_pyro.cli.app import make_console
 from vae_pyro.errors import ConfigError
@@ -102,7 +103,7 @@ def experiment(
     name: str, *arguments: str, cwd: Path, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """``python -m experiments.<name>`` in an empty folder."""
-    return subprocess.run(
+    return forkserver.run(
         [sys.executable, "-m", f"experiments.{name}", *arguments],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -272,7 +273,7 @@ def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
         "experiment.workers=2",
         *BUDGETS[name],
     )
-    with subprocess.Popen(
+    with forkserver.Popen(
         [sys.executable, "-m", f"experiments.{command[0]}", *command[1:]],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ atexit.register(print, "farewell")
 print(json.dumps({
     "argv": sys.argv, "path": sys.path, "name": __name__, "file": __file__, "cwd": os.getcwd(),
     "main": sys.modules["__main__"].__dict__ is globals(),
-    "environment": dict(os.environ), "locals": sorted(globals()),
+    "environment": dict(os.environ), "package": [__package__, __spec__ is None],
     "encoding": [sys.stdin.encoding, sys.stdout.encoding, sys.stdout.errors, sys.stderr.errors],
     "handlers": [str(signal.getsignal(n)) for n in (2, 13, 15, 17)],
     "project": [name for name in sys.modules if name.split(".")[0] in ("vae_pyro", "tests")],
@@ -78,7 +80,7 @@ def test_it_sees_what_a_new_interpreter_sees(
         "import os; os._exit(4)",
         "import os; os.kill(os.getpid(), 9)",
         "import os; os.kill(os.getpid(), 15)",
-        "import threading, time; threading.Thread(target=lambda: (time.sleep(0.2), print(1))).start()",
+        "import threading; threading.Timer(0.2, lambda: print('last')).start()",
     ],
 )
 def test_it_ends_as_a_new_interpreter_does(
@@ -176,9 +178,6 @@ def test_a_job_gives_the_same_output_and_files(tmp_path: Path) -> None:
 
 def columns(database: Path) -> dict[str, list[tuple[object, ...]]]:
     """Each table's and index's columns."""
-    import sqlite3
-    from contextlib import closing
-
     with closing(sqlite3.connect(database)) as connection:
         found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
         return {
