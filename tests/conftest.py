@@ -33,19 +33,29 @@ needs_mnist = pytest.mark.skipif(
 
 
 _SHARED = {"sweep", "undisturbed", "slurm", "server"}
+_SLOW = {*_SHARED, "run_py", "postgres"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Where tests run in several processes, what takes long to set up is set up in one of them.
 
-    These come first, so that none of them is left alone at the end.
+    A test that runs the program or a server is slow.
     """
-    for item in items:
-        shared = sorted(_SHARED & set(getattr(item, "fixturenames", ())))
-        if shared:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if shared := sorted(_SHARED & fixtures):
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
+    if _SLOW & fixtures:
+        item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first, so that none of it is left alone at the end."""
+
+    def order(item: pytest.Item) -> tuple[bool, bool]:
+        marks = {mark.name for mark in item.iter_markers()}
+        return "xdist_group" not in marks, "slow" not in marks
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,6 +76,7 @@ EVERYTHING: list[tuple[type[Likelihood], type[Guide], Network, Objective]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("likelihood", "guide", "network", "objective"), EVERYTHING)
 def test_losses_and_gradients_are_pyros(
     likelihood: type[Likelihood], guide: type[Guide], network: Network, objective: Objective
@@ -123,6 +124,7 @@ class Cyclical(BetaELBO):
         return replace(self, beta=self.beta / 2) if epoch % 2 else self
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "network"), [(12, MLP((20,))), (5, Conv((3, 4)))])
 def test_training_gives_the_same_numbers_compiled(batch_size: int, network: Network) -> None:
     """Also where the last batch is a shorter one, and the objective changes between epochs."""
@@ -135,6 +137,7 @@ def test_training_gives_the_same_numbers_compiled(batch_size: int, network: Netw
     torch.testing.assert_close(weights(graph), weights(eager), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_training_repeats_to_the_bit_and_leaves_nothing_behind() -> None:
     """Three jobs in one process; the one in between is of another likelihood."""
     pyro.clear_param_store()  # of what other tests left
@@ -194,6 +197,7 @@ def test_what_cannot_be_traced_is_run_and_said_once() -> None:
     assert told[1].startswith("evaluated without compiling: ")
 
 
+@pytest.mark.slow
 def test_a_graph_that_gives_other_numbers_is_refused() -> None:
     """A program that counts its calls: the tracer sees one of them, for ever."""
     calls = []
@@ -206,6 +210,7 @@ def test_a_graph_that_gives_other_numbers_is_refused() -> None:
         compile_program(program, nn.Linear(1, 1), [torch.ones(3)])
 
 
+@pytest.mark.slow
 def test_without_a_compiler_training_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(
         [
@@ -234,6 +239,7 @@ def test_without_a_compiler_training_goes_on(tmp_path: Path) -> None:
     assert notes == [f"note: trained {why}", *[f"note: evaluated {why}"] * 2]
 
 
+@pytest.mark.slow
 def test_grey_pixels_are_refused_by_compiled_programs_too() -> None:
     vae, x = small()
     grey = x.clone()
@@ -255,6 +261,7 @@ def test_grey_pixels_are_refused_by_compiled_programs_too() -> None:
         next(records)
 
 
+@pytest.mark.slow
 def test_a_graph_is_of_one_module_for_as_long_as_it_is_kept() -> None:
     """Modules come and go within a scope, and one may be made where another one was."""
     x = torch.ones(2, 3)
@@ -269,6 +276,7 @@ def test_a_graph_is_of_one_module_for_as_long_as_it_is_kept() -> None:
             del module, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposal", [Proposal(), Proposal(1.5, 0.2), Proposal(prior_share=1.0)])
 def test_weights_are_the_same_compiled(proposal: Proposal) -> None:
     vae, x = small(guide=FullRankNormal)
@@ -282,6 +290,7 @@ def test_weights_are_the_same_compiled(proposal: Proposal) -> None:
         torch.testing.assert_close(draw(x).total, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [ImportanceSampling(40), AIS(3, 4, 2), AIS(3, 4, 2, start="guide"), Quadrature(1e-2)],

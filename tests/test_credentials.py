@@ -126,6 +126,7 @@ def test_nor_where_it_is_in_the_environment(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_experiment_and_a_delivery_refuse_it_too(tmp_path: Path) -> None:
     (tmp_path / "outputs/job/record").mkdir(parents=True)
     (tmp_path / "outputs/job/record/journal.jsonl").write_text(

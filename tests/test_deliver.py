@@ -19,6 +19,9 @@ from PIL import Image
 from tests import forkserver
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # programs are run
+
+
 MLFLOW = "vae_pyro.tracking.store.MLflow"
 
 

@@ -185,6 +185,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "threads"),
     [

@@ -119,6 +119,7 @@ def test_budgets_are_known() -> None:
     assert folders == set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_quick_mode(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -236,6 +237,7 @@ def test_wrong_overrides(typed: str, said: str) -> None:
         Lab(study, [typed], make_console())
 
 
+@pytest.mark.slow
 def test_what_the_experiment_chooses_is_not_the_users(tmp_path: Path) -> None:
     done = experiment("what_is_p_of_an_image", *QUICK, "latent_dim=5", cwd=tmp_path)
     assert done.returncode == 1
@@ -244,6 +246,7 @@ def test_what_the_experiment_chooses_is_not_the_users(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("results.json")) == []
 
 
+@pytest.mark.slow
 def test_vaes_are_trained_at_once_and_read_back(tmp_path: Path) -> None:
     name = "is_two_dimensions_enough"
     command = (name, *QUICK[:3], "experiment.workers=2", *BUDGETS[name])
@@ -260,6 +263,7 @@ def test_vaes_are_trained_at_once_and_read_back(tmp_path: Path) -> None:
     assert [(path / "result.json").stat().st_mtime_ns for path in vaes] == written
 
 
+@pytest.mark.slow
 def test_interrupted_and_gone_on_with(tmp_path: Path) -> None:
     """SIGTERM reaches the processes that train; nothing of theirs is trained twice."""
     name = "is_two_dimensions_enough"

@@ -222,6 +222,7 @@ def test_a_folder_that_cannot_be_written_is_told(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_two_sweeps_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
     short = (*SHORT, "training.epochs=1", "training.snapshots=1")
     with (
@@ -332,6 +333,7 @@ def stopped_server(folder: Path) -> Iterator[tuple[str, Callable[[], None], str]
             server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [(), ("-m",)], ids=["job", "sweep"])
 @pytest.mark.parametrize("store", [locked_database, stopped_server])
 def test_a_store_that_hangs_delays_neither_training_nor_the_end(

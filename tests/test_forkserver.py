@@ -18,6 +18,9 @@ from tests.conftest import QUICK, ROOT
 
 PROBE = """
 import atexit, json, os, signal, sys, threading
+
+pytestmark = pytest.mark.slow  # programs are run
+
 atexit.register(print, "farewell")
 print(json.dumps({
     "argv": sys.argv, "path": sys.path, "name": __name__, "file": __file__, "cwd": os.getcwd(),

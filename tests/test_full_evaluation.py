@@ -277,6 +277,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_is_asked() -> None:
     """30 times the images and 20 times the samples: at most 300 MB more."""
     done = subprocess.run(

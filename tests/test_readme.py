@@ -60,6 +60,7 @@ def test_every_command_is_known() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -80,6 +81,7 @@ def test_command(copy: Path, command: str) -> None:
     assert "latent_dim" in done.stdout
 
 
+@pytest.mark.slow
 def test_python_snippet(copy: Path) -> None:
     run(copy, "python", "run.py", *QUICK, "latent_dim=2", "hydra.run.dir=my_run")
     (snippet,) = [

@@ -27,6 +27,7 @@ def test_an_output_without_our_characters_gets_others(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
 def test_a_reader_that_goes_away_does_not_end_a_sweep(closed: str, tmp_path: Path) -> None:
     """As ``python run.py ... -m | head -1``."""
@@ -55,6 +56,7 @@ print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"), "torc
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}], ids=str
 )

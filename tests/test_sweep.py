@@ -510,6 +510,7 @@ def test_static_binarisation_is_for_binary_pixels_only(run_py: Command, tmp_path
     assert "digits: 17 levels" in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_within_seconds_and_marks_the_runs(tmp_path: Path) -> None:
     sweep = forkserver.Popen(
         [sys.executable, str(ROOT / "run.py"), "latent_dim=2,3", "training.epochs=5000", "-m"],

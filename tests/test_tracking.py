@@ -69,6 +69,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield address
 
 
+@pytest.mark.slow
 def test_everything_comes_back(uri: str, tmp_path: Path) -> None:
     tracker = MLflow(uri, "an experiment")
     parent = tracker.start_run("the sweep", {"sweep": "parent"})
