@@ -78,6 +78,8 @@ _tables: Path | None = None
 class Popen(subprocess.Popen[Any]):
     """``subprocess.Popen``; a command of this Python is forked from the server where it can be."""
 
+    _end: int | None = None  # where the server tells the exit status of a forked process
+
     def _execute_child(self, *args: Any, **kwargs: Any) -> None:
         whole = inspect.signature(super()._execute_child).bind(*args, **kwargs).arguments
         command, environment = whole["args"], whole["env"]
@@ -94,7 +96,10 @@ class Popen(subprocess.Popen[Any]):
             "new_session": whole["start_new_session"],
         }
         self._end = _server().start(request, streams)
-        self.pid = _NUMBER.unpack(os.read(self._end, _NUMBER.size))[0]
+        told = os.read(self._end, _NUMBER.size)
+        if not told:
+            raise ChildProcessError("the server that forks commands has ended; see its errors")
+        self.pid = _NUMBER.unpack(told)[0]
         self._child_created = True
         for ours, theirs in (
             ("p2cwrite", "p2cread"),
@@ -107,7 +112,7 @@ class Popen(subprocess.Popen[Any]):
             os.close(self._devnull)
 
     def _internal_poll(self, *args: Any, **kwargs: Any) -> int | None:
-        if not hasattr(self, "_end"):
+        if self._end is None:
             return super()._internal_poll(*args, **kwargs)
         if self.returncode is None and self._waitpid_lock.acquire(blocking=False):
             try:
@@ -118,7 +123,7 @@ class Popen(subprocess.Popen[Any]):
         return self.returncode
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
-        if not hasattr(self, "_end"):
+        if self._end is None:
             return super()._try_wait(wait_flags)
         if wait_flags & os.WNOHANG and not select.select([self._end], [], [], 0)[0]:
             return 0, 0
@@ -151,6 +156,8 @@ def run(
 
 
 def _can_be_forked(command: Any, environment: Mapping[str, str]) -> bool:
+    if sys.platform != "linux":  # elsewhere what a library has set up may not survive a fork
+        return False
     if isinstance(command, str | bytes) or os.fspath(command[0]) != sys.executable:
         return False
     if len(command) < 2 or (os.fspath(command[1]).startswith("-") and command[1] != "-m"):
