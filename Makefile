@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help setup sweep test lint type bench experiments ui lock clean
+.PHONY: help setup sweep test test-fast lint type bench experiments ui lock clean
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## create .venv and install, unless it is up to date
 
@@ -22,8 +22,11 @@ sweep: $(STAMP) ## train and evaluate with 2, 10 and 20 latent dimensions (about
 	$(BIN)/python run.py latent_dim=2,10,20 -m
 
 # A process of tests per core, each with one thread: most tests wait for processes of one thread.
-test: lint type ## lint, types and all tests
+test: lint type ## lint, types and all tests (about 15 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+
+test-fast: $(STAMP) ## the tests that start no programs but one job (under 2 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow'
 
 lint: $(STAMP) ## ruff: style and common mistakes
 	$(BIN)/ruff check .

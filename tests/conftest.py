@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import database, forkserver
 from vae_pyro.data import Dataset, Digits, batches
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
@@ -32,19 +33,38 @@ needs_mnist = pytest.mark.skipif(
 
 
 _SHARED = {"sweep", "undisturbed", "slurm", "server"}
+_SLOW = {*_SHARED, "run_py", "postgres"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Where tests run in several processes, what takes long to set up is set up in one of them.
 
-    These come first, so that none of them is left alone at the end.
+    A test that runs the program or a server is slow.
     """
-    for item in items:
-        shared = sorted(_SHARED & set(getattr(item, "fixturenames", ())))
-        if shared:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if shared := sorted(_SHARED & fixtures):
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
+    if _SLOW & fixtures:
+        item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first, so that none of it is left alone at the end."""
+
+    def order(item: pytest.Item) -> tuple[bool, bool]:
+        marks = {mark.name for mark in item.iter_markers()}
+        return "xdist_group" not in marks, "slow" not in marks
+
+    items.sort(key=order)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    # With several processes of tests, each has a folder of its own in the one of this run.
+    tables = database.tables(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+    database.use(tables)
+    forkserver.use_tables(tables)
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +115,7 @@ def run_py(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         *arguments: str, timeout: float = 300, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return forkserver.run(
             [sys.executable, str(ROOT / "run.py"), *arguments],
             cwd=tmp_path,
             env=os.environ | environment,

@@ -125,6 +125,7 @@ def test_the_page_has_a_place_for_every_benchmark() -> None:
         assert page.count(f"<!-- {name} -->\n| ") == page.count(f"<!-- end of {name} -->") == 1
 
 
+@pytest.mark.slow
 def test_an_unknown_benchmark_is_named() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "trainign"], cwd=ROOT, capture_output=True, text=True

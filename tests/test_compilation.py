@@ -77,6 +77,7 @@ EVERYTHING: list[tuple[type[Likelihood], type[Guide], Network, Objective]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("likelihood", "guide", "network", "objective"), EVERYTHING)
 def test_losses_and_gradients_are_pyros(
     likelihood: type[Likelihood], guide: type[Guide], network: Network, objective: Objective
@@ -139,6 +140,7 @@ class Cyclical(BetaELBO):
         return replace(self, beta=self.beta / 2) if epoch % 2 else self
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "network"), [(12, MLP((20,))), (5, Conv((3, 4)))])
 def test_training_gives_the_same_numbers_compiled(batch_size: int, network: Network) -> None:
     """Also where the last batch is a shorter one, and the objective changes between epochs."""
@@ -151,6 +153,7 @@ def test_training_gives_the_same_numbers_compiled(batch_size: int, network: Netw
     torch.testing.assert_close(weights(graph), weights(eager), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_training_repeats_to_the_bit_and_leaves_nothing_behind() -> None:
     """Three jobs in one process; the one in between is of another likelihood."""
     pyro.clear_param_store()  # of what other tests left
@@ -210,6 +213,7 @@ def test_what_cannot_be_traced_is_run_and_said_once(
     assert notes[1].getMessage().startswith("evaluated without compiling: ")
 
 
+@pytest.mark.slow
 def test_a_graph_that_gives_other_numbers_is_refused() -> None:
     """A program that counts its calls: the tracer sees one of them, for ever."""
     calls = []
@@ -222,6 +226,7 @@ def test_a_graph_that_gives_other_numbers_is_refused() -> None:
         compile_program(program, nn.Linear(1, 1), [torch.ones(3)])
 
 
+@pytest.mark.slow
 def test_without_a_compiler_training_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(
         [
@@ -250,6 +255,7 @@ def test_without_a_compiler_training_goes_on(tmp_path: Path) -> None:
     assert notes == [f"note: trained {why}", *[f"note: evaluated {why}"] * 2]
 
 
+@pytest.mark.slow
 def test_grey_pixels_are_refused_by_compiled_programs_too() -> None:
     vae, x = small()
     grey = x.clone()
@@ -271,6 +277,7 @@ def test_grey_pixels_are_refused_by_compiled_programs_too() -> None:
         next(records)
 
 
+@pytest.mark.slow
 def test_a_graph_is_of_one_module_for_as_long_as_it_is_kept() -> None:
     """Modules come and go within a scope, and one may be made where another one was."""
     x = torch.ones(2, 3)
@@ -285,6 +292,7 @@ def test_a_graph_is_of_one_module_for_as_long_as_it_is_kept() -> None:
             del module, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposal", [Proposal(), Proposal(1.5, 0.2), Proposal(prior_share=1.0)])
 def test_weights_are_the_same_compiled(proposal: Proposal) -> None:
     vae, x = small(guide=FullRankNormal)
@@ -298,6 +306,7 @@ def test_weights_are_the_same_compiled(proposal: Proposal) -> None:
         torch.testing.assert_close(draw(x).total, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [ImportanceSampling(40), AIS(3, 4, 2), AIS(3, 4, 2, start="guide"), Quadrature(1e-2)],

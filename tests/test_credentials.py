@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import forkserver
 from tests.conftest import ROOT
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import ConfigError
@@ -125,6 +126,7 @@ def test_nor_where_it_is_in_the_environment(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_experiment_and_a_delivery_refuse_it_too(tmp_path: Path) -> None:
     (tmp_path / "outputs/job/record").mkdir(parents=True)
     (tmp_path / "outputs/job/record/journal.jsonl").write_text(
@@ -134,7 +136,7 @@ def test_an_experiment_and_a_delivery_refuse_it_too(tmp_path: Path) -> None:
         ["experiments", "what_is_p_of_an_image", f"tracking.uri={HOLDING[0]}"],
         ["vae_pyro.cli.deliver", "--uri", HOLDING[0]],
     ):
-        done = subprocess.run(
+        done = forkserver.run(
             [sys.executable, "-m", *command],
             cwd=tmp_path,
             capture_output=True,

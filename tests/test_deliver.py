@@ -16,14 +16,17 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from tests import forkserver
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow  # programs are run
 
 MLFLOW = "vae_pyro.tracking.store.MLflow"  # as earlier versions wrote it
 
 
 def deliver(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
-    return subprocess.run(
+    return forkserver.run(
         [sys.executable, "-m", "vae_pyro.cli.deliver", *arguments],
         cwd=folder,
         timeout=200,

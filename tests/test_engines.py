@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests import forkserver
 from tests.conftest import QUICK, ROOT
 from tests.engines import (
     SLURM,
@@ -132,7 +132,7 @@ def test_slurm_preemption(run_py: Command, tmp_path: Path, slurm: Slurm, server:
         ]
 
     with (tmp_path / "sweep.log").open("w") as log:
-        sweep = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        sweep = forkserver.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
 
     def tell() -> str:
         return (tmp_path / "sweep.log").read_text() + slurm.logs()
@@ -188,6 +188,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "threads"),
     [
@@ -211,7 +212,7 @@ def test_a_job_uses_its_share_of_the_cores(
         options += ["hydra.launcher.mem_gb=null", "hydra.launcher.timeout_min=10"]
     environment |= {"PYTHONPATH": str(ROOT), "PROBE": str(tmp_path / "threads")}
     (tmp_path / "probe.py").write_text(PROBE)
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, "probe.py", "seed=1,2", *options, "~hydra.callbacks.sweep", "-m"],
         cwd=tmp_path,
         env=environment,

@@ -119,6 +119,7 @@ def test_budgets_are_known() -> None:
     assert folders == set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("experiments")  # which share the trained VAEs
 @pytest.mark.parametrize("name", NAMES)
 def test_quick_mode(name: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +295,7 @@ def test_of_several_each_is_run(
     )
 
 
+@pytest.mark.slow
 def test_vaes_are_trained_at_once_and_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +313,7 @@ def test_vaes_are_trained_at_once_and_read_back(
     assert [(path / "result.json").stat().st_mtime_ns for path in vaes] == written
 
 
+@pytest.mark.slow
 def test_interrupted_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM reaches the processes that train; nothing of theirs is trained twice."""
     name = "is_two_dimensions_enough"

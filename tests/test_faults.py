@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from tests import forkserver
 from tests.conftest import ROOT
 from tests.test_resume import ONE_THREAD, SHORT, outcome, recorded, running, wait_for
 from tests.test_sweep import CONTRACT
@@ -130,15 +131,15 @@ def test_a_server_that_stays_away_gets_it_by_command(server: Server, tmp_path: P
     command = [sys.executable, "-m", "vae_pyro.cli.deliver", str(tmp_path / "job")]
     command += ["--uri", server.uri]
     assert " ".join(command[1:]) in output.replace("\n", " ")
-    away = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    away = forkserver.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert away.returncode == 1
     assert "records still wait" in away.stderr
     server.start()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = forkserver.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d+ records delivered", done.stdout)
     assert_complete(server, tmp_path / "job")
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    again = forkserver.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert "has everything delivered" in again.stdout.replace("\n", " ")
     assert_complete(server, tmp_path / "job")
 
@@ -200,7 +201,7 @@ def test_a_database_without_room_gets_it_later(run_py: RunPy, tmp_path: Path) ->
             "--uri",
             uri,
         ]
-        done = subprocess.run(deliver, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        done = forkserver.run(deliver, cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         client = MlflowClient(uri)
         (run,) = client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])
@@ -221,6 +222,7 @@ def test_a_folder_that_cannot_be_written_is_told(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_two_sweeps_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
     short = (*SHORT, "training.epochs=1", "training.snapshots=1")
     with (
@@ -331,6 +333,7 @@ def stopped_server(folder: Path) -> Iterator[tuple[str, Callable[[], None], str]
             server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [(), ("-m",)], ids=["job", "sweep"])
 @pytest.mark.parametrize("store", [locked_database, stopped_server])
 def test_a_store_that_hangs_delays_neither_training_nor_the_end(

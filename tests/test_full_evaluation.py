@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 import vae_pyro
+from tests import forkserver
 from tests.conftest import QUICK, ROOT
 from tests.test_tracking import mlflow_server
 from vae_pyro.data import Digits
@@ -202,7 +203,7 @@ def test_an_evaluation_that_was_killed_goes_on(run_py: RunPy, tmp_path: Path) ->
     command = ["latent_dim=2", "tracking=none", "evaluation/estimators=[prior,ais]", *SMALL]
     command += ["evaluation.estimators.log_px_ais.num_temperatures=300"]
     folder = tmp_path / "job"
-    process = subprocess.Popen(
+    process = forkserver.Popen(
         [sys.executable, str(ROOT / "run.py"), *command, "hydra.run.dir=job"],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
@@ -276,6 +277,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_is_asked() -> None:
     """30 times the images and 20 times the samples: at most 300 MB more."""
     done = subprocess.run(

@@ -1,6 +1,5 @@
 """What the README says is done, command by command, in a fresh copy of the tracked files."""
 
-import os
 import re
 import shlex
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
 from tests.conftest import MNIST_ROOT, QUICK, ROOT, needs_mnist
 
 README = (ROOT / "README.md").read_text()
@@ -41,9 +41,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    assert command[0] == "python"
+    done = forkserver.run(
+        [sys.executable, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -60,6 +60,7 @@ def test_every_command_is_known() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -80,6 +81,7 @@ def test_command(copy: Path, command: str) -> None:
     assert "latent_dim" in done.stdout
 
 
+@pytest.mark.slow
 def test_python_snippet(copy: Path) -> None:
     run(copy, "python", "run.py", *QUICK, "latent_dim=2", "hydra.run.dir=my_run")
     (snippet,) = [

@@ -17,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests import forkserver
 from tests.conftest import ROOT
 
 RunPy = Callable[..., subprocess.CompletedProcess[str]]
@@ -90,7 +91,7 @@ def assert_equal(folder: Path, other: Path, jobs: tuple[str, ...]) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two jobs that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, str(ROOT / "run.py"), *SHORT, "seed=0,1", "hydra.sweep.dir=sweep", "-m"],
         cwd=folder,
         env=os.environ | ONE_THREAD,
@@ -137,7 +138,7 @@ def test_a_sweep_killed_dozens_of_times_ends_as_an_undisturbed_one(
 @contextmanager
 def running(folder: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """``run.py`` in the background, ended with the test."""
-    process = subprocess.Popen(
+    process = forkserver.Popen(
         [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=folder,
         env=os.environ | ONE_THREAD | environment,

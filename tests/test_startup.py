@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
 from tests.conftest import QUICK, ROOT
 
 RunPy = Callable[..., subprocess.CompletedProcess[str]]
@@ -26,13 +27,14 @@ def test_an_output_without_our_characters_gets_others(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
 def test_a_reader_that_goes_away_does_not_end_a_sweep(closed: str, tmp_path: Path) -> None:
     """As ``python run.py ... -m | head -1``."""
     reader, writer = os.pipe()
     os.close(reader)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
-    sweep = subprocess.run(
+    sweep = forkserver.run(
         [sys.executable, str(ROOT / "run.py"), "latent_dim=2,3", *QUICK, "-m"],
         cwd=tmp_path,
         timeout=200,
@@ -54,6 +56,7 @@ print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"), "torc
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}], ids=str
 )

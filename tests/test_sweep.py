@@ -22,6 +22,7 @@ from mlflow.entities import Run
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests import forkserver
 from tests.conftest import QUICK, ROOT
 from tests.test_tracking import free_port, wait_until_healthy
 from vae_pyro.data import Dataset
@@ -509,8 +510,9 @@ def test_static_binarisation_is_for_binary_pixels_only(run_py: Command, tmp_path
     assert "digits: 17 levels" in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_within_seconds_and_marks_the_runs(tmp_path: Path) -> None:
-    sweep = subprocess.Popen(
+    sweep = forkserver.Popen(
         [sys.executable, str(ROOT / "run.py"), "latent_dim=2,3", "training.epochs=5000", "-m"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,

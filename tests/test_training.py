@@ -199,6 +199,7 @@ def test_divergence_stops_with_the_place_and_the_way_out() -> None:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     ("layer", "site"),
