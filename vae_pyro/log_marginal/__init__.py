@@ -10,8 +10,14 @@ from vae_pyro.log_marginal.quadrature import Quadrature
 from vae_pyro.log_marginal.together import TimedEstimate, bidirectional, estimate_together
 from vae_pyro.log_marginal.weights import LogWeights, log_weights
 
+# The earlier names of these classes: existing scripts and configurations name them.
+ELBO = ELBOBound
+IWAE = IWAEBound
+
 __all__ = [
     "AIS",
+    "ELBO",
+    "IWAE",
     "Bound",
     "ELBOBound",
     "Estimate",

@@ -2,23 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
+from vae_pyro.log_marginal.chunking import num_alike, rows_per_chunk
 from vae_pyro.log_marginal.estimate import PerImage
-from vae_pyro.log_marginal.importance import WeightEstimator
-from vae_pyro.log_marginal.weights import drawing_log_weights, num_alike, rows_per_chunk
+from vae_pyro.log_marginal.importance import GuideEstimator
+from vae_pyro.log_marginal.weights import drawing_log_weights
 from vae_pyro.vae import VAE
 
 
 @dataclass(frozen=True)
-class ELBOBound(WeightEstimator):
+class ELBOBound(GuideEstimator):
     """E_q[log p(x, z) - log q(z | x)]: the mean of the log weights, below log p(x) by KL(q || p).
+
+    Args:
+        num_samples: samples of z per image.
+        inflation, prior_share: of the proposal; see ``Proposal``.
 
     Source: Jordan et al. (1999); Kingma and Welling (2014), equation 2.
     """
+
+    targets_log_px: ClassVar[bool] = False
 
     @property
     def group_size(self) -> int:

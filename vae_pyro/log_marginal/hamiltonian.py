@@ -8,7 +8,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from vae_pyro.compilation import Outputs, compiled
-from vae_pyro.log_marginal.weights import log_joint, rows_per_chunk
+from vae_pyro.log_marginal.chunking import rows_per_chunk
+from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.vae import VAE
 
 Start = Literal["prior", "guide"]
@@ -48,7 +49,7 @@ class Point:
         return Point(**fields)
 
 
-class Path:
+class AnnealingPath:
     """f_b(z) = f_0(z)^(1-b) p(x, z)^b from what one can draw from (b = 0) to the posterior (1).
 
     Args:

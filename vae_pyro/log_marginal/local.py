@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from pyro import distributions as dist
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vae_pyro.errors import EstimatorError
 from vae_pyro.guide import CholeskyNormal
+from vae_pyro.log_marginal.chunking import blank_images, rows_per_chunk
 from vae_pyro.log_marginal.estimate import (
     Bound,
     Estimate,
@@ -18,7 +20,7 @@ from vae_pyro.log_marginal.estimate import (
     concatenate,
     part_of,
 )
-from vae_pyro.log_marginal.weights import blank_images, log_joint, rows_per_chunk
+from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.vae import VAE
 
 
@@ -47,6 +49,7 @@ class LocalELBO(Estimator):
     Source: Cremer et al. (2018), section 3.
     """
 
+    targets_log_px: ClassVar[bool] = False
     num_steps: int = 500
     num_particles: int = 16
     num_samples: int = 500

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vae_pyro.compilation import Outputs, accelerated, compiled, is_compiling
 from vae_pyro.errors import EstimatorError
+from vae_pyro.log_marginal.chunking import rows_per_chunk
 from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress, concatenate
-from vae_pyro.log_marginal.weights import log_joint, rows_per_chunk
+from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.vae import VAE
 
 MAX_DIM = 3

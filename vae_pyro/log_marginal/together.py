@@ -1,7 +1,6 @@
 """Many questions to one VAE: in chunks of images, with progress, and continued where it stopped."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.annealed import AIS
+from vae_pyro.log_marginal.cache import ChunkCache
+from vae_pyro.log_marginal.chunking import blank_images, multiply_adds, rows_per_chunk
 from vae_pyro.log_marginal.estimate import Estimate, Estimator, OnProgress, concatenate, part_of
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
-from vae_pyro.log_marginal.kept import Kept, digest_of
-from vae_pyro.log_marginal.weights import blank_images, multiply_adds, rows_per_chunk
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
@@ -29,9 +28,9 @@ def silently(_label: str, _total: int) -> AbstractContextManager[Callable[[int, 
     return nullcontext(lambda _done, _state: None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TimedEstimate:
-    """What one estimator said, and what it took.
+    """The result of one estimator, and the time that it took.
 
     Attributes:
         estimate: for every image.
@@ -40,6 +39,12 @@ class TimedEstimate:
 
     estimate: Estimate
     seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate}, {self.seconds:.1f} s"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self.estimate.value)} images: {self}>"
 
 
 def estimate_together(
@@ -200,7 +205,7 @@ def bidirectional(
 
     def compute(chunk: slice, report: OnProgress) -> dict[str, Estimate]:
         return {
-            "lower": AIS.__call__(estimator, vae, x[chunk], part_of(report, 0, 0.5)),
+            "lower": estimator(vae, x[chunk], part_of(report, 0, 0.5)),
             "upper": estimator.upper_bound(vae, x[chunk], z[chunk], part_of(report, 0.5, 1)),
         }
 
@@ -247,21 +252,19 @@ def _in_chunks(
         place: likewise.
     """
     chunks = []
-    vae_digest = "" if folder is None else digest_of(vae)
+    cache = ChunkCache(folder, vae)
     repeats = math.ceil(len(x) / IMAGES_PER_CHUNK)
     with progress(label, len(x)) as report, accelerated(x.device, repeats=repeats):
         for start in range(0, len(x), IMAGES_PER_CHUNK):
             chunk = slice(start, min(start + IMAGES_PER_CHUNK, len(x)))
-            kept = Kept(folder, (*question, seed, place + start), vae_digest, x[chunk])
-            found = kept.read()
-            if found is None:
-                noise = RandomStream(f"{label} {place + start}", seed, x.device)
-                begin = time.perf_counter()
+
+            def compute_chunk(chunk: slice = chunk) -> dict[str, Estimate]:
+                noise = RandomStream(f"{label} {place + chunk.start}", seed, x.device)
                 with noise.active():
-                    estimates = compute(chunk, _within(report, chunk))
-                found = estimates, time.perf_counter() - begin
-                kept.write(found)
-            chunks.append(found)
+                    return compute(chunk, _within(report, chunk))
+
+            whole_question = (*question, seed, place + start)
+            chunks.append(cache.read_or_compute(whole_question, x[chunk], compute_chunk))
             report(chunk.stop, "")
     return {
         name: TimedEstimate(
