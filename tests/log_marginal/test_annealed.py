@@ -17,7 +17,8 @@ from vae_pyro.log_marginal import (
     ReverseAIS,
     bidirectional,
 )
-from vae_pyro.log_marginal.hamiltonian import AnnealingPath, Start
+from vae_pyro.log_marginal.hamiltonian import AnnealingPath
+from vae_pyro.log_marginal.pair import Start
 from vae_pyro.networks import MLP
 from vae_pyro.vae import VAE, build_vae
 

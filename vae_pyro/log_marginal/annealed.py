@@ -17,6 +17,7 @@ from torch import Tensor
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.chunking import num_alike, rows_per_chunk
 from vae_pyro.log_marginal.diagnostics import MIN_TAIL_SIZE, pareto_k, tail_size
+from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import (
     Bound,
     Estimate,
@@ -25,9 +26,10 @@ from vae_pyro.log_marginal.estimate import (
     concatenate,
     part_of,
 )
-from vae_pyro.log_marginal.hamiltonian import AnnealingPath, Point, Start
+from vae_pyro.log_marginal.hamiltonian import AnnealingPath, Point
+from vae_pyro.log_marginal.pair import Start
+from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
 from vae_pyro.log_marginal.running import RunningLogSumExp
-from vae_pyro.vae import VAE
 
 _PILOT_CHAINS = 4
 _FIRST_STEP_SIZE = 0.5
@@ -90,7 +92,9 @@ class AIS(AnnealingBudget, Estimator):
     Source: Neal (2001); for decoders, and the curve of b, Wu et al. (2017), section 4.
     """
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
         def estimate(chunk: slice, report: OnProgress) -> Estimate:
             path = AnnealingPath(vae, x[chunk], self.start, self._num_evaluations(vae, x, chunk))
             step_sizes = self._adapt(path, part_of(report, 0, self._pilot_share))
@@ -102,7 +106,11 @@ class AIS(AnnealingBudget, Estimator):
         return self._in_chunks(vae, x, estimate, on_progress)
 
     def upper_bound(
-        self, vae: VAE, x: Tensor, z: Tensor | None = None, on_progress: OnProgress | None = None
+        self,
+        vae: ModelAndGuide,
+        x: Tensor,
+        z: Tensor | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Estimate:
         """log p(x) from the path run backwards: -log mean exp(-log w), w of each reversed chain.
 
@@ -120,6 +128,9 @@ class AIS(AnnealingBudget, Estimator):
 
         Source: Grosse et al. (2015), section 3.
         """
+
+        if z is not None:
+            require_vae(vae, "an upper bound from given posterior samples")
 
         def estimate(chunk: slice, report: OnProgress) -> Estimate:
             path = AnnealingPath(vae, x[chunk], self.start, self._num_evaluations(vae, x, chunk))
@@ -139,13 +150,13 @@ class AIS(AnnealingBudget, Estimator):
 
     def _in_chunks(
         self,
-        vae: VAE,
+        vae: ModelAndGuide,
         x: Tensor,
         estimate: Callable[[slice, OnProgress], Estimate],
         on_progress: OnProgress | None,
     ) -> Estimate:
         """As many images at once as keep the chains' decoder outputs within bounds."""
-        vae.model.likelihood.check(x)
+        pair_of(vae).check(x)
         size = self._images_at_once(vae, x)
         report = on_progress or (lambda _share, _state: None)
         starts = range(0, len(x), size)
@@ -160,10 +171,10 @@ class AIS(AnnealingBudget, Estimator):
                 ]
             )
 
-    def _images_at_once(self, vae: VAE, x: Tensor) -> int:
+    def _images_at_once(self, vae: ModelAndGuide, x: Tensor) -> int:
         return max(1, rows_per_chunk(vae, x) // self.num_chains)
 
-    def _num_evaluations(self, vae: VAE, x: Tensor, chunk: slice) -> int:
+    def _num_evaluations(self, vae: ModelAndGuide, x: Tensor, chunk: slice) -> int:
         """Of decoder and gradient, each for all chains of so many images at once."""
         parts = num_alike(len(x), self._images_at_once(vae, x), len(x[chunk]))
         return parts * self.num_temperatures * self.num_leapfrog
@@ -270,5 +281,7 @@ class ReverseAIS(AnnealingBudget, Estimator):
         """AIS with the same budget, whose path is run backwards."""
         return AIS(**vars(self))
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
         return self.forward.upper_bound(vae, x, None, on_progress)

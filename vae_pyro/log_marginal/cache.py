@@ -8,9 +8,10 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from vae_pyro.errors import CheckpointError
+from vae_pyro.errors import CheckpointError, EstimatorError
 from vae_pyro.files import code_digest, make_folder, read_tensors, write_tensors
 from vae_pyro.log_marginal.estimate import Bound, Estimate
+from vae_pyro.log_marginal.program import ModelAndGuide, PyroProgram
 from vae_pyro.vae import VAE
 
 Chunk = tuple[dict[str, Estimate], float]
@@ -23,11 +24,21 @@ class ChunkCache:
     Args:
         folder: where the files are; None for no cache.
         vae: the pair that the estimates are of.
+
+    Raises:
+        EstimatorError: where there is a folder, and the pair is a ``PyroProgram``.
     """
 
-    def __init__(self, folder: Path | str | None, vae: VAE) -> None:
+    def __init__(self, folder: Path | str | None, vae: ModelAndGuide) -> None:
         self._folder = None if folder is None else Path(folder)
-        self._vae_digest = "" if folder is None else digest_of(vae)
+        self._vae_digest = ""
+        if folder is not None:
+            if isinstance(vae, PyroProgram):
+                raise EstimatorError(
+                    "the results of a PyroProgram cannot be kept in a folder, because its code and "
+                    "parameters have no fingerprint to recognise them by: pass folder=None"
+                )
+            self._vae_digest = digest_of(vae)
 
     def read_or_compute(
         self, question: tuple[object, ...], x: Tensor, compute: Callable[[], dict[str, Estimate]]

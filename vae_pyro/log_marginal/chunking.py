@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from vae_pyro.log_marginal.drawing import pair_of
+from vae_pyro.log_marginal.program import ModelAndGuide
 from vae_pyro.vae import VAE
 
 # Decoder outputs computed in one go, 16 MB: fewer make the matrix products slower, more leave a
@@ -13,19 +15,10 @@ CHUNK_SIZE = 2**22
 _PER_PARAMETER = 300
 
 
-def blank_images(vae: VAE, num_images: int = 1) -> Tensor:
-    """Images of zeros in the shape that this VAE is about, ``(num_images, C, H, W)``."""
-    with torch.no_grad():
-        shape = vae.model.decode(vae.model.origin[None]).event_shape
-    blank: Tensor = vae.model.origin.new_zeros(num_images, *shape)
-    return blank
-
-
-def rows_per_chunk(vae: VAE, x: Tensor, chunk_size: int = CHUNK_SIZE) -> int:
+def rows_per_chunk(vae: ModelAndGuide, x: Tensor, chunk_size: int = CHUNK_SIZE) -> int:
     """How many z's to decode at once for images like x ``(N, C, H, W)``."""
-    outputs = x[0].numel() * vae.model.likelihood.num_parameters
     # Below 256 outputs it is the hidden layers, not the image, that fill the cache.
-    return max(1, chunk_size // max(outputs, 256))
+    return max(1, chunk_size // max(pair_of(vae).outputs_per_row(x), 256))
 
 
 def multiply_adds(vae: VAE) -> int:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.chunking import num_alike, rows_per_chunk
+from vae_pyro.log_marginal.drawing import drawing_log_weights, pair_of
 from vae_pyro.log_marginal.estimate import PerImage
 from vae_pyro.log_marginal.importance import GuideEstimator
-from vae_pyro.log_marginal.weights import drawing_log_weights
-from vae_pyro.vae import VAE
+from vae_pyro.log_marginal.program import ModelAndGuide
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ELBOBound(GuideEstimator):
         return 1
 
 
-def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, PerImage]:
+def elbo_parts(vae: ModelAndGuide, x: Tensor, num_samples: int) -> Mapping[str, PerImage]:
     """ELBO = reconstruction - KL, each estimated from the same draws.
 
     Args:
@@ -45,7 +45,7 @@ def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, PerImage]:
         ``elbo``; ``reconstruction``, E_q[log p(x | z)]; ``kl``, E_q[log q(z | x) - log p(z)].
     """
     draws: dict[str, list[Tensor]] = {"elbo": [], "reconstruction": [], "kl": []}
-    vae.model.likelihood.check(x)
+    pair_of(vae).check(x)
     at_once = max(1, rows_per_chunk(vae, x) // num_samples)
     with torch.no_grad(), accelerated(x.device):
         for images in x.split(at_once):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_pyro.log_marginal.diagnostics import HIGH_PARETO_K
-from vae_pyro.vae import VAE
+from vae_pyro.log_marginal.program import ModelAndGuide
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -207,7 +207,9 @@ class Estimator(ABC):
     targets_log_px: ClassVar[bool] = True
 
     @abstractmethod
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
         """Estimate log p(x) of every image, in bounded memory whatever their number and the budget.
 
         Args:
@@ -219,7 +221,7 @@ class Estimator(ABC):
             EstimatorError: as ``check``.
         """
 
-    def check(self, vae: VAE) -> None:  # noqa: B027  # most estimators apply to every VAE
+    def check(self, vae: ModelAndGuide) -> None:  # noqa: B027  # most estimators apply to every VAE
         """Refuse a VAE to which this estimator does not apply.
 
         Raises:

@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vae_pyro.log_marginal.chunking import blank_images
+from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress
-from vae_pyro.log_marginal.proposals import Proposal, inflate
+from vae_pyro.log_marginal.program import ModelAndGuide
+from vae_pyro.log_marginal.proposals import Proposal
 from vae_pyro.log_marginal.summary import WeightSummary, summarise_log_weights
-from vae_pyro.vae import VAE
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class WeightEstimator(Estimator):
     def group_size(self) -> int:
         """How many weights are averaged before the logarithm."""
 
-    def check(self, vae: VAE) -> None:
-        if self.proposal.inflation != 1:
-            inflate(vae.guide.posterior(blank_images(vae)), self.proposal.inflation)
+    def check(self, vae: ModelAndGuide) -> None:
+        pair_of(vae).check_proposal(self.proposal)
 
     def read(self, summary: WeightSummary) -> Estimate:
         """This estimator's result, from weights sampled for it or for several estimators."""
@@ -66,7 +65,9 @@ class WeightEstimator(Estimator):
             summary.num_samples,
         )
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
         summary = _summary([self], vae, x, on_progress)
         return self.read(summary)
 
@@ -167,7 +168,7 @@ class PriorSampling(WeightEstimator):
 
 def read_together(
     estimators: Mapping[str, WeightEstimator],
-    vae: VAE,
+    vae: ModelAndGuide,
     x: Tensor,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Estimate]:
@@ -187,7 +188,10 @@ def read_together(
 
 
 def _summary(
-    estimators: Sequence[WeightEstimator], vae: VAE, x: Tensor, on_progress: OnProgress | None
+    estimators: Sequence[WeightEstimator],
+    vae: ModelAndGuide,
+    x: Tensor,
+    on_progress: OnProgress | None,
 ) -> WeightSummary:
     wanted = {(estimator.num_samples, estimator.proposal) for estimator in estimators}
     if len(wanted) != 1:

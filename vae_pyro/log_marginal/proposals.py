@@ -71,6 +71,7 @@ class Proposal:
 
 
 THE_GUIDE = Proposal()
+_LOCATION_SCALE = (dist.Normal, dist.Laplace, dist.Cauchy, dist.Gumbel, dist.Logistic)
 
 
 def inflate(q: TorchDistribution, factor: float) -> TorchDistribution:
@@ -85,9 +86,12 @@ def inflate(q: TorchDistribution, factor: float) -> TorchDistribution:
     """
     if factor == 1:
         return q
-    if isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal):
-        base = q.base_dist
-        return dist.Normal(base.loc, factor * base.scale, validate_args=False).to_event(1)
+    if isinstance(q, dist.Independent):
+        return inflate(q.base_dist, factor).to_event(q.reinterpreted_batch_ndims)
+    if isinstance(q, _LOCATION_SCALE):
+        return type(q)(q.loc, factor * q.scale, validate_args=False)
+    if isinstance(q, dist.StudentT):
+        return dist.StudentT(q.df, q.loc, factor * q.scale, validate_args=False)
     if isinstance(q, dist.MultivariateNormal):
         return CholeskyNormal(q.loc, scale_tril=factor * q.scale_tril, validate_args=False)
     if isinstance(q, dist.TransformedDistribution):

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.chunking import CHUNK_SIZE, num_alike, rows_per_chunk
+from vae_pyro.log_marginal.drawing import drawing_log_weights, pair_of
 from vae_pyro.log_marginal.estimate import OnProgress, PerImage
+from vae_pyro.log_marginal.program import ModelAndGuide
 from vae_pyro.log_marginal.proposals import THE_GUIDE, Proposal
 from vae_pyro.log_marginal.running import RunningWeights
-from vae_pyro.log_marginal.weights import LogWeights, drawing_log_weights
-from vae_pyro.vae import VAE
+from vae_pyro.log_marginal.weights import LogWeights
 
 _BLOCK = 50_000  # log weights
 
@@ -39,7 +40,7 @@ class WeightSummary:
 
 
 def summarise_log_weights(
-    vae: VAE,
+    vae: ModelAndGuide,
     x: Tensor,
     num_samples: int,
     group_sizes: Sequence[int],
@@ -65,7 +66,7 @@ def summarise_log_weights(
     """
     if any(not 1 <= k <= num_samples for k in group_sizes):
         raise ValueError(f"group sizes must lie in 1..{num_samples}, got {sorted(group_sizes)}")
-    vae.model.likelihood.check(x)
+    pair_of(vae).check(x)
     parts = []
     done, elbo_sum = 0, 0.0
     rows = rows_per_chunk(vae, x, chunk_size)

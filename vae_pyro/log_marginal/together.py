@@ -12,11 +12,13 @@ from torch import Tensor
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.annealed import AIS
 from vae_pyro.log_marginal.cache import ChunkCache
-from vae_pyro.log_marginal.chunking import blank_images, multiply_adds, rows_per_chunk
+from vae_pyro.log_marginal.chunking import multiply_adds, rows_per_chunk
+from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Estimate, Estimator, OnProgress, concatenate, part_of
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
+from vae_pyro.log_marginal.pair import blank_images
+from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
 from vae_pyro.randomness import RandomStream
-from vae_pyro.vae import VAE
 
 IMAGES_PER_CHUNK = 100
 
@@ -49,7 +51,7 @@ class TimedEstimate:
 
 def estimate_together(
     estimators: Mapping[str, Estimator],
-    vae: VAE,
+    vae: ModelAndGuide,
     x: Tensor,
     *,
     seed: int,
@@ -79,6 +81,7 @@ def estimate_together(
     """
     for estimator in estimators.values():
         estimator.check(vae)
+    pair_of(vae).check_form(x)
     answers: dict[str, TimedEstimate] = {}
     for names in _passes(estimators):
         family = {name: estimators[name] for name in names}
@@ -101,7 +104,7 @@ def estimate_together(
 def for_all_images(
     answers: Mapping[str, TimedEstimate],
     estimators: Mapping[str, Estimator],
-    vae: VAE,
+    vae: ModelAndGuide,
     x: Tensor,
     first: Tensor,
     *,
@@ -153,7 +156,7 @@ def for_all_images(
     }
 
 
-def is_cheap(estimator: Estimator, vae: VAE, estimate: Estimate, num_images: int) -> bool:
+def is_cheap(estimator: Estimator, vae: ModelAndGuide, estimate: Estimate, num_images: int) -> bool:
     """Whether an answer for so many images costs less than the estimator's ``budget_for_all``.
 
     cost = decoder evaluations per image * images * multiply-adds per evaluation. It is counted, not
@@ -165,12 +168,15 @@ def is_cheap(estimator: Estimator, vae: VAE, estimate: Estimate, num_images: int
         estimate: the estimator's answer for some images, which tells its decoder evaluations.
         num_images: of the whole test set, each draw of x counted.
     """
-    return estimate.evaluations * num_images * multiply_adds(vae) < estimator.budget_for_all
+    if not estimator.budget_for_all:
+        return False
+    cost = multiply_adds(require_vae(vae, "the cost of an evaluation"))
+    return estimate.evaluations * num_images * cost < estimator.budget_for_all
 
 
 def bidirectional(
     estimator: AIS,
-    vae: VAE,
+    vae: ModelAndGuide,
     num_images: int,
     *,
     seed: int,
@@ -197,6 +203,7 @@ def bidirectional(
 
     Source: Grosse et al. (2015), section 3; Wu et al. (2017), section 4.2.
     """
+    vae = require_vae(vae, "simulating images")
     with torch.no_grad(), RandomStream("simulated images", seed, vae.model.origin.device).active():
         z = vae.model.prior().sample((num_images,))
         rows = rows_per_chunk(vae, blank_images(vae))
@@ -230,7 +237,7 @@ def _passes(estimators: Mapping[str, Estimator]) -> list[list[str]]:
 def _in_chunks(
     compute: Callable[[slice, OnProgress], dict[str, Estimate]],
     label: str,
-    vae: VAE,
+    vae: ModelAndGuide,
     x: Tensor,
     question: tuple[object, ...],
     seed: int,

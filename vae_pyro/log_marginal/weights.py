@@ -1,6 +1,5 @@
 """log w[k, i] = log p(x_i, z_ik) - log q(z_ik | x_i): the one place where they are computed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from vae_pyro.compilation import Outputs, compiled
-from vae_pyro.log_marginal.proposals import THE_GUIDE, Program, Proposal
+from vae_pyro.log_marginal.proposals import Program
 from vae_pyro.vae import VAE
 
 
@@ -32,50 +30,6 @@ class LogWeights:
     def total(self) -> Tensor:
         """log w[k, i], ``(K, batch)``; its mean over k is an ELBO, its log-mean-exp log p(x_i)."""
         return self.log_likelihood + self.log_prior - self.log_proposal
-
-
-def log_weights(
-    vae: VAE, x: Tensor, num_samples: int, proposal: Proposal = THE_GUIDE
-) -> LogWeights:
-    """Draw z_ik ~ q(z | x_i) and weigh each: one row per sample, one column per image.
-
-    No ``poutine.scale``, beta or subsampling factor enters: Pyro's unscaled log-probabilities are
-    read. Gradients flow where the caller has them enabled.
-
-    Args:
-        vae: any pair of Pyro programs whose sites have one value per image.
-        x: images, ``(batch, C, H, W)``.
-        num_samples: K.
-        proposal: what stands in for q(z | x); the guide itself, unless told otherwise.
-    """
-    # A fresh parameter store: evaluating one VAE must leave no trace for the next.
-    with pyro.get_param_store().scope():
-        traces = particle_traces(vae.model, proposal.program(vae), x, num_samples)
-    return read_log_weights(*traces, (num_samples, len(x)))
-
-
-def drawing_log_weights(
-    vae: VAE, x: Tensor, num_samples: int, calls: int, proposal: Proposal = THE_GUIDE
-) -> Callable[[Tensor], LogWeights]:
-    """``log_weights`` for many x of one shape, compiled where that is asked for and pays.
-
-    Args:
-        vae: the pair.
-        x: the first images, ``(batch, C, H, W)``.
-        num_samples: K.
-        calls: how often it will be called.
-        proposal: what stands in for q(z | x).
-
-    Returns:
-        x ``(batch, C, H, W)`` -> its log weights, without gradients.
-    """
-
-    def program(vae: VAE, x: Tensor) -> Outputs:
-        drawn = log_weights(vae, x, num_samples, proposal)
-        return drawn.log_likelihood, drawn.log_prior, drawn.log_proposal
-
-    run = compiled(program, vae, [x], key=("log_weights", num_samples, proposal), calls=calls)
-    return lambda x: LogWeights(*run(x))
 
 
 def particle_traces(
