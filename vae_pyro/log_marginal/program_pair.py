@@ -76,7 +76,7 @@ class ProgramPair(Pair):
 
     def draw_start(self, x: Tensor, start: Start, num_chains: int) -> Tensor:
         rows = _repeated(x, num_chains)
-        vectors = ToUnconstrained()
+        vectors = ToUnconstrained(len(rows))
         if start == "prior":
             run("model", self._programs.model, rows, vectors)
         else:

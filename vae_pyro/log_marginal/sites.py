@@ -129,9 +129,7 @@ def _log_prob(role: str, site: Site) -> Tensor:
         log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
         raise EstimatorError(
-            f'site "{site["name"]}" of the {role} has a value outside its support: {error}\n'
-            "Where it is a latent site, give the guide a distribution with the support of the "
-            "model's; where it is observed, check x"
+            f'site "{site["name"]}" of the {role} has a value outside its support; check x: {error}'
         ) from error
     if site["mask"] is not None:
         log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
@@ -154,8 +152,16 @@ class Given(Messenger):  # type: ignore[misc]  # Pyro's classes are untyped
         self._values = values
 
     def _pyro_sample(self, site: Site) -> None:
-        if _is_latent(site) and site["name"] in self._values:
-            site["value"], site["done"] = self._values[site["name"]], True
+        if not _is_latent(site) or site["name"] not in self._values:
+            return
+        value, fn = self._values[site["name"]], site["fn"]
+        if fn._validate_args and not fn.support.check(value).all():
+            raise EstimatorError(
+                f'site "{site["name"]}": the guide and the model have different supports, and some '
+                f"values that one of them samples lie outside that of the other, {fn.support}: "
+                "give the guide a distribution with the support of the model's"
+            )
+        site["value"], site["done"] = value, True
 
 
 class Widened(Messenger):  # type: ignore[misc]
@@ -174,16 +180,22 @@ class Widened(Messenger):  # type: ignore[misc]
 
 
 class ToUnconstrained(Messenger):  # type: ignore[misc]
-    """Records the latent sites as real vectors, their parts in the order of the model."""
+    """Records the latent sites as real vectors, their parts in the order of the model.
 
-    def __init__(self) -> None:
+    Args:
+        rows: of the batch.
+    """
+
+    def __init__(self, rows: int) -> None:
         super().__init__()
+        self._rows = rows
         self._parts: list[Tensor] = []
 
     def _pyro_post_sample(self, site: Site) -> None:
         if _is_latent(site):
+            _check("model", site, self._rows)
             u = _transform(site).inv(site["value"]).movedim(num_plates(site), 0)
-            self._parts.append(u.reshape(len(u), -1))
+            self._parts.append(u.reshape(self._rows, -1))
 
     def vectors(self) -> Tensor:
         """``(rows, D)``."""
