@@ -39,9 +39,8 @@ from vae_pyro.likelihoods import (
     NormalLearnedScale,
 )
 from vae_pyro.log_marginal import AIS, ImportanceSampling, Quadrature
-from vae_pyro.log_marginal import weights as weights_module
+from vae_pyro.log_marginal.drawing import drawing_log_weights, log_weights
 from vae_pyro.log_marginal.proposals import Proposal
-from vae_pyro.log_marginal.weights import log_weights
 from vae_pyro.networks import MLP, Conv, Linear, Network
 from vae_pyro.objectives import ELBO, IWAE, BetaELBO, DReG, ELBOAnalyticKL, Objective
 from vae_pyro.randomness import RandomStream
@@ -301,7 +300,7 @@ def test_weights_are_the_same_compiled(proposal: Proposal) -> None:
     with torch.no_grad():
         expected = log_weights(vae, x, 7, proposal).total
     with accelerated(x.device, mode=True), torch.no_grad():
-        draw = weights_module.drawing_log_weights(vae, x, 7, 1, proposal)
+        draw = drawing_log_weights(vae, x, 7, 1, proposal)
         torch.manual_seed(3)
         torch.testing.assert_close(draw(x).total, expected, rtol=1e-5, atol=1e-4)
 

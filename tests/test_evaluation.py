@@ -30,7 +30,7 @@ from vae_pyro.log_marginal import (
     Quadrature,
     ReverseAIS,
 )
-from vae_pyro.log_marginal.weights import multiply_adds
+from vae_pyro.log_marginal.chunking import multiply_adds
 from vae_pyro.networks import MLP
 from vae_pyro.vae import VAE, build_vae
 

@@ -17,7 +17,8 @@ from vae_pyro.log_marginal import (
     ReverseAIS,
     bidirectional,
 )
-from vae_pyro.log_marginal.hamiltonian import Path, Start
+from vae_pyro.log_marginal.hamiltonian import AnnealingPath
+from vae_pyro.log_marginal.pair import Start
 from vae_pyro.networks import MLP
 from vae_pyro.vae import VAE, build_vae
 
@@ -133,7 +134,7 @@ def test_transitions_leave_the_tempered_posterior_as_it_is(b: float) -> None:
     """In closed form f_b is normal here: precision I + b W'W / s^2, mean along b."""
     truth = LinearGaussian()
     x = truth.sample(1)
-    path = Path(truth.vae, x, "prior")
+    path = AnnealingPath(truth.vae, x, "prior")
     precision = torch.eye(LATENT_DIM) + b * truth.weight.T @ truth.weight / 0.7**2
     covariance = torch.linalg.inv(precision.double())
     mean = covariance @ (b * truth.weight.T @ (x.flatten() - truth.bias) / 0.7**2)
@@ -155,7 +156,7 @@ def test_transitions_leave_the_tempered_posterior_as_it_is(b: float) -> None:
 
 def test_transitions_move() -> None:
     truth = LinearGaussian()
-    path = Path(truth.vae, truth.sample(5), "guide")
+    path = AnnealingPath(truth.vae, truth.sample(5), "guide")
     start = path.draw(100)
     end, acceptance = path.transition(start, 1.0, torch.full((5,), 0.5), 5)
     moved = (end.z != start.z).all(-1)
@@ -164,7 +165,7 @@ def test_transitions_move() -> None:
 
 def test_a_diverged_step_is_rejected() -> None:
     truth = LinearGaussian()
-    path = Path(truth.vae, truth.sample(3), "prior")
+    path = AnnealingPath(truth.vae, truth.sample(3), "prior")
     start = path.draw(10)
     end, acceptance = path.transition(start, 1.0, torch.full((3,), 1e200, dtype=torch.float64), 10)
     assert acceptance.max() == 0
@@ -175,7 +176,7 @@ def test_a_diverged_step_is_rejected() -> None:
 def test_log_density_and_gradient_interpolate() -> None:
     truth = LinearGaussian(shift=0.4)
     x = truth.sample(4)
-    path = Path(truth.vae, x, "guide")
+    path = AnnealingPath(truth.vae, x, "guide")
     z = torch.randn(6, 4, LATENT_DIM, dtype=torch.float64, requires_grad=True)
     point = path.at(z)
     log_p = truth.vae.model.decode(z).log_prob(x) + truth.vae.model.prior().log_prob(z)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from vae_pyro.log_marginal import Bound, Estimate, PerImage
-from vae_pyro.log_marginal.estimate import concatenate, part_of
+from vae_pyro.log_marginal import Bound, Estimate, PerImage, TimedEstimate
+from vae_pyro.log_marginal.estimate import concatenate, part_of, with_error
 
 VALUE = torch.tensor([1.0, 2.0, 4.0, 5.0], dtype=torch.float64)
 ERROR = torch.tensor([0.3, 0.4, 0.0, 0.0], dtype=torch.float64)
@@ -72,3 +72,48 @@ def test_a_parts_progress_is_the_wholes() -> None:
     report(0.0, "")
     report(1.0, "")
     assert seen == pytest.approx([0.5, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("value", "std_error", "words"),
+    [
+        (-23.4987, 0.0092, "-23.499 ± 0.009"),
+        (-23.4987, 0.0112, "-23.499 ± 0.011"),
+        (-23.4987, 0.0987, "-23.50 ± 0.10"),
+        (-23.4987, 0.0297, "-23.50 ± 0.03"),
+        (-523.4987, 14.3, "-523 ± 14"),
+        (-5234.987, 230.0, "-5200 ± 200"),
+        (-23.4987, 0.0, "-23.50"),
+        (-23.4987, math.nan, "-23.50"),
+        (-23.4987, math.inf, "-23.50"),
+    ],
+)
+def test_a_number_has_as_many_digits_as_its_error_allows(
+    value: float, std_error: float, words: str
+) -> None:
+    assert with_error(value, std_error) == words
+
+
+def test_an_estimate_prints_in_one_line() -> None:
+    k = {"pareto_k": torch.tensor([0.1, 0.8, 0.2, math.inf])}
+    assert str(Estimate(VALUE, ERROR, Bound.LOWER, k)) == (
+        "3.00 ± 0.12 nats per image (lower bound), k-hat > 0.7: 50%"
+    )
+    unknown = {"pareto_k": torch.full((4,), math.nan)}
+    assert str(Estimate(VALUE, ERROR, Bound.UPPER, unknown)) == (
+        "3.00 ± 0.12 nats per image (upper bound)"
+    )
+    assert str(Estimate(VALUE, 0 * ERROR, Bound.EXACT)) == "3.00 nats per image (exact)"
+    numeric = Estimate(VALUE, torch.full((4,), 0.3).double(), Bound.NUMERIC)
+    assert str(numeric) == "3.0 ± 0.3 nats per image (numeric)"
+    assert repr(numeric) == f"<Estimate of 4 images: {numeric}>"
+    assert repr(TimedEstimate(numeric, 1.23)) == f"<TimedEstimate of 4 images: {numeric}, 1.2 s>"
+    assert repr(PerImage(VALUE, ERROR)) == "<PerImage of 4 images: 3.00 ± 0.12 per image>"
+
+
+def test_an_estimate_is_a_table_with_one_row_per_image() -> None:
+    table = Estimate(VALUE, ERROR, Bound.LOWER, {"pareto_k": 2 * VALUE}).to_dataframe()
+    assert list(table.columns) == ["value", "std_error", "pareto_k"]
+    assert table.index.name == "image"
+    assert table["value"].tolist() == VALUE.tolist()
+    assert table["pareto_k"].tolist() == (2 * VALUE).tolist()

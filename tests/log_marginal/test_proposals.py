@@ -31,6 +31,23 @@ def test_inflation_multiplies_the_standard_deviations(guide: type[Guide]) -> Non
     torch.testing.assert_close(wide.variance.sqrt(), 2.5 * q.variance.sqrt())
 
 
+@pytest.mark.parametrize(
+    "q",
+    [
+        dist.Laplace(torch.tensor([1.0, 2.0]), torch.tensor([0.3, 0.4])),
+        dist.StudentT(5.0, torch.tensor([1.0, 2.0]), torch.tensor([0.3, 0.4])),
+        dist.Normal(torch.ones(3, 2), torch.tensor([0.3, 0.4])).to_event(2),
+    ],
+)
+def test_every_location_and_scale_family_is_widened_around_its_mean(
+    q: dist.TorchDistribution,
+) -> None:
+    wide = inflate(q, 2.5)
+    assert (wide.batch_shape, wide.event_shape) == (q.batch_shape, q.event_shape)
+    torch.testing.assert_close(wide.mean, q.mean)
+    torch.testing.assert_close(wide.variance, 2.5**2 * q.variance)
+
+
 @pytest.mark.parametrize("prior_share", [0.0, 0.1])
 def test_an_inflated_flow_is_the_flow_of_a_wider_base(prior_share: float) -> None:
     """Its density is that of its draws: the weights' mean is p(x) by quadrature."""
@@ -75,14 +92,15 @@ def test_a_defensive_mixture_bounds_the_weights() -> None:
     assert (log_w.total <= log_w.log_likelihood - math.log(0.2) + 1e-9).all()
 
 
-class Laplacian(DiagNormal):
+class Box(DiagNormal):
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        loc, scale = self.encoder(x).chunk(2, -1)
-        return dist.Laplace(loc, scale.exp()).to_event(1)
+        middle, width = self.encoder(x).chunk(2, -1)
+        low, high = middle - width.exp(), middle + width.exp()
+        return dist.Uniform(low, high, validate_args=False).to_event(1)
 
 
 def test_what_cannot_be_widened_is_told_of() -> None:
-    vae = vae_with(Laplacian)
+    vae = vae_with(Box)
     with pytest.raises(EstimatorError, match="no scale to multiply"):
         ImportanceSampling(10, inflation=2).check(vae)
     ImportanceSampling(10, prior_share=0.5)(vae, torch.zeros(2, *IMAGE_SHAPE))

@@ -11,7 +11,7 @@ from tests.log_marginal.test_importance import log_marginal_by_quadrature
 from vae_pyro.errors import EstimatorError
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Normal
-from vae_pyro.log_marginal import Bound, Exact, Quadrature, weights
+from vae_pyro.log_marginal import Bound, Exact, Quadrature, chunking
 from vae_pyro.model import Model
 from vae_pyro.networks import Linear, Reshape
 from vae_pyro.vae import VAE, build_vae
@@ -106,7 +106,7 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Quadrature()(truth.vae, x)
     monkeypatch.setattr("vae_pyro.log_marginal.quadrature.rows_per_chunk", lambda *_: 50)
     torch.testing.assert_close(Quadrature()(truth.vae, x).value, whole.value)
-    assert weights.rows_per_chunk(truth.vae, x) > 50
+    assert chunking.rows_per_chunk(truth.vae, x) > 50
 
 
 @pytest.mark.parametrize("z", [[9.0], [12.0], [12.0, 3.0], [-15.0, 9.0], [11.0, -9.0, 0.0]])

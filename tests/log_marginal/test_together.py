@@ -29,9 +29,9 @@ from vae_pyro.log_marginal import (
     bidirectional,
     estimate_together,
 )
+from vae_pyro.log_marginal.chunking import multiply_adds
 from vae_pyro.log_marginal.estimate import OnProgress
 from vae_pyro.log_marginal.together import for_all_images, is_cheap
-from vae_pyro.log_marginal.weights import multiply_adds
 from vae_pyro.networks import MLP, Conv, Network
 from vae_pyro.vae import VAE, build_vae
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.linear_gaussian import LATENT_DIM, LinearGaussian
 from vae_pyro.log_marginal import log_weights
-from vae_pyro.log_marginal import weights as weights_module
-from vae_pyro.log_marginal.weights import summarise_log_weights
+from vae_pyro.log_marginal import summary as summary_module
+from vae_pyro.log_marginal.summary import summarise_log_weights
 
 
 def test_perfect_guide_weighs_every_draw_by_the_exact_marginal() -> None:
@@ -143,7 +143,7 @@ def test_chunked_is_unchunked(chunk_size: int, block: int, monkeypatch: pytest.M
     """Whatever is decoded at once, and is handed on together; 13 at once draw 65 of the 61."""
     order = torch.arange(NUM_IMAGES)
     whole = summarise(order, chunk_size=256 * 100 * 61)
-    monkeypatch.setattr(weights_module, "_BLOCK", block)
+    monkeypatch.setattr(summary_module, "_BLOCK", block)
     chunked = summarise(order, chunk_size)
     for name, value in whole.items():
         torch.testing.assert_close(chunked[name], value, msg=name)

@@ -9,12 +9,15 @@ draw, which data simulated from the model provide, the same path bounds log p(x)
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
+from vae_pyro.log_marginal.chunking import num_alike, rows_per_chunk
 from vae_pyro.log_marginal.diagnostics import MIN_TAIL_SIZE, pareto_k, tail_size
+from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import (
     Bound,
     Estimate,
@@ -23,10 +26,10 @@ from vae_pyro.log_marginal.estimate import (
     concatenate,
     part_of,
 )
-from vae_pyro.log_marginal.hamiltonian import Path, Point, Start
+from vae_pyro.log_marginal.hamiltonian import AnnealingPath, Point
+from vae_pyro.log_marginal.pair import Start
+from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
 from vae_pyro.log_marginal.running import RunningLogSumExp
-from vae_pyro.log_marginal.weights import num_alike, rows_per_chunk
-from vae_pyro.vae import VAE
 
 _PILOT_CHAINS = 4
 _FIRST_STEP_SIZE = 0.5
@@ -35,18 +38,8 @@ _CURVE = 4.0  # of the sigmoid
 
 
 @dataclass(frozen=True)
-class AIS(Estimator):
-    """log p(x) from weights of chains that pass through f_b(z) = f_0(z)^(1-b) p(x, z)^b.
-
-    f_0 is the prior or the guide, from which the chains start, and b rises from 0 to 1 along a
-    sigmoid. At each b, every chain makes one Hamiltonian transition that leaves f_b as it is;
-    log w = sum_t (b_t - b_(t-1)) (log p(x, z_(t-1)) - log f_0(z_(t-1))). The average of w over the
-    chains is unbiased for p(x), so its logarithm is a lower bound in expectation, by about half the
-    square of its standard error.
-
-    Step sizes are adapted to ``target_acceptance``, for each image and temperature, by a few pilot
-    chains that are then thrown away: adapted by the very chains that are weighed, they would cost
-    the average its unbiasedness.
+class AnnealingBudget:
+    """What AIS and its reverse may spend, and where their chains start.
 
     Args:
         num_temperatures: steps of b from 0 to 1. More of them: less variance, and a tighter bound.
@@ -58,8 +51,6 @@ class AIS(Estimator):
 
     Raises:
         ValueError: where a number is out of range.
-
-    Source: Neal (2001); for decoders, and the curve of b, Wu et al. (2017), section 4.
     """
 
     num_temperatures: int = 300
@@ -72,14 +63,40 @@ class AIS(Estimator):
         for name, least in (("num_temperatures", 1), ("num_chains", 2), ("num_leapfrog", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: must be at least {least}, got {getattr(self, name)}")
+        if self.start not in get_args(Start):
+            raise ValueError(f"start: must be prior or guide, got {self.start!r}")
         if not 0 < self.target_acceptance < 1:
             raise ValueError(
                 f"target_acceptance: must lie between 0 and 1, got {self.target_acceptance}"
             )
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+
+@dataclass(frozen=True)
+class AIS(AnnealingBudget, Estimator):
+    """log p(x) from weights of chains that pass through f_b(z) = f_0(z)^(1-b) p(x, z)^b.
+
+    f_0 is the prior or the guide, from which the chains start, and b rises from 0 to 1 along a
+    sigmoid. At each b, every chain makes one Hamiltonian transition that leaves f_b unchanged;
+    log w = sum_t (b_t - b_(t-1)) (log p(x, z_(t-1)) - log f_0(z_(t-1))). The average of w over the
+    chains is unbiased for p(x), so its logarithm is a lower bound in expectation, by about half the
+    square of its standard error.
+
+    Step sizes are adapted to ``target_acceptance``, for each image and temperature, by a few pilot
+    chains that are not used afterwards: adapted by the weighted chains themselves, they would make
+    the average biased.
+
+    Args:
+        num_temperatures, num_chains, num_leapfrog, start, target_acceptance: see
+            ``AnnealingBudget``.
+
+    Source: Neal (2001); for decoders, and the curve of b, Wu et al. (2017), section 4.
+    """
+
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
         def estimate(chunk: slice, report: OnProgress) -> Estimate:
-            path = Path(vae, x[chunk], self.start, self._num_evaluations(vae, x, chunk))
+            path = AnnealingPath(vae, x[chunk], self.start, self._num_evaluations(vae, x, chunk))
             step_sizes = self._adapt(path, part_of(report, 0, self._pilot_share))
             log_w, _, acceptance = self._forward(
                 path, step_sizes, part_of(report, self._pilot_share, 1)
@@ -89,7 +106,11 @@ class AIS(Estimator):
         return self._in_chunks(vae, x, estimate, on_progress)
 
     def upper_bound(
-        self, vae: VAE, x: Tensor, z: Tensor | None = None, on_progress: OnProgress | None = None
+        self,
+        vae: ModelAndGuide,
+        x: Tensor,
+        z: Tensor | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Estimate:
         """log p(x) from the path run backwards: -log mean exp(-log w), w of each reversed chain.
 
@@ -108,8 +129,11 @@ class AIS(Estimator):
         Source: Grosse et al. (2015), section 3.
         """
 
+        if z is not None:
+            require_vae(vae, "an upper bound from given posterior samples")
+
         def estimate(chunk: slice, report: OnProgress) -> Estimate:
-            path = Path(vae, x[chunk], self.start, self._num_evaluations(vae, x, chunk))
+            path = AnnealingPath(vae, x[chunk], self.start, self._num_evaluations(vae, x, chunk))
             share = self._pilot_share
             step_sizes = self._adapt(path, part_of(report, 0, share / 2))
             if z is None:
@@ -126,13 +150,13 @@ class AIS(Estimator):
 
     def _in_chunks(
         self,
-        vae: VAE,
+        vae: ModelAndGuide,
         x: Tensor,
         estimate: Callable[[slice, OnProgress], Estimate],
         on_progress: OnProgress | None,
     ) -> Estimate:
         """As many images at once as keep the chains' decoder outputs within bounds."""
-        vae.model.likelihood.check(x)
+        pair_of(vae).check(x)
         size = self._images_at_once(vae, x)
         report = on_progress or (lambda _share, _state: None)
         starts = range(0, len(x), size)
@@ -147,10 +171,10 @@ class AIS(Estimator):
                 ]
             )
 
-    def _images_at_once(self, vae: VAE, x: Tensor) -> int:
+    def _images_at_once(self, vae: ModelAndGuide, x: Tensor) -> int:
         return max(1, rows_per_chunk(vae, x) // self.num_chains)
 
-    def _num_evaluations(self, vae: VAE, x: Tensor, chunk: slice) -> int:
+    def _num_evaluations(self, vae: ModelAndGuide, x: Tensor, chunk: slice) -> int:
         """Of decoder and gradient, each for all chains of so many images at once."""
         parts = num_alike(len(x), self._images_at_once(vae, x), len(x[chunk]))
         return parts * self.num_temperatures * self.num_leapfrog
@@ -164,7 +188,7 @@ class AIS(Estimator):
         b: list[float] = ((curve - curve[0]) / (curve[-1] - curve[0])).tolist()
         return b
 
-    def _adapt(self, path: Path, on_progress: OnProgress) -> list[Tensor]:
+    def _adapt(self, path: AnnealingPath, on_progress: OnProgress) -> list[Tensor]:
         """A step size ``(batch,)`` for every temperature, found by the pilot chains."""
         # Few temperatures leave little time to adapt.
         rate = max(0.1, min(0.5, 5 / self.num_temperatures))
@@ -180,7 +204,7 @@ class AIS(Estimator):
         return step_sizes
 
     def _forward(
-        self, path: Path, step_sizes: list[Tensor], on_progress: OnProgress
+        self, path: AnnealingPath, step_sizes: list[Tensor], on_progress: OnProgress
     ) -> tuple[Tensor, Point, Tensor]:
         """From f_0 to the posterior: log w ``(chains, batch)``, the ends, mean acceptance."""
         point = path.draw(self.num_chains)
@@ -194,7 +218,7 @@ class AIS(Estimator):
         return log_w.cpu(), point, accepted.mean(0).cpu() / self.num_temperatures
 
     def _backward(
-        self, path: Path, z: Tensor, step_sizes: list[Tensor], on_progress: OnProgress
+        self, path: AnnealingPath, z: Tensor, step_sizes: list[Tensor], on_progress: OnProgress
     ) -> tuple[Tensor, Tensor]:
         """From the posterior to f_0: log w ``(chains, batch)``, and the mean acceptance."""
         point = path.at(z)
@@ -237,14 +261,27 @@ class AIS(Estimator):
 
 
 @dataclass(frozen=True)
-class ReverseAIS(AIS):
-    """An upper bound on log p(x), from AIS run backwards from where it ended: see ``upper_bound``.
+class ReverseAIS(AnnealingBudget, Estimator):
+    """An upper bound on log p(x), from AIS run backwards: see ``AIS.upper_bound``.
 
-    A bound as far as the forward chains have reached the posterior, which is not known of real
-    images: where they have not, it may lie below log p(x). Nor does ``std_error`` know that chains
-    may have started from one and the same end. How far apart a true upper bound and AIS lie, images
-    simulated from the model tell: see ``bidirectional``.
+    It is an upper bound only as far as the forward chains reach the posterior, which cannot be
+    checked on real images: where they do not, the value may lie below log p(x). ``std_error`` does
+    not contain that several chains may start from the same point. To measure the distance between a
+    true upper bound and AIS, use images simulated from the model: see ``bidirectional``.
+
+    Args:
+        num_temperatures, num_chains, num_leapfrog, start, target_acceptance: see
+            ``AnnealingBudget``.
+
+    Source: Grosse et al. (2015), section 3.
     """
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
-        return self.upper_bound(vae, x, None, on_progress)
+    @property
+    def forward(self) -> AIS:
+        """AIS with the same budget, whose path is run backwards."""
+        return AIS(**vars(self))
+
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
+        return self.forward.upper_bound(vae, x, None, on_progress)

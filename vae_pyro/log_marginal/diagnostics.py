@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not to be relied on
 NO_TAIL = 1e-3  # largest weights that differ by less, relatively, have none but rounding
 MIN_TAIL_SIZE = 5  # weights; fewer say nothing about a tail
 

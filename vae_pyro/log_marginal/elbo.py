@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
+from vae_pyro.log_marginal.chunking import num_alike, rows_per_chunk
+from vae_pyro.log_marginal.drawing import drawing_log_weights, pair_of
 from vae_pyro.log_marginal.estimate import PerImage
-from vae_pyro.log_marginal.importance import WeightEstimator
-from vae_pyro.log_marginal.weights import drawing_log_weights, num_alike, rows_per_chunk
-from vae_pyro.vae import VAE
+from vae_pyro.log_marginal.importance import GuideEstimator
+from vae_pyro.log_marginal.program import ModelAndGuide
 
 
 @dataclass(frozen=True)
-class ELBOBound(WeightEstimator):
+class ELBOBound(GuideEstimator):
     """E_q[log p(x, z) - log q(z | x)]: the mean of the log weights, below log p(x) by KL(q || p).
+
+    Args:
+        num_samples: samples of z per image.
+        inflation, prior_share: of the proposal; see ``Proposal``.
 
     Source: Jordan et al. (1999); Kingma and Welling (2014), equation 2.
     """
@@ -28,7 +33,7 @@ class ELBOBound(WeightEstimator):
         return 1
 
 
-def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, PerImage]:
+def elbo_parts(vae: ModelAndGuide, x: Tensor, num_samples: int) -> Mapping[str, PerImage]:
     """ELBO = reconstruction - KL, each estimated from the same draws.
 
     Args:
@@ -40,7 +45,7 @@ def elbo_parts(vae: VAE, x: Tensor, num_samples: int) -> Mapping[str, PerImage]:
         ``elbo``; ``reconstruction``, E_q[log p(x | z)]; ``kl``, E_q[log q(z | x) - log p(z)].
     """
     draws: dict[str, list[Tensor]] = {"elbo": [], "reconstruction": [], "kl": []}
-    vae.model.likelihood.check(x)
+    pair_of(vae).check(x)
     at_once = max(1, rows_per_chunk(vae, x) // num_samples)
     with torch.no_grad(), accelerated(x.device):
         for images in x.split(at_once):

@@ -1,16 +1,20 @@
-"""What every answer to "what is log p(x)?" looks like."""
+"""What every estimator of log p(x) returns, and how it is called."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from vae_pyro.vae import VAE
+from vae_pyro.log_marginal.diagnostics import HIGH_PARETO_K
+from vae_pyro.log_marginal.program import ModelAndGuide
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 OnProgress = Callable[[float, str], None]
 """Called with (share of the work done, between 0 and 1; a few words on the current state)."""
@@ -22,7 +26,7 @@ def part_of(on_progress: OnProgress, start: float, stop: float) -> OnProgress:
 
 
 class Bound(Enum):
-    """How an answer relates to log p(x)."""
+    """How a value relates to log p(x)."""
 
     LOWER = "lower"  # at most log p(x), in expectation
     UPPER = "upper"  # at least log p(x), in expectation
@@ -30,9 +34,9 @@ class Bound(Enum):
     NUMERIC = "numeric"  # a deterministic approximation with its own error estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PerImage:
-    """A number for each image, and two different answers to "plus or minus what?".
+    """A number for each image, and two different error bars of their mean.
 
     Attributes:
         value: nats unless its name says otherwise, float64, ``(batch,)``.
@@ -48,14 +52,14 @@ class PerImage:
         return self.value.mean().item()
 
     def mean_std_error(self, draws: int = 1) -> float:
-        """Monte Carlo standard error of ``mean()``.
+        """Monte Carlo standard error of ``mean()``: sqrt(sum_i se_i^2) / N.
 
-        It says how far the number may move when the same images are evaluated anew: sqrt(sum_i
-        se_i^2) / N. It does not contain the spread from image to image.
+        It is how far the mean may move when the same images are evaluated anew. It does not contain
+        the spread from image to image.
 
         Args:
-            draws: where the batch holds so many blocks, each a fresh draw of x (a dequantisation)
-                from the same N images, the error is read off the spread between them, and so
+            draws: for a batch of so many blocks, each a fresh sample of x (a dequantisation) from
+                the same N images, the error is computed from the spread between the blocks, and so
                 contains that of x itself: sqrt(sum_i var_i / draws) / N.
 
         Raises:
@@ -67,11 +71,11 @@ class PerImage:
         return (between.sum().sqrt() / len(between)).item()
 
     def image_std_error(self, draws: int = 1) -> float:
-        """Standard error of ``mean()`` as an answer about all images there might have been.
+        """Standard error of ``mean()`` as a statement about all images of this kind.
 
-        It says how far the number may move with other test images of the same kind: the standard
-        deviation from image to image / sqrt(N). The values' own Monte Carlo errors are in it.
-        NaN of one image.
+        It is how far the mean may move with other test images of the same kind: the standard
+        deviation from image to image / sqrt(N). It contains the values' own Monte Carlo errors.
+        NaN for one image.
 
         Args:
             draws: as in ``mean_std_error``; the draws of one image are averaged first.
@@ -86,16 +90,39 @@ class PerImage:
             raise ValueError(f"{len(self.value)} values are not {draws} draws of the same images")
         return self.value.reshape(draws, -1)
 
+    def __str__(self) -> str:
+        return f"{with_error(self.mean(), self.mean_std_error())} per image"
 
-@dataclass(frozen=True)
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self.value)} images: {self}>"
+
+
+_BOUND_WORDS = {
+    Bound.LOWER: "lower bound",
+    Bound.UPPER: "upper bound",
+    Bound.EXACT: "exact",
+    Bound.NUMERIC: "numeric",
+}
+
+
+@dataclass(frozen=True, repr=False)
 class Estimate(PerImage):
-    """An answer to "what is log p(x)?" for each image, in nats.
+    """log p(x), or a bound on it, for each image, in nats. ``print`` it for a summary in one line.
+
+    >>> value = torch.tensor([-23.0, -25.0], dtype=torch.float64)
+    >>> estimate = Estimate(value, torch.full_like(value, 0.03), Bound.LOWER)
+    >>> print(estimate)
+    -24.00 ± 0.02 nats per image (lower bound)
+    >>> estimate.mean()
+    -24.0
+    >>> estimate.to_dataframe().shape
+    (2, 2)
 
     Attributes:
         bound: how ``value`` relates to log p(x). Where it is NUMERIC, ``std_error`` is the method's
             own estimate of its error, which has no sign and does not average out over images.
         diagnostics: further numbers per image, by name, each ``(batch,)``.
-        evaluations: how often the decoder was asked, per image; with or without its gradient.
+        evaluations: of the decoder, per image; with or without its gradient.
     """
 
     bound: Bound
@@ -103,9 +130,9 @@ class Estimate(PerImage):
     evaluations: float = 0.0
 
     def mean_std_error(self, draws: int = 1) -> float:
-        """As ``PerImage.mean_std_error``; of a NUMERIC answer the mean of the error estimates.
+        """As ``PerImage.mean_std_error``; for a NUMERIC value the mean of the error estimates.
 
-        To which, with several draws of x, their own spread is added.
+        With several draws of x, their own spread is added.
         """
         if self.bound is not Bound.NUMERIC:
             return super().mean_std_error(draws)
@@ -113,15 +140,44 @@ class Estimate(PerImage):
         return own if draws == 1 else math.hypot(own, super().mean_std_error(draws))
 
     def select(self, index: Tensor) -> "Estimate":
-        """The answers for some of the images."""
+        """The estimate for some of the images, index ``(n,)`` or a mask ``(batch,)``."""
         diagnostics = {name: numbers[index] for name, numbers in self.diagnostics.items()}
         return Estimate(
             self.value[index], self.std_error[index], self.bound, diagnostics, self.evaluations
         )
 
+    def to_dataframe(self) -> "DataFrame":
+        """One row per image: value, std_error, and each diagnostic."""
+        from pandas import DataFrame  # slow to import
+
+        columns = {"value": self.value, "std_error": self.std_error, **self.diagnostics}
+        frame = DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+        return frame.rename_axis("image")
+
+    def __str__(self) -> str:
+        number = with_error(self.mean(), self.mean_std_error())
+        words = f"{number} nats per image ({_BOUND_WORDS[self.bound]})"
+        k = self.diagnostics.get("pareto_k")
+        if k is None or k.isnan().any():
+            return words
+        return f"{words}, k-hat > {HIGH_PARETO_K}: {(k > HIGH_PARETO_K).double().mean():.0%}"
+
+
+def with_error(value: float, std_error: float) -> str:
+    """``-23.48 ± 0.01``: one significant digit of the error (two if it is 1), the value to match.
+
+    A value with no error, or with one that is not finite, has two decimals and no error bar.
+    """
+    if not (math.isfinite(std_error) and std_error > 0):
+        return f"{value:.2f}"
+    first_digit, exponent = f"{std_error:.0e}".split("e")
+    decimals = (1 if first_digit == "1" else 0) - int(exponent)
+    shown = max(decimals, 0)
+    return f"{round(value, decimals):.{shown}f} ± {round(std_error, decimals):.{shown}f}"
+
 
 def concatenate(parts: Sequence[Estimate]) -> Estimate:
-    """One answer from those for consecutive parts of the images."""
+    """One estimate from those for consecutive parts of the images."""
     sizes = [len(part.value) for part in parts]
     evaluations = sum(p.evaluations * n for p, n in zip(parts, sizes, strict=True)) / sum(sizes)
     return Estimate(
@@ -143,15 +199,17 @@ class Estimator(ABC):
         budget_for_all: an evaluation runs its further estimators on the first test images only. An
             estimator whose answer for the whole test set costs fewer multiply-adds than this is
             run on all of them; see ``is_cheap``.
-        targets_log_px: whether ``value`` is an estimate of log p(x); False for a bound that is
-            reported for its own sake, such as the ELBO.
+        targets_log_px: whether the value is meant as log p(x) itself, not as a bound of the guide
+            that stays below it at any budget (ELBO, IWAE-K).
     """
 
     budget_for_all: ClassVar[float] = 0.0
     targets_log_px: ClassVar[bool] = True
 
     @abstractmethod
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
         """Estimate log p(x) of every image, in bounded memory whatever their number and the budget.
 
         Args:
@@ -163,9 +221,9 @@ class Estimator(ABC):
             EstimatorError: as ``check``.
         """
 
-    def check(self, vae: VAE) -> None:  # noqa: B027  # most estimators answer for every VAE
-        """Refuse a VAE for which this estimator has no answer.
+    def check(self, vae: ModelAndGuide) -> None:  # noqa: B027  # most estimators apply to every VAE
+        """Refuse a VAE to which this estimator does not apply.
 
         Raises:
-            EstimatorError: saying why, and what to ask instead.
+            EstimatorError: with the reason, and what to use instead.
         """

@@ -11,9 +11,10 @@ from torch.distributions import LowRankMultivariateNormal
 
 from vae_pyro.errors import EstimatorError
 from vae_pyro.likelihoods import Normal, NormalLearnedScale
+from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress
+from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
 from vae_pyro.networks import Bias, Reshape
-from vae_pyro.vae import VAE
 
 _AFFINE = (nn.Linear, Reshape, Bias, nn.Flatten, nn.Identity)
 
@@ -29,7 +30,8 @@ class Exact(Estimator):
 
     budget_for_all: ClassVar[float] = math.inf
 
-    def check(self, vae: VAE) -> None:
+    def check(self, vae: ModelAndGuide) -> None:
+        vae = require_vae(vae, "the closed form")
         affine = all(
             isinstance(module, (nn.Sequential, *_AFFINE)) for module in vae.model.decoder.modules()
         )
@@ -42,9 +44,12 @@ class Exact(Estimator):
                 f"{type(likelihood).__name__}: use quadrature (latent_dim up to 3) or AIS"
             )
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
+        vae = require_vae(vae, "the closed form")
         self.check(vae)
-        vae.model.likelihood.check(x)
+        pair_of(vae).check(x)
         with torch.no_grad():
             decoder = copy.deepcopy(vae.model.decoder).double()
             origin = vae.model.origin.double()

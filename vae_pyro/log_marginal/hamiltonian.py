@@ -1,17 +1,15 @@
 """Hamiltonian Monte Carlo for many images and chains at once, along a path to the posterior."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from vae_pyro.compilation import Outputs, compiled
-from vae_pyro.log_marginal.weights import log_joint, rows_per_chunk
-from vae_pyro.vae import VAE
-
-Start = Literal["prior", "guide"]
+from vae_pyro.log_marginal.chunking import rows_per_chunk
+from vae_pyro.log_marginal.drawing import pair_of
+from vae_pyro.log_marginal.pair import Start
+from vae_pyro.log_marginal.program import ModelAndGuide
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Point:
         return Point(**fields)
 
 
-class Path:
+class AnnealingPath:
     """f_b(z) = f_0(z)^(1-b) p(x, z)^b from what one can draw from (b = 0) to the posterior (1).
 
     Args:
@@ -58,18 +56,16 @@ class Path:
         times: about how often paths like it will be evaluated, which decides on compiling.
     """
 
-    def __init__(self, vae: VAE, x: Tensor, start: Start, times: int = 1) -> None:
+    def __init__(self, vae: ModelAndGuide, x: Tensor, start: Start, times: int = 1) -> None:
         self._vae, self._x, self._start, self._times = vae, x, start, times
+        self._pair = pair_of(vae)
         with torch.no_grad():
-            self._f_0 = _first(vae, x, start)
-            # The unit of a step: standard deviations of f_0, known or read off some draws.
-            unit = torch.ones_like(self._f_0.sample())
-            self._unit = unit if start == "prior" else self._f_0.sample((256,)).std(0)
+            self._unit = self._pair.step_unit(x, start)
 
     def draw(self, num_chains: int) -> Point:
         """z ~ f_0."""
         with torch.no_grad():
-            z = self._f_0.sample((num_chains,))
+            z = self._pair.draw_start(self._x, self._start, num_chains)
         return self.at(z)
 
     def at(self, z: Tensor) -> Point:
@@ -84,13 +80,13 @@ class Path:
     def _at(self, z: Tensor) -> Point:
         start = self._start
 
-        def evaluate(vae: VAE, x: Tensor, z: Tensor) -> Outputs:
+        def evaluate(vae: ModelAndGuide, x: Tensor, z: Tensor) -> Outputs:
             z = z.detach().requires_grad_()
             with torch.enable_grad():
-                log_likelihood, log_prior = log_joint(vae, x, z)
-                log_start = _first(vae, x, start).log_prob(z)
-                (grad_likelihood,) = torch.autograd.grad(log_likelihood.sum(), z)
-                (grad_prior,) = torch.autograd.grad(log_prior.sum(), z)
+                log_start, log_likelihood, log_prior = pair_of(vae).log_densities(x, z, start)
+                # The three may share a part of their graphs, as z's transform.
+                (grad_likelihood,) = torch.autograd.grad(log_likelihood.sum(), z, retain_graph=True)
+                (grad_prior,) = torch.autograd.grad(log_prior.sum(), z, retain_graph=True)
                 (grad_start,) = torch.autograd.grad(log_start.sum(), z)
             return (
                 log_start.detach(),
@@ -103,7 +99,7 @@ class Path:
         # In units of whole chunks: the few pilot chains are not worth a graph of their own.
         share = z[..., 0].numel() / rows_per_chunk(self._vae, self._x)
         calls = round(self._times * share)
-        run = compiled(evaluate, self._vae, inputs, key=("path", start), calls=calls)
+        run = compiled(evaluate, self._pair.programs, inputs, key=("path", start), calls=calls)
         return Point(z, *run(*inputs))
 
     def transition(
@@ -141,8 +137,3 @@ class Path:
         acceptance = torch.where(stable, change, -torch.inf).nan_to_num(-torch.inf).clamp(max=0)
         accepted = torch.rand_like(acceptance).log() < acceptance
         return point.replaced(accepted, proposed), acceptance.exp()
-
-
-def _first(vae: VAE, x: Tensor, start: Start) -> TorchDistribution:
-    """f_0 for images x."""
-    return vae.model.prior().expand([len(x)]) if start == "prior" else vae.guide.posterior(x)

@@ -1,61 +1,56 @@
-"""Importance sampling: z ~ q(z | x), weighed by p(x, z) / q(z | x).
+"""Importance sampling: z ~ q(z | x), weighted by p(x, z) / q(z | x).
 
-Why with the encoder? For almost every z of the prior, p(x | z) is practically zero: that z draws
-other images. The encoder proposes the few z that may have led to this x, and the weights pay back
-exactly what its preference took.
+Why with the encoder? For almost every z of the prior, p(x | z) is practically zero: that z belongs
+to other images. The encoder proposes the few z that may have led to this x, and the importance
+weights correct for this choice.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
+from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress
-from vae_pyro.log_marginal.proposals import Proposal, inflate
-from vae_pyro.log_marginal.weights import WeightSummary, blank_images, summarise_log_weights
-from vae_pyro.vae import VAE
+from vae_pyro.log_marginal.program import ModelAndGuide
+from vae_pyro.log_marginal.proposals import Proposal
+from vae_pyro.log_marginal.summary import WeightSummary, summarise_log_weights
 
 
 @dataclass(frozen=True)
 class WeightEstimator(Estimator):
-    """An estimator that is a function of the importance weights of ``num_samples`` draws.
+    """An estimator that is a function of the importance weights of ``num_samples`` samples.
 
     Args:
-        num_samples: z's drawn per image.
-        inflation: multiplies the scale of the guide that z is drawn from; see ``Proposal``.
-        prior_share: how much of the prior is mixed into it.
+        num_samples: samples of z per image.
 
     Raises:
-        ValueError: where a number is out of range.
+        ValueError: where it is not positive.
     """
 
-    num_samples: int
-    inflation: float = field(default=1.0, kw_only=True)
-    prior_share: float = field(default=0.0, kw_only=True)
+    num_samples: int = 5000
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError(f"num_samples: must be at least 1, got {self.num_samples}")
-        Proposal(self.inflation, self.prior_share)
 
     @property
+    @abstractmethod
     def proposal(self) -> Proposal:
         """Where z comes from."""
-        return Proposal(self.inflation, self.prior_share)
-
-    def check(self, vae: VAE) -> None:
-        if self.inflation != 1:
-            inflate(vae.guide.posterior(blank_images(vae)), self.inflation)
 
     @property
     @abstractmethod
     def group_size(self) -> int:
         """How many weights are averaged before the logarithm."""
 
+    def check(self, vae: ModelAndGuide) -> None:
+        pair_of(vae).check_proposal(self.proposal)
+
     def read(self, summary: WeightSummary) -> Estimate:
-        """This estimator's answer, from weights that were drawn for it or for a wider family."""
+        """This estimator's result, from weights sampled for it or for several estimators."""
         value, std_error = summary.bounds[self.group_size]
         return Estimate(
             value,
@@ -70,19 +65,48 @@ class WeightEstimator(Estimator):
             summary.num_samples,
         )
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
-        return read_together({"": self}, vae, x, on_progress)[""]
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
+        summary = _summary([self], vae, x, on_progress)
+        return self.read(summary)
 
 
 @dataclass(frozen=True)
-class IWAEBound(WeightEstimator):
+class GuideEstimator(WeightEstimator):
+    """A weight estimator whose proposal is the guide: as it is, widened, or mixed with the prior.
+
+    Args:
+        num_samples: samples of z per image.
+        inflation: multiplies the scale of the guide that z is sampled from; see ``Proposal``.
+        prior_share: share of the samples that come from the prior instead.
+
+    Raises:
+        ValueError: where a number is out of range.
+    """
+
+    inflation: float = field(default=1.0, kw_only=True)
+    prior_share: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Proposal(self.inflation, self.prior_share)
+
+    @property
+    def proposal(self) -> Proposal:
+        return Proposal(self.inflation, self.prior_share)
+
+
+@dataclass(frozen=True)
+class IWAEBound(GuideEstimator):
     """L_k = E[log (1/k) sum_{j <= k} w_j], averaged over ``num_samples // k`` groups; k=1: ELBO.
 
     A lower bound on log p(x) that rises with k and reaches it in the limit.
 
     Args:
-        num_samples: z's drawn per image, at least k.
+        num_samples: samples of z per image, at least k.
         k: weights averaged inside the logarithm.
+        inflation, prior_share: of the proposal; see ``Proposal``.
 
     Raises:
         ValueError: where k is not in 1..num_samples.
@@ -91,8 +115,7 @@ class IWAEBound(WeightEstimator):
     """
 
     targets_log_px: ClassVar[bool] = False
-
-    k: int
+    k: int = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,10 +128,14 @@ class IWAEBound(WeightEstimator):
 
 
 @dataclass(frozen=True)
-class ImportanceSampling(WeightEstimator):
+class ImportanceSampling(GuideEstimator):
     """log p(x) = log E_q[w], estimated by log (1/K) sum_{k <= K} w_k with K = ``num_samples``.
 
-    Jensen's inequality leaves it below log p(x) in expectation, by about its variance / 2.
+    By Jensen's inequality its expectation is below log p(x), by about half its variance.
+
+    Args:
+        num_samples: samples of z per image, K.
+        inflation, prior_share: of the proposal; see ``Proposal``.
 
     Source: Rezende et al. (2014), appendix E; Burda et al. (2016), section 5.
     """
@@ -119,20 +146,29 @@ class ImportanceSampling(WeightEstimator):
 
 
 @dataclass(frozen=True)
-class PriorSampling(ImportanceSampling):
+class PriorSampling(WeightEstimator):
     """log of the average of p(x | z) over z ~ p(z): the integral as it is written.
 
-    Unbiased for p(x), and useless for log p(x) once z says much about x: nearly every z draws
-    another image, all of the sum hangs on the luckiest z, and the logarithm falls short by nats.
+    Unbiased for p(x), but of no use for log p(x) where z carries much information about x: nearly
+    every z belongs to another image, the sum depends on the one luckiest z, and the logarithm is
+    too low by nats.
+
+    Args:
+        num_samples: samples of z per image.
     """
 
-    inflation: float = field(default=1.0, init=False, repr=False)
-    prior_share: float = field(default=1.0, init=False, repr=False)
+    @property
+    def proposal(self) -> Proposal:
+        return Proposal(prior_share=1.0)
+
+    @property
+    def group_size(self) -> int:
+        return self.num_samples
 
 
 def read_together(
     estimators: Mapping[str, WeightEstimator],
-    vae: VAE,
+    vae: ModelAndGuide,
     x: Tensor,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Estimate]:
@@ -145,14 +181,23 @@ def read_together(
         on_progress: called after every chunk.
 
     Raises:
-        ValueError: where the estimators want different weights.
+        ValueError: where the estimators need different weights.
     """
-    wanted = {(estimator.num_samples, estimator.proposal) for estimator in estimators.values()}
+    summary = _summary(list(estimators.values()), vae, x, on_progress)
+    return {name: estimator.read(summary) for name, estimator in estimators.items()}
+
+
+def _summary(
+    estimators: Sequence[WeightEstimator],
+    vae: ModelAndGuide,
+    x: Tensor,
+    on_progress: OnProgress | None,
+) -> WeightSummary:
+    wanted = {(estimator.num_samples, estimator.proposal) for estimator in estimators}
     if len(wanted) != 1:
         raise ValueError(
             f"estimators must share num_samples and proposal, got {sorted(map(str, wanted))}"
         )
     ((num_samples, proposal),) = wanted
-    groups = sorted({estimator.group_size for estimator in estimators.values()})
-    summary = summarise_log_weights(vae, x, num_samples, groups, on_progress, proposal)
-    return {name: estimator.read(summary) for name, estimator in estimators.items()}
+    groups = sorted({estimator.group_size for estimator in estimators})
+    return summarise_log_weights(vae, x, num_samples, groups, on_progress, proposal)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vae_pyro.errors import EstimatorError
 from vae_pyro.guide import CholeskyNormal
+from vae_pyro.log_marginal.chunking import rows_per_chunk
+from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import (
     Bound,
     Estimate,
@@ -19,7 +21,9 @@ from vae_pyro.log_marginal.estimate import (
     concatenate,
     part_of,
 )
-from vae_pyro.log_marginal.weights import blank_images, log_joint, rows_per_chunk
+from vae_pyro.log_marginal.pair import blank_images
+from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
+from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.vae import VAE
 
 
@@ -61,13 +65,17 @@ class LocalELBO(Estimator):
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate: must be positive, got {self.learning_rate}")
 
-    def check(self, vae: VAE) -> None:
+    def check(self, vae: ModelAndGuide) -> None:
+        vae = require_vae(vae, "the best normal for each image")
         with torch.no_grad():
             _Normal.of(vae.guide.posterior(blank_images(vae)))
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
+        vae = require_vae(vae, "the best normal for each image")
         self.check(vae)
-        vae.model.likelihood.check(x)
+        pair_of(vae).check(x)
         report = on_progress or (lambda _share, _state: None)
         size = max(1, rows_per_chunk(vae, x) // self.num_particles)
         parts = []

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pyro
 import torch
+import torch.distributions as td
 from pyro import distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -71,26 +72,33 @@ class Proposal:
 
 
 THE_GUIDE = Proposal()
+# PyTorch's classes: some of Pyro's distributions are made of them.
+_LOCATION_SCALE = (td.Normal, td.Laplace, td.Cauchy, td.Gumbel, dist.Logistic)
 
 
 def inflate(q: TorchDistribution, factor: float) -> TorchDistribution:
-    """q with its scale multiplied: of a normal around its mean, of a flow that of its base.
+    """q with its scale multiplied, around its location; for a transformed q, that of its base.
 
     Args:
-        q: a distribution over z that one of the guides returns.
+        q: a distribution over z: normal, Laplace, Student's t and the like, or made of one by
+            transforms (a flow, a log-normal).
         factor: 1 leaves q as it is.
 
     Raises:
-        EstimatorError: where q is neither a normal nor made of one by transforms.
+        EstimatorError: where q has no scale.
     """
     if factor == 1:
         return q
-    if isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal):
-        base = q.base_dist
-        return dist.Normal(base.loc, factor * base.scale, validate_args=False).to_event(1)
-    if isinstance(q, dist.MultivariateNormal):
+    if isinstance(q, td.Independent):
+        base = inflate(q.base_dist, factor)
+        return dist.Independent(base, q.reinterpreted_batch_ndims, validate_args=False)
+    if isinstance(q, _LOCATION_SCALE):
+        return type(q)(q.loc, factor * q.scale, validate_args=False)
+    if isinstance(q, td.StudentT):
+        return dist.StudentT(q.df, q.loc, factor * q.scale, validate_args=False)
+    if isinstance(q, td.MultivariateNormal):
         return CholeskyNormal(q.loc, scale_tril=factor * q.scale_tril, validate_args=False)
-    if isinstance(q, dist.TransformedDistribution):
+    if isinstance(q, td.TransformedDistribution):
         base = inflate(q.base_dist, factor)
         return dist.TransformedDistribution(base, q.transforms, validate_args=False)
     raise EstimatorError(

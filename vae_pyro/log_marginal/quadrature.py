@@ -9,8 +9,11 @@ from torch import Tensor
 
 from vae_pyro.compilation import Outputs, accelerated, compiled, is_compiling
 from vae_pyro.errors import EstimatorError
+from vae_pyro.log_marginal.chunking import rows_per_chunk
+from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress, concatenate
-from vae_pyro.log_marginal.weights import log_joint, rows_per_chunk
+from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
+from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.vae import VAE
 
 MAX_DIM = 3
@@ -61,7 +64,8 @@ class Quadrature(Estimator):
         if not self.tolerance > 0:
             raise ValueError(f"tolerance: must be positive, got {self.tolerance}")
 
-    def check(self, vae: VAE) -> None:
+    def check(self, vae: ModelAndGuide) -> None:
+        vae = require_vae(vae, "quadrature")
         if vae.model.latent_dim > MAX_DIM:
             raise EstimatorError(
                 f"quadrature needs a latent_dim of at most {MAX_DIM}, and this model has "
@@ -69,9 +73,12 @@ class Quadrature(Estimator):
                 "AIS, or importance sampling with more samples"
             )
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
+        vae = require_vae(vae, "quadrature")
         self.check(vae)
-        vae.model.likelihood.check(x)
+        pair_of(vae).check(x)
         parts: list[Estimate] = []
         done = 0
         with torch.no_grad(), accelerated(x.device):

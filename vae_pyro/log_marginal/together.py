@@ -1,7 +1,6 @@
 """Many questions to one VAE: in chunks of images, with progress, and continued where it stopped."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ from torch import Tensor
 
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.annealed import AIS
+from vae_pyro.log_marginal.cache import ChunkCache
+from vae_pyro.log_marginal.chunking import multiply_adds, rows_per_chunk
+from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Estimate, Estimator, OnProgress, concatenate, part_of
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
-from vae_pyro.log_marginal.kept import Kept, digest_of
-from vae_pyro.log_marginal.weights import blank_images, multiply_adds, rows_per_chunk
+from vae_pyro.log_marginal.pair import blank_images
+from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
 from vae_pyro.randomness import RandomStream
-from vae_pyro.vae import VAE
 
 IMAGES_PER_CHUNK = 100
 
@@ -29,9 +30,9 @@ def silently(_label: str, _total: int) -> AbstractContextManager[Callable[[int, 
     return nullcontext(lambda _done, _state: None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TimedEstimate:
-    """What one estimator said, and what it took.
+    """The result of one estimator, and the time that it took.
 
     Attributes:
         estimate: for every image.
@@ -41,10 +42,16 @@ class TimedEstimate:
     estimate: Estimate
     seconds: float
 
+    def __str__(self) -> str:
+        return f"{self.estimate}, {self.seconds:.1f} s"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self.estimate.value)} images: {self}>"
+
 
 def estimate_together(
     estimators: Mapping[str, Estimator],
-    vae: VAE,
+    vae: ModelAndGuide,
     x: Tensor,
     *,
     seed: int,
@@ -74,6 +81,7 @@ def estimate_together(
     """
     for estimator in estimators.values():
         estimator.check(vae)
+    pair_of(vae).check_form(x)
     answers: dict[str, TimedEstimate] = {}
     for names in _passes(estimators):
         family = {name: estimators[name] for name in names}
@@ -96,7 +104,7 @@ def estimate_together(
 def for_all_images(
     answers: Mapping[str, TimedEstimate],
     estimators: Mapping[str, Estimator],
-    vae: VAE,
+    vae: ModelAndGuide,
     x: Tensor,
     first: Tensor,
     *,
@@ -148,7 +156,7 @@ def for_all_images(
     }
 
 
-def is_cheap(estimator: Estimator, vae: VAE, estimate: Estimate, num_images: int) -> bool:
+def is_cheap(estimator: Estimator, vae: ModelAndGuide, estimate: Estimate, num_images: int) -> bool:
     """Whether an answer for so many images costs less than the estimator's ``budget_for_all``.
 
     cost = decoder evaluations per image * images * multiply-adds per evaluation. It is counted, not
@@ -160,12 +168,15 @@ def is_cheap(estimator: Estimator, vae: VAE, estimate: Estimate, num_images: int
         estimate: the estimator's answer for some images, which tells its decoder evaluations.
         num_images: of the whole test set, each draw of x counted.
     """
-    return estimate.evaluations * num_images * multiply_adds(vae) < estimator.budget_for_all
+    if not estimator.budget_for_all:
+        return False
+    cost = multiply_adds(require_vae(vae, "the cost of an evaluation"))
+    return estimate.evaluations * num_images * cost < estimator.budget_for_all
 
 
 def bidirectional(
     estimator: AIS,
-    vae: VAE,
+    vae: ModelAndGuide,
     num_images: int,
     *,
     seed: int,
@@ -192,6 +203,7 @@ def bidirectional(
 
     Source: Grosse et al. (2015), section 3; Wu et al. (2017), section 4.2.
     """
+    vae = require_vae(vae, "simulating images")
     with torch.no_grad(), RandomStream("simulated images", seed, vae.model.origin.device).active():
         z = vae.model.prior().sample((num_images,))
         rows = rows_per_chunk(vae, blank_images(vae))
@@ -200,7 +212,7 @@ def bidirectional(
 
     def compute(chunk: slice, report: OnProgress) -> dict[str, Estimate]:
         return {
-            "lower": AIS.__call__(estimator, vae, x[chunk], part_of(report, 0, 0.5)),
+            "lower": estimator(vae, x[chunk], part_of(report, 0, 0.5)),
             "upper": estimator.upper_bound(vae, x[chunk], z[chunk], part_of(report, 0.5, 1)),
         }
 
@@ -225,7 +237,7 @@ def _passes(estimators: Mapping[str, Estimator]) -> list[list[str]]:
 def _in_chunks(
     compute: Callable[[slice, OnProgress], dict[str, Estimate]],
     label: str,
-    vae: VAE,
+    vae: ModelAndGuide,
     x: Tensor,
     question: tuple[object, ...],
     seed: int,
@@ -247,21 +259,19 @@ def _in_chunks(
         place: likewise.
     """
     chunks = []
-    vae_digest = "" if folder is None else digest_of(vae)
+    cache = ChunkCache(folder, vae)
     repeats = math.ceil(len(x) / IMAGES_PER_CHUNK)
     with progress(label, len(x)) as report, accelerated(x.device, repeats=repeats):
         for start in range(0, len(x), IMAGES_PER_CHUNK):
             chunk = slice(start, min(start + IMAGES_PER_CHUNK, len(x)))
-            kept = Kept(folder, (*question, seed, place + start), vae_digest, x[chunk])
-            found = kept.read()
-            if found is None:
-                noise = RandomStream(f"{label} {place + start}", seed, x.device)
-                begin = time.perf_counter()
+
+            def compute_chunk(chunk: slice = chunk) -> dict[str, Estimate]:
+                noise = RandomStream(f"{label} {place + chunk.start}", seed, x.device)
                 with noise.active():
-                    estimates = compute(chunk, _within(report, chunk))
-                found = estimates, time.perf_counter() - begin
-                kept.write(found)
-            chunks.append(found)
+                    return compute(chunk, _within(report, chunk))
+
+            whole_question = (*question, seed, place + start)
+            chunks.append(cache.read_or_compute(whole_question, x[chunk], compute_chunk))
             report(chunk.stop, "")
     return {
         name: TimedEstimate(

@@ -1,0 +1,180 @@
+"""What the estimators need of a model and its guide, and how a VAE provides it."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from vae_pyro.errors import DataError
+from vae_pyro.log_marginal.proposals import Proposal, inflate
+from vae_pyro.log_marginal.weights import LogWeights, log_joint, particle_traces, read_log_weights
+from vae_pyro.model import Model
+from vae_pyro.vae import VAE
+
+Start = Literal["prior", "guide"]
+"""Where the chains of AIS start."""
+
+
+class Pair(ABC):
+    """A model p(x, z) and its guide q(z | x), as the estimators use them.
+
+    Attributes:
+        programs: the VAE, or the user's programs.
+    """
+
+    programs: Any
+
+    @abstractmethod
+    def check_form(self, x: Tensor) -> None:
+        """Refuse what is not a batch of images for this model: type, shape, precision.
+
+        Raises:
+            DataError: with what was given, what is needed, and what to try.
+        """
+
+    @abstractmethod
+    def check(self, x: Tensor) -> None:
+        """As ``check_form``, and refuse pixel values outside the likelihood's support.
+
+        Raises:
+            DataError: likewise.
+        """
+
+    @abstractmethod
+    def check_proposal(self, proposal: Proposal) -> None:
+        """Refuse a proposal that cannot be made from this guide.
+
+        Raises:
+            EstimatorError: with the reason.
+        """
+
+    @abstractmethod
+    def outputs_per_row(self, x: Tensor) -> int:
+        """Decoder outputs for one z of one image of x ``(N, ...)``: what memory grows with."""
+
+    @abstractmethod
+    def log_weights(self, x: Tensor, num_samples: int, proposal: Proposal) -> LogWeights:
+        """See ``vae_pyro.log_marginal.log_weights``."""
+
+    @abstractmethod
+    def draw_start(self, x: Tensor, start: Start, num_chains: int) -> Tensor:
+        """z ~ f_0 for every image, ``(chains, batch, D)``, each z a vector of real numbers."""
+
+    @abstractmethod
+    def step_unit(self, x: Tensor, start: Start) -> Tensor:
+        """The width of f_0 in each latent dimension, ``(batch, D)``: the unit of a step."""
+
+    @abstractmethod
+    def log_densities(self, x: Tensor, z: Tensor, start: Start) -> tuple[Tensor, Tensor, Tensor]:
+        """log f_0(z), log p(x | z) and log p(z), each ``(chains, batch)``; gradients flow.
+
+        Args:
+            x: images, ``(batch, ...)``.
+            z: ``(chains, batch, D)``, as from ``draw_start``.
+            start: f_0: the ``prior`` or the ``guide``.
+        """
+
+
+class VAEPair(Pair):
+    """The pair of a VAE."""
+
+    def __init__(self, vae: VAE) -> None:
+        self.programs = self._vae = vae
+
+    def check_form(self, x: Tensor) -> None:
+        require_tensor(x)
+        origin = self._vae.model.origin
+        try:
+            shape = image_shape(self._vae)
+        except RuntimeError:  # a conditional VAE given n classes decodes n z's, and no other number
+            shape = x.shape[1:]
+        words = ", ".join(str(size) for size in shape)
+        if x.shape[1:] != shape:
+            raise DataError(
+                f"x: this VAE needs images of shape (batch, {words}), got {tuple(x.shape)}: try "
+                f'x.reshape(-1, {words}), or data.prepared("test", vae)'
+            )
+        if x.dtype != origin.dtype:
+            raise DataError(
+                f"x: this VAE computes in {origin.dtype}, got images of {x.dtype}: try "
+                f'data.prepared("test", vae) for images made of levels, or x.to({origin.dtype})'
+            )
+        if x.device != origin.device:
+            raise DataError(
+                f"x: this VAE is on {origin.device}, got images on {x.device}: try "
+                f'x.to("{origin.device}")'
+            )
+
+    def check(self, x: Tensor) -> None:
+        self.check_form(x)
+        self._vae.model.likelihood.check(x)
+
+    def check_proposal(self, proposal: Proposal) -> None:
+        if proposal.inflation != 1:
+            inflate(self._vae.guide.posterior(blank_images(self._vae)), proposal.inflation)
+
+    def outputs_per_row(self, x: Tensor) -> int:
+        return x[0].numel() * self._vae.model.likelihood.num_parameters
+
+    def log_weights(self, x: Tensor, num_samples: int, proposal: Proposal) -> LogWeights:
+        # A fresh parameter store: evaluating one VAE must leave no trace for the next.
+        with pyro.get_param_store().scope():
+            guide = proposal.program(self._vae)
+            traces = particle_traces(self._vae.model, guide, x, num_samples)
+        return read_log_weights(*traces, (num_samples, len(x)))
+
+    def draw_start(self, x: Tensor, start: Start, num_chains: int) -> Tensor:
+        z: Tensor = self._first(x, start).sample((num_chains,))
+        return z
+
+    def step_unit(self, x: Tensor, start: Start) -> Tensor:
+        f_0 = self._first(x, start)
+        unit = torch.ones_like(f_0.sample())
+        return unit if start == "prior" else f_0.sample((256,)).std(0)
+
+    def log_densities(self, x: Tensor, z: Tensor, start: Start) -> tuple[Tensor, Tensor, Tensor]:
+        log_likelihood, log_prior = log_joint(self._vae, x, z)
+        return self._first(x, start).log_prob(z), log_likelihood, log_prior
+
+    def _first(self, x: Tensor, start: Start) -> TorchDistribution:
+        """f_0 for images x."""
+        if start == "prior":
+            return self._vae.model.prior().expand([len(x)])
+        return self._vae.guide.posterior(x)
+
+
+def require_tensor(x: object) -> None:
+    """Refuse what is not a tensor with at least one image.
+
+    Raises:
+        DataError: with what was given, and what to try.
+    """
+    if not isinstance(x, Tensor):
+        raise DataError(
+            f"x: a torch.Tensor is needed, with one image per row, got a {type(x).__name__}: try "
+            "torch.from_numpy(...) for a NumPy array, torch.tensor(...) for a list, or "
+            'data.prepared("test", vae)'
+        )
+    if x.dim() == 0 or not len(x):
+        raise DataError(f"x: at least one image is needed, got a tensor of shape {tuple(x.shape)}")
+
+
+_image_shapes: "WeakKeyDictionary[Model, torch.Size]" = WeakKeyDictionary()
+
+
+def image_shape(vae: VAE) -> torch.Size:
+    """``(C, H, W)`` of the images that this VAE is about; found once, by decoding one z."""
+    if vae.model not in _image_shapes:
+        with torch.no_grad():
+            _image_shapes[vae.model] = vae.model.decode(vae.model.origin[None]).event_shape
+    return _image_shapes[vae.model]
+
+
+def blank_images(vae: VAE, num_images: int = 1) -> Tensor:
+    """Images of zeros in the shape that this VAE is about, ``(num_images, C, H, W)``."""
+    blank: Tensor = vae.model.origin.new_zeros(num_images, *image_shape(vae))
+    return blank
