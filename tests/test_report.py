@@ -25,7 +25,7 @@ from vae_pyro.log_marginal import (
     Quadrature,
     ReverseAIS,
 )
-from vae_pyro.log_marginal.together import ShowProgress, silently
+from vae_pyro.progress import ShowProgress, no_progress
 from vae_pyro.reporting.estimators import (
     advice,
     comparison,
@@ -288,7 +288,7 @@ def test_an_interrupted_evaluation_leaves_the_same_table_to_the_byte(
         "elbo_local": LocalELBO(5, 4, 10),
     }
 
-    def table(folder: Path | None, progress: ShowProgress = silently) -> str:
+    def table(folder: Path | None, progress: ShowProgress = no_progress) -> str:
         plan = EvaluationPlan(60, [5], estimators, num_images=60)
         x = truth.sample(220)
         return per_image_csv(

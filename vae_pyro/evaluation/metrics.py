@@ -29,8 +29,9 @@ from vae_pyro.log_marginal import (
     bidirectional,
     estimate_together,
 )
-from vae_pyro.log_marginal.together import ShowProgress, for_all_images, silently
+from vae_pyro.log_marginal.together import for_all_images
 from vae_pyro.log_marginal.weights import log_joint
+from vae_pyro.progress import ShowProgress, no_progress
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
@@ -69,7 +70,7 @@ def evaluate(
     seed: int,
     draws: int = 1,
     folder: Path | str | None = None,
-    progress: ShowProgress = silently,
+    progress: ShowProgress = no_progress,
 ) -> Evaluation:
     """Compute every metric of the test images: nats per image, higher is better.
 

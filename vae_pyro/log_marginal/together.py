@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +17,10 @@ from vae_pyro.log_marginal.estimate import Estimate, Estimator, OnProgress, conc
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
 from vae_pyro.log_marginal.pair import blank_images
 from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
+from vae_pyro.progress import ShowProgress, no_progress
 from vae_pyro.randomness import RandomStream
 
 IMAGES_PER_CHUNK = 100
-
-ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
-"""(what is being done, number of images) -> a context that gives report(images done, state)."""
-
-
-def silently(_label: str, _total: int) -> AbstractContextManager[Callable[[int, str], None]]:
-    return nullcontext(lambda _done, _state: None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +50,7 @@ def estimate_together(
     seed: int,
     place: int = 0,
     folder: Path | str | None = None,
-    progress: ShowProgress = silently,
+    progress: ShowProgress = no_progress,
 ) -> dict[str, TimedEstimate]:
     """Ask several estimators about the same images.
 
@@ -110,7 +103,7 @@ def for_all_images(
     *,
     seed: int,
     folder: Path | str | None = None,
-    progress: ShowProgress = silently,
+    progress: ShowProgress = no_progress,
 ) -> dict[str, TimedEstimate]:
     """The answers for all images, of the estimators that are cheap enough; see ``is_cheap``.
 
@@ -181,7 +174,7 @@ def bidirectional(
     *,
     seed: int,
     folder: Path | str | None = None,
-    progress: ShowProgress = silently,
+    progress: ShowProgress = no_progress,
 ) -> tuple[TimedEstimate, TimedEstimate]:
     """Bidirectional Monte Carlo: log p(x) of simulated images from below and from above.
 
