@@ -66,6 +66,11 @@ class Blueprint:
         """
         return build(self.likelihood, Likelihood, "likelihood", num_levels=self.num_levels)
 
+    @property
+    def starts_at_data(self) -> bool:
+        """Whether ``build`` needs training images, for the first output bias of the decoder."""
+        return build(self.network, Network, "network").output_bias == "data"
+
     def build(self, train_x: Tensor | None = None) -> VAE:
         """The VAE with freshly initialised weights.
 

@@ -14,7 +14,6 @@ from vae_pyro.evaluation import EvaluationPlan, first_ais, require_free_names
 from vae_pyro.hardware import CoreMeter, crowding
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.log_marginal import Estimator
-from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
 from vae_pyro.randomness import RandomStream
 from vae_pyro.runs.fingerprint import describe_x
@@ -88,7 +87,7 @@ def prepare(config: Config, choices: Mapping[str, str]) -> Parts:
     if source.binarisation == "static" and likelihood.support is Support.BINARY:
         dataset = dataset.binarised_once()
     train_x = None
-    if build(config.network, Network, "network").output_bias == "data":
+    if blueprint.starts_at_data:
         generator = RandomStream("output bias", config.seed).generator
         train_x = likelihood.prepare(dataset.train.images, generator)
     with RandomStream("initial weights", config.seed).active():
