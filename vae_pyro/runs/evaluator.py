@@ -10,6 +10,7 @@ from rich.console import Console
 from vae_pyro.compilation import accelerated
 from vae_pyro.config import EvaluationConfig
 from vae_pyro.evaluation import Evaluation, evaluate, log_cell_volume
+from vae_pyro.evaluation.names import merge
 from vae_pyro.files import write_atomically
 from vae_pyro.log_marginal import ImportanceSampling, estimate_together
 from vae_pyro.progress import ShowProgress, show_progress
@@ -42,12 +43,15 @@ class Evaluator:
     folder: Path
     console: Console
 
-    def evaluate(self, run: Run, epoch: int) -> Evaluation:
+    def evaluate(self, run: Run, epoch: int) -> tuple[Evaluation, dict[str, float]]:
         """All metrics of the test set; tables and chart are left in the job's folder.
 
         Args:
             run: records metrics and files.
             epoch: the step of the metrics.
+
+        Returns:
+            the evaluation; and its metrics with the job's own (``time/evaluate_seconds``, ..).
         """
         start = time.perf_counter()
         parts = self.parts
@@ -64,10 +68,10 @@ class Evaluator:
                 folder=self.folder / CACHE_FOLDER,
                 progress=self._progress,
             )
-        metrics = evaluation.metrics
+        own = {"time/evaluate_seconds": time.perf_counter() - start}
         if parts.dataset.log_prob is not None:
-            metrics["test/log_px_true"] = parts.dataset.log_prob(x).mean().item()
-        metrics["time/evaluate_seconds"] = time.perf_counter() - start
+            own["test/log_px_true"] = parts.dataset.log_prob(x).mean().item()
+        metrics = merge(evaluation.metrics, own)
         run.log_metrics(metrics, step=epoch)
         draw_bounds(
             metrics,
@@ -80,7 +84,7 @@ class Evaluator:
         self._keep(run, "latent.csv", latent_csv(parts.vae, x[: len(x) // draws]))
         if parts.plan.estimators:
             self._keep(run, "estimators.csv", estimators_csv(evaluation))
-        return evaluation
+        return evaluation, metrics
 
     def validation_log_px(self, run: Run, epoch: int) -> dict[str, float]:
         """``valid/log_px`` by importance sampling: a search chooses models by it, not by test data.

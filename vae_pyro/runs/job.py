@@ -112,10 +112,9 @@ def _train_and_evaluate(
     record_files(run, checkpoints.paths(), CHECKPOINTS)
     model = save_model(job.output / MODEL_FOLDER, parts.vae, parts.blueprint)
     record_files(run, model, MODEL_FOLDER)
-    evaluation = evaluator.evaluate(run, trained.last_epoch)
-    metrics = evaluation.metrics
+    evaluation, metrics = evaluator.evaluate(run, trained.last_epoch)
     if job.needs_validation_log_px:
-        metrics = metrics | evaluator.validation_log_px(run, trained.last_epoch)
+        metrics |= evaluator.validation_log_px(run, trained.last_epoch)
     run.log_metrics(trained.metrics, trained.last_epoch)
     _report(evaluation, parts, evaluator.log_cell_volume, run, console)
     return JobResult(
