@@ -26,7 +26,7 @@ from tests import forkserver
 from tests.conftest import QUICK, ROOT
 from tests.test_tracking import free_port, wait_until_healthy
 from vae_pyro.data import Dataset
-from vae_pyro.evaluation.metrics import validate
+from vae_pyro.evaluation import validate
 from vae_pyro.log_marginal import ELBOBound
 from vae_pyro.randomness import RandomStream
 from vae_pyro.runs.pictures import snapshot_epochs
