@@ -60,7 +60,7 @@ def test_evaluating_on_the_way_does_not_change_the_training(
     watched, records = start(digits)
     for _ in records:
         with RandomStream("validation", 0).active():
-            log_marginal.ELBO(7)(watched, binary_test_digits[:20])
+            log_marginal.ELBOBound(7)(watched, binary_test_digits[:20])
     assert torch.equal(weights(quiet), weights(watched))
 
 
@@ -78,7 +78,7 @@ def test_nothing_is_left_in_the_global_store(digits: Dataset) -> None:
     pyro.clear_param_store()
     vae, records = start(digits)
     list(records)
-    log_marginal.ELBO(3)(vae, torch.zeros(2, 1, 8, 8))
+    log_marginal.ELBOBound(3)(vae, torch.zeros(2, 1, 8, 8))
     assert len(pyro.get_param_store()) == 0
 
 
@@ -177,7 +177,7 @@ def test_networks_train_in_training_mode_and_are_left_in_evaluation_mode() -> No
         learning_rate=1e-3,
         noise=RandomStream("training", 0),
     ):
-        log_marginal.ELBO(3)(truth.vae, x)
+        log_marginal.ELBOBound(3)(truth.vae, x)
     assert modes == [True, False, True, False]
 
 
