@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the store is away
 _A_MOMENT = 0.5  # seconds
 _LAST_WAIT = 0.5  # seconds between tries when the run ends
-# Seconds, where a run must be opened before the job starts. A store that does not respond is
-# reported after 5; making a new database, and importing MLflow, may take long on a busy machine.
+# Seconds until a run is open. A store that does not respond is reported after 5; making a new
+# database, and importing MLflow, may take long on a busy machine.
 _RESPOND_WITHIN = 60.0
 _PATIENCE = 20.0  # seconds without progress, after which a run that has ended stops waiting
 _PATIENCE_WHEN_AWAY = 5.0  # likewise, where the last try failed
@@ -132,10 +132,9 @@ class Delivery:
         before: tuple[int, bool] | None = None
         while self._is_behind() and (state := self._state()) != before:
             before = state
-            patience = _PATIENCE if self._failure is None else _PATIENCE_WHEN_AWAY
             self._wait_until(
                 lambda state=state: not self._is_behind() or self._state() != state,  # type: ignore[misc]
-                min(patience, end - time.monotonic()),
+                min(self._patience(), end - time.monotonic()),
             )
         self._stop()
 
@@ -161,6 +160,12 @@ class Delivery:
             or self._status is not None
             or self._is_discarded
         )
+
+    def _patience(self) -> float:
+        """Seconds to wait for the next sign of progress."""
+        if self._failure is not None:
+            return _PATIENCE_WHEN_AWAY
+        return _RESPOND_WITHIN if self._run is None else _PATIENCE
 
     def _is_behind(self) -> bool:
         return self._is_busy() or self._failure is not None
