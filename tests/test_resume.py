@@ -136,9 +136,14 @@ def test_a_sweep_killed_dozens_of_times_ends_as_an_undisturbed_one(
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def running(
+    folder: Path,
+    *arguments: str,
+    start: Callable[..., subprocess.Popen[str]] = forkserver.Popen,
+    **environment: str,
+) -> Iterator[subprocess.Popen[str]]:
     """``run.py`` in the background, ended with the test."""
-    process = forkserver.Popen(
+    process = start(
         [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=folder,
         env=os.environ | ONE_THREAD | environment,
