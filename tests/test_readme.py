@@ -1,4 +1,4 @@
-"""What the README says is done, command by command, in a fresh copy of the tracked files."""
+"""The commands and blocks of README and guides, run in a fresh copy of the tracked files."""
 
 import re
 import shlex
@@ -13,17 +13,19 @@ from tests import forkserver
 from tests.conftest import MNIST_ROOT, QUICK, ROOT, needs_mnist
 
 README = (ROOT / "README.md").read_text()
+GUIDES = ("reading_the_table", "command_line", "resuming", "notebooks", "adding_one_thing")
+PAGES = README + "".join((ROOT / "docs" / f"{name}.md").read_text() for name in GUIDES)
 COMMANDS = [
     line
-    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    for block in re.findall(r"```sh\n(.*?)```", PAGES, flags=re.DOTALL)
     for line in block.splitlines()
 ]
-PYTHON_COMMANDS = [line for line in COMMANDS if line.startswith("python run.py")]
-FILES = re.findall(r"`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", README, flags=re.DOTALL)
+PYTHON_COMMANDS = list(dict.fromkeys(c for c in COMMANDS if c.startswith("python run.py")))
+FILES = re.findall(r"`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", PAGES, flags=re.DOTALL)
+SNIPPETS = re.findall(r"```python\n(.*?)```", PAGES, flags=re.DOTALL)
 TESTED_ELSEWHERE = {
     "make sweep": "tests/test_sweep.py",
     "make ui": "tests/test_sweep.py",
-    "make experiments": "tests/test_experiments.py",
     "make test": "this is it",
     ". .venv/bin/activate": "the environment of every command here",
 }
@@ -51,7 +53,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_command_is_known() -> None:
     assert set(COMMANDS) - set(PYTHON_COMMANDS) == set(TESTED_ELSEWHERE)
-    assert len(PYTHON_COMMANDS) >= 7
+    assert len(PYTHON_COMMANDS) >= 14
     assert [name for name, _ in FILES] == [
         "my_likelihoods.py",
         "conf/likelihood/noisy_bernoulli.yaml",
@@ -84,11 +86,7 @@ def test_command(copy: Path, command: str) -> None:
 @pytest.mark.slow
 def test_python_snippet(copy: Path) -> None:
     run(copy, "python", "run.py", *QUICK, "latent_dim=2", "hydra.run.dir=my_run")
-    (snippet,) = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-        if "vae_pyro.load" in block
-    ]
+    (snippet,) = [block for block in SNIPPETS if "vae_pyro.load" in block]
     printed = run(copy, "python", "-c", snippet).stdout.splitlines()
     assert len(printed) == 15
     assert all(
@@ -97,6 +95,26 @@ def test_python_snippet(copy: Path) -> None:
     )
 
 
-def test_pictures_and_links_exist() -> None:
-    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / target).is_file(), target
+@pytest.mark.slow
+def test_five_lines(copy: Path) -> None:
+    """Those of the README and of the guide, with two epochs; their output has the printed form."""
+    form = r"-\d+\.\d+ ± \d\.\d+ nats per image \(lower bound\), k-hat > 0.7: \d+%"
+    assert re.search(rf"```text\n{form}\n```", README)
+    blocks = [block for block in SNIPPETS if "vp.fit" in block]
+    assert len(blocks) == 2
+    for block in blocks:
+        assert "epochs=60" in block
+        printed = run(copy, "python", "-c", block.replace("epochs=60", "epochs=2")).stdout
+        assert re.fullmatch(form, printed.splitlines()[-1])
+
+
+def test_the_readme_is_one_screen_and_links() -> None:
+    assert len(README.split()) <= 900
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{g}.md" for g in GUIDES)]
+)
+def test_pictures_and_links_exist(page: str) -> None:
+    for target in re.findall(r"\]\(([^)h#][^)#]*)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+        assert (ROOT / page).parent.joinpath(target).is_file(), target

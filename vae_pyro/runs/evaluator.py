@@ -68,9 +68,10 @@ class Evaluator:
                 folder=self.folder / CACHE_FOLDER,
                 progress=self._progress,
             )
-        own = {"time/evaluate_seconds": time.perf_counter() - start}
+        own = {}
         if parts.dataset.log_prob is not None:
             own["test/log_px_true"] = parts.dataset.log_prob(x).mean().item()
+        own["time/evaluate_seconds"] = time.perf_counter() - start
         metrics = merge(evaluation.metrics, own)
         run.log_metrics(metrics, step=epoch)
         draw_bounds(
