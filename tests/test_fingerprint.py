@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_pyro import files
+from vae_pyro.files import COMPUTING, code, without_words
 from vae_pyro.runs.folder import LEFT_BEHIND
 
 CODE = '''
@@ -37,7 +37,7 @@ def double(x: float) -> float:
 )
 def test_words_do_not_change_the_code(before: str, after: str) -> None:
     assert before in CODE
-    assert files.without_words(CODE) == files.without_words(CODE.replace(before, after))
+    assert without_words(CODE) == without_words(CODE.replace(before, after))
 
 
 @pytest.mark.parametrize(
@@ -51,23 +51,23 @@ def test_words_do_not_change_the_code(before: str, after: str) -> None:
     ],
 )
 def test_a_change_of_code_changes_it(before: str, after: str) -> None:
-    assert files.without_words(CODE) != files.without_words(CODE.replace(before, after))
+    assert without_words(CODE) != without_words(CODE.replace(before, after))
 
 
 def digest_of_copy(package: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
-    files.code_digest.cache_clear()
+    monkeypatch.setattr(code, "__file__", str(package / "files" / "code.py"))
+    code.code_digest.cache_clear()
     try:
-        return files.code_digest()
+        return code.code_digest()
     finally:
-        files.code_digest.cache_clear()
+        code.code_digest.cache_clear()
 
 
 def test_reports_and_messages_are_not_in_the_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a copy of the package: every module that reports may change, none that computes."""
-    original = Path(files.__file__).parent
+    original = Path(code.__file__).parents[1]
     for path in original.rglob("*.py"):
         copy = tmp_path / path.relative_to(original)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def test_reports_and_messages_are_not_in_the_fingerprint(
     assert {"model.py", "training/svi.py", "log_marginal/estimate.py", "vae.py"} <= set(changed)
     assert {name.partition("/")[0] for name in unchanged} >= {"reporting", "tracking", "cli"}
     assert not [name for name in changed if name.startswith(("reporting", "tracking", "cli"))]
-    assert all(name.startswith(files.COMPUTING) for name in changed)
+    assert all(name.startswith(COMPUTING) for name in changed)
 
 
 def test_what_a_job_leaves_behind_is_listed_once() -> None:

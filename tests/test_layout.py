@@ -40,6 +40,7 @@ LAYERS = [
 ]
 INNER_LAYERS = {
     "compilation": ["functions", "precision", "graph", "scope"],
+    "files": ["disk", "tensors", "code"],
     "data": ["dataset", "digits", "linear_gaussian", "files", "mnist", "omniglot", "cifar10"],
     "likelihoods": [
         "preparation",
@@ -176,8 +177,8 @@ def test_what_computes_is_known() -> None:
         ("omegaconf", {"cli/app.py", "cli/main.py", "cli/sweep.py", "runs/recording.py"}),
         ("matplotlib", {"reporting/figures.py"}),
         ("pandas", {"log_marginal/estimate.py", "reporting/tables.py", "training/fit.py"}),
-        ("pydantic", {"config.py", "files.py", "tracking/outbox/journal.py"}),
-        ("filelock", {"files.py"}),
+        ("pydantic", {"config.py", "files/disk.py", "tracking/outbox/journal.py"}),
+        ("filelock", {"files/disk.py"}),
         ("fcntl", set()),
         ("optuna", {"cli/search.py"}),
         ("sklearn", {"data/digits.py"}),

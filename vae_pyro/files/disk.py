@@ -1,95 +1,23 @@
-"""Files: written whole or not at all, read with care, locked; tensors with a checksum."""
+"""Files: written whole or not at all, read with care, locked."""
 
-import ast
-import functools
-import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import safetensors.torch
-import torch
 from filelock import lock_descriptor
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from vae_pyro.errors import CheckpointError, StorageError
+from vae_pyro.errors import StorageError
 
-COMPUTING = (
-    "compilation",
-    "data",
-    "evaluation",
-    "guide.py",
-    "likelihoods",
-    "log_marginal",
-    "model.py",
-    "networks.py",
-    "objectives.py",
-    "randomness.py",
-    "runs/evaluator.py",
-    "runs/preparation.py",
-    "runs/trainer.py",
-    "saving.py",
-    "training",
-    "vae.py",
-)
-"""The part of this package that a result depends on."""
 T = TypeVar("T")
 _LARGEST_JSON = 16 << 20  # bytes
 # Flags of Unix, and one of Windows. Opening a pipe would wait for its other end, and Windows would
 # change the ends of lines.
 _AS_IT_IS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-
-
-@functools.cache
-def code_digest() -> str:
-    """SHA-256 of the code that computes results, in hexadecimal.
-
-    It does not depend on comments, docstrings, and the words of errors and of the log; nor on the
-    modules that report, record or run the command line. So better words do not make a stopped run
-    another one.
-    """
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for name in COMPUTING:
-        path = package / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(package).as_posix()} ".encode())
-            digest.update(without_words(file.read_text(encoding="utf-8")).encode())
-    return digest.hexdigest()
-
-
-def without_words(source: str) -> str:
-    """The syntax tree of a module, as text, without comments and without words for people.
-
-    Docstrings, arguments of ``logger``'s methods and of errors that are raised are left out.
-    """
-    return ast.dump(_WordRemover().visit(ast.parse(source)))
-
-
-class _WordRemover(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:  # the name that ast wants
-        """Drop docstrings, and calls of a logger."""
-        value = node.value
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            return None
-        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
-            owner = value.func.value
-            if isinstance(owner, ast.Name) and owner.id == "logger":
-                return None
-        return self.generic_visit(node)
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        """Keep which error is raised, and drop its words."""
-        if isinstance(node.exc, ast.Call):
-            return ast.Raise(exc=node.exc.func, cause=node.cause)
-        return node
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -190,18 +118,6 @@ def parse_file(kind: type[T], path: Path) -> T | None:
         return None
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, from the header of a safetensors file; no tensor is read.
-
-    Raises:
-        OSError: where there is no such file, or it is no regular file.
-        SafetensorError: where it is damaged.
-    """
-    regular_size(path)
-    with safe_open(path, "pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
-
-
 def lock(path: Path, *, wait: bool = True) -> IO[bytes]:
     """Lock a file, so that of the processes that name it one at a time goes on.
 
@@ -269,59 +185,3 @@ def cannot_write(path: Path, error: OSError) -> StorageError:
         "(hydra.run.dir=..., in a sweep hydra.sweep.dir=...); what was written before is whole, "
         "and resume=true goes on from there"
     )
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and a description of them atomically, with the SHA-256 of both.
-
-    ``read_tensors`` returns the tensors in the order in which they are given here.
-
-    Args:
-        path: a safetensors file.
-        tensors: by name.
-        about: the description, of JSON's types.
-
-    Raises:
-        StorageError: as ``write_atomically``.
-    """
-    words = json.dumps(about)
-    alone = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    # A safetensors file holds its tensors in an order of its own, so theirs is kept beside them.
-    names = json.dumps(list(alone))
-    metadata = {"about": words, "names": names, "sha256": _digest(alone, words)}
-    write_atomically(path, safetensors.torch.save(alone, metadata))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name, and their description, as ``write_tensors`` wrote them, to the bit.
-
-    Nothing in the file is executed.
-
-    Raises:
-        CheckpointError: where the file is missing or damaged, or is no regular file.
-        StorageError: where the disk does not let it be read.
-    """
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would hang
-            raise CheckpointError(f"{path} cannot be read: it is not a regular file")
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in json.loads(metadata["names"])}
-        words = metadata["about"]
-        if metadata["sha256"] != _digest(tensors, words):
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the saved one")
-        about: dict[str, Any] = parse_json(words)
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read now: {error.strerror or error}") from error
-    return tensors, about
-
-
-def _digest(tensors: Mapping[str, Tensor], words: str) -> str:
-    """SHA-256 of the words, and of the tensors with their names, in this order."""
-    digest = hashlib.sha256(words.encode())
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
