@@ -74,7 +74,7 @@ def test_bits_per_dim_is_of_the_levels() -> None:
     assert m["test/bits_per_dim_std_error"] == pytest.approx(
         m["test/log_px_std_error"] / (PIXELS * math.log(2)), abs=1e-12
     )
-    vae = build_vae(2, (1, 2, 3), MLP((4,)), Bernoulli(17), DiagNormal)
+    vae = build_vae(2, (1, 2, 3), MLP((4,)), Bernoulli(17), DiagNormal, seed=None)
     m = ask(vae, torch.bernoulli(torch.full((5, 1, 2, 3), 0.5)), 30, [1]).metrics
     assert m["test/bits_per_dim"] == pytest.approx(-m["test/log_px"] / (6 * math.log(2)))
 
@@ -82,7 +82,7 @@ def test_bits_per_dim_is_of_the_levels() -> None:
 def test_standard_errors_contain_the_dequantisation() -> None:
     """Over fresh draws of x from the same images, the number moves as much as it says."""
     likelihood = Normal(5, scale=0.05)
-    vae = build_vae(2, (1, 2, 3), MLP((4,)), likelihood, DiagNormal)
+    vae = build_vae(2, (1, 2, 3), MLP((4,)), likelihood, DiagNormal, seed=None)
     images = torch.randint(0, 5, (60, 1, 2, 3), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
     values, std_errors = [], []
@@ -171,7 +171,7 @@ def test_the_gap_splits_into_what_is_known() -> None:
 
 def test_the_rounding_error_is_that_of_the_models_precision() -> None:
     torch.manual_seed(0)
-    vae = build_vae(2, (1, 28, 28), MLP((50,)), Bernoulli(256), DiagNormal).eval()
+    vae = build_vae(2, (1, 28, 28), MLP((50,)), Bernoulli(256), DiagNormal, seed=None).eval()
     x = (torch.rand(20, 1, 28, 28) < 0.3).float()
     assert 1e-6 < rounding_error(vae, x) < 1e-2  # about 500 nats, of 24 bits each
     assert rounding_error(vae.double(), x.double()) == 0

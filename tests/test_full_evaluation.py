@@ -260,7 +260,7 @@ from vae_pyro.log_marginal import *
 from vae_pyro.networks import MLP
 from vae_pyro.vae import build_vae
 torch.set_num_threads(1)
-vae = build_vae(2, (1, 28, 28), MLP((50,)), Bernoulli(256), DiagNormal).eval()
+vae = build_vae(2, (1, 28, 28), MLP((50,)), Bernoulli(256), DiagNormal, seed=None).eval()
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 def ask(size, budget):
     x = torch.bernoulli(torch.full((size, 1, 28, 28), 0.3))

@@ -57,7 +57,7 @@ def test_kl_per_dimension_is_the_closed_form() -> None:
 
 
 def test_kl_of_a_full_rank_guides_dimensions_is_that_of_their_marginals() -> None:
-    vae = build_vae(3, (1, 2, 3), MLP((8,), "tanh"), Bernoulli(17), FullRankNormal)
+    vae = build_vae(3, (1, 2, 3), MLP((8,), "tanh"), Bernoulli(17), FullRankNormal, seed=None)
     x = torch.rand(5, 1, 2, 3)
     kl = kl_per_dimension(vae, x)
     q = vae.guide.posterior(x)
@@ -71,7 +71,7 @@ def test_kl_of_a_full_rank_guides_dimensions_is_that_of_their_marginals() -> Non
 
 
 def test_flows_have_no_kl_per_dimension() -> None:
-    vae = build_vae(2, (1, 2, 3), MLP((8,)), Bernoulli(17), Flow)
+    vae = build_vae(2, (1, 2, 3), MLP((8,)), Bernoulli(17), Flow, seed=None)
     with pytest.raises(EstimatorError, match="for normal guides, not for Transformed"):
         kl_per_dimension(vae, torch.zeros(2, 1, 2, 3))
     rows = list(csv.DictReader(io.StringIO(latent_csv(vae, torch.rand(20, 1, 2, 3)))))
@@ -123,7 +123,7 @@ def test_few_images_cannot_tell_much_information() -> None:
 
 @pytest.mark.parametrize("guide", [DiagNormal, FullRankNormal, Flow])
 def test_every_guide_can_be_measured(guide: type[Guide]) -> None:
-    vae = build_vae(3, (1, 2, 3), MLP((8,), "tanh"), Bernoulli(17), guide)
+    vae = build_vae(3, (1, 2, 3), MLP((8,), "tanh"), Bernoulli(17), guide, seed=None)
     x = torch.bernoulli(torch.full((30, 1, 2, 3), 0.5))
     measures = information(vae, x, num_samples=200)
     if guide is not Flow:

@@ -40,7 +40,7 @@ class Compass(torch.nn.Module):
 
 def test_the_manifold_is_drawn_as_the_axes_of_the_scatter_plot() -> None:
     """z[0] grows to the right and z[1] upwards, like the plot beside it."""
-    vae = build_vae(2, (1, 2, 1), MLP((3,)), Bernoulli(17), DiagNormal)
+    vae = build_vae(2, (1, 2, 1), MLP((3,)), Bernoulli(17), DiagNormal, seed=None)
     vae.model.decoder = Compass()
     figure = latent_figure(vae, torch.randn(30, 2), torch.arange(30) % 3)
     manifold = figure.axes[0].images[0].get_array()[..., 0]
@@ -52,7 +52,7 @@ def test_the_manifold_is_drawn_as_the_axes_of_the_scatter_plot() -> None:
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
 def test_every_latent_size_has_its_pictures(latent_dim: int) -> None:
-    vae = build_vae(latent_dim, (1, 4, 4), MLP((6,)), Bernoulli(17), DiagNormal)
+    vae = build_vae(latent_dim, (1, 4, 4), MLP((6,)), Bernoulli(17), DiagNormal, seed=None)
     x = torch.bernoulli(torch.full((32, 1, 4, 4), 0.5))
     figures = (
         sample_grid(vae, 16),

@@ -18,7 +18,7 @@ from vae_pyro.vae import VAE, build_vae
 
 
 def linear(latent_dim: int, scale: float) -> VAE:
-    vae = build_vae(latent_dim, (1, 2, 3), Linear(), Normal(None, scale), DiagNormal)
+    vae = build_vae(latent_dim, (1, 2, 3), Linear(), Normal(None, scale), DiagNormal, seed=None)
     return vae.double()
 
 

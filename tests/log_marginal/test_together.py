@@ -215,7 +215,7 @@ def test_a_damaged_chunk_is_computed_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_what_has_no_answer_is_told_before_anything_is_computed(tmp_path: Path) -> None:
-    vae = build_vae(4, (1, 2, 3), MLP((4,)), Beta(17), DiagNormal)
+    vae = build_vae(4, (1, 2, 3), MLP((4,)), Beta(17), DiagNormal, seed=None)
     family: dict[str, Estimator] = {"elbo": ELBOBound(5), "log_px_quadrature": Quadrature()}
     with pytest.raises(EstimatorError, match="latent_dim of at most 3"):
         estimate_together(family, vae, torch.full((2, 1, 2, 3), 0.5), seed=0, folder=tmp_path)
@@ -245,7 +245,7 @@ def test_progress_is_in_images_and_ends_with_all_of_them() -> None:
 
 def test_simulated_images_lie_in_the_likelihoods_support() -> None:
     """Beta draws reach 0 and 1 in float32, where the density may be infinite."""
-    vae = build_vae(2, (1, 4, 4), MLP((4,)), Beta(17), DiagNormal)
+    vae = build_vae(2, (1, 4, 4), MLP((4,)), Beta(17), DiagNormal, seed=None)
     for parameter in vae.model.decoder.parameters():
         parameter.data.mul_(8)
     lower, upper = bidirectional(AIS(5, 4, 2), vae, 50, seed=0)
@@ -290,8 +290,8 @@ def test_the_later_images_have_answers_of_their_own(tmp_path: Path) -> None:
 
 def small_and_large(network: Network) -> tuple[VAE, VAE]:
     return (
-        build_vae(2, (1, 8, 8), network, Bernoulli(17), DiagNormal),
-        build_vae(2, (1, 28, 28), network, Bernoulli(256), DiagNormal),
+        build_vae(2, (1, 8, 8), network, Bernoulli(17), DiagNormal, seed=None),
+        build_vae(2, (1, 28, 28), network, Bernoulli(256), DiagNormal, seed=None),
     )
 
 
