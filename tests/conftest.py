@@ -32,7 +32,7 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
-_SHARED = {"sweep", "undisturbed", "slurm", "server"}
+_SHARED = {"sweep", "undisturbed", "slurm", "server", "served"}
 _SLOW = {*_SHARED, "run_py", "postgres"}
 
 

@@ -35,6 +35,8 @@ def needs(*packages: str) -> pytest.MarkDecorator:
 
 
 needs_slurm = pytest.mark.skipif(bool(missing(*SLURM)), reason=missing(*SLURM))
+# Of those that take the cluster, for as long as it is up, only one process of tests has it.
+ON_SLURM = [needs_slurm, needs("submitit"), pytest.mark.xdist_group("test_engines server")]
 needs_postgres = pytest.mark.skipif(
     postgres_programs() is None or bool(missing("psql")), reason="needs postgres, initdb and psql"
 )
@@ -194,8 +196,8 @@ main()
     [
         pytest.param(["joblib"], 1, marks=needs("joblib")),
         pytest.param(["joblib", "n_jobs=1"], len(os.sched_getaffinity(0)), marks=needs("joblib")),
-        pytest.param(["slurm_cpu", "cpus_per_task=1"], 1, marks=[needs_slurm, needs("submitit")]),
-        pytest.param(["slurm_gpu", "cpus_per_task=2"], 2, marks=[needs_slurm, needs("submitit")]),
+        pytest.param(["slurm_cpu", "cpus_per_task=1"], 1, marks=ON_SLURM),
+        pytest.param(["slurm_gpu", "cpus_per_task=2"], 2, marks=ON_SLURM),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -33,14 +33,20 @@ class Server:
     """A tracking server that is away, and back again at the same address, in a moment.
 
     It is reached through a door, which alone is shut: starting the server takes half a minute.
+    So the tests share one, in which each has an experiment of its own.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, experiment: str) -> None:
+        self.experiment = experiment
         self._behind = ("127.0.0.1", int(address.rpartition(":")[2]))
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._open: list[socket.socket] = []
         self._is_hanging = False
+
+    @property
+    def overrides(self) -> tuple[str, str]:
+        return f"tracking.uri={self.uri}", f"tracking.experiment={self.experiment}"
 
     def start(self) -> None:
         door = socket.create_server(("127.0.0.1", self.port))
@@ -77,19 +83,26 @@ class Server:
                 target.shutdown(socket.SHUT_WR)
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of MLflow's server, and the folder of all that it keeps."""
+    folder = tmp_path_factory.mktemp("served")
+    with mlflow_server(folder) as address:
+        yield address, folder
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with mlflow_server(tmp_path) as address:
-        server = Server(address)
-        server.start()
-        yield server
-        server.stop()
+def server(served: tuple[str, Path], tmp_path: Path) -> Iterator[Server]:
+    server = Server(served[0], tmp_path.name)
+    server.start()
+    yield server
+    server.stop()
 
 
 def assert_complete(server: Server, job: Path) -> None:
     """The server has every metric of every epoch once, in order, and every picture and file."""
     client = MlflowClient(server.uri)
-    experiment = client.get_experiment_by_name("vae-pyro")
+    experiment = client.get_experiment_by_name(server.experiment)
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert set(run.data.metrics) == CONTRACT
@@ -108,7 +121,7 @@ def assert_complete(server: Server, job: Path) -> None:
 
 def test_a_server_that_comes_back_gets_what_it_missed(server: Server, tmp_path: Path) -> None:
     journal = tmp_path / "job/record/journal.jsonl"
-    with running(tmp_path, *LONG, f"tracking.uri={server.uri}", "hydra.run.dir=job") as process:
+    with running(tmp_path, *LONG, *server.overrides, "hydra.run.dir=job") as process:
         wait_for(lambda: journal.exists() and '"step": 15' in journal.read_text(), process)
         server.stop()
         wait_for(lambda: '"step": 35' in journal.read_text(), process)
@@ -122,7 +135,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(server: Server, tmp_path: 
 
 def test_a_server_that_stays_away_gets_it_by_command(server: Server, tmp_path: Path) -> None:
     journal = tmp_path / "job/record/journal.jsonl"
-    with running(tmp_path, *LONG, f"tracking.uri={server.uri}", "hydra.run.dir=job") as process:
+    with running(tmp_path, *LONG, *server.overrides, "hydra.run.dir=job") as process:
         wait_for(lambda: journal.exists() and '"step": 15' in journal.read_text(), process)
         server.stop()
         output, errors = process.communicate(timeout=300)
@@ -284,13 +297,15 @@ def test_a_diverging_job_is_named_with_step_and_site(run_py: RunPy, tmp_path: Pa
     assert sorted(statuses.values()) == ["FAILED", "FAILED", "FINISHED"]  # the parent too
 
 
-def test_a_password_is_nowhere(server: Server, run_py: RunPy, tmp_path: Path) -> None:
+def test_a_password_is_nowhere(
+    server: Server, served: tuple[str, Path], run_py: RunPy, tmp_path: Path
+) -> None:
     """Given in the environment, in a sweep of which one job fails."""
     done = run_py(
         *SHORT,
         "training.epochs=2",
         "latent_dim=2,0",
-        f"tracking.uri={server.uri}",
+        *server.overrides,
         "-m",
         HYDRA_FULL_ERROR="1",
         MLFLOW_TRACKING_USERNAME="user",
@@ -300,7 +315,10 @@ def test_a_password_is_nowhere(server: Server, run_py: RunPy, tmp_path: Path) ->
     assert "1 of 2 jobs failed" in done.stderr
     assert "s3cr3t" not in done.stdout + done.stderr
     holding = [
-        path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()
+        path
+        for folder in (tmp_path, served[1])
+        for path in folder.rglob("*")
+        if path.is_file() and b"s3cr3t" in path.read_bytes()
     ]
     assert holding == []
 
@@ -318,7 +336,7 @@ ENDLESS = (
 
 
 @contextmanager
-def locked_database(folder: Path) -> Iterator[tuple[str, Callable[[], None], str]]:
+def locked_database(folder: Path, _: str) -> Iterator[tuple[str, Callable[[], Any], str]]:
     """The address of a store, how to make it hang, and what is told of it."""
     with closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as other:
         yield (
@@ -329,22 +347,24 @@ def locked_database(folder: Path) -> Iterator[tuple[str, Callable[[], None], str
 
 
 @contextmanager
-def stopped_server(folder: Path) -> Iterator[tuple[str, Callable[[], None], str]]:
+def stopped_server(_: Path, address: str) -> Iterator[tuple[str, Callable[[], Any], str]]:
     """A server that accepts connections and never responds."""
-    with mlflow_server(folder) as address:
-        server = Server(address)
-        server.start()
-        try:
-            yield server.uri, server.hang, "the server does not respond"
-        finally:
-            server.stop()
+    server = Server(address, "vae-pyro")
+    server.start()
+    try:
+        yield server.uri, server.hang, "the server does not respond"
+    finally:
+        server.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [(), ("-m",)], ids=["job", "sweep"])
 @pytest.mark.parametrize("store", [locked_database, stopped_server])
 def test_a_store_that_hangs_delays_neither_training_nor_the_end(
-    store: Callable[[Path], Any], mode: tuple[str, ...], tmp_path: Path
+    store: Callable[..., Any],
+    mode: tuple[str, ...],
+    served: tuple[str, Path],
+    tmp_path: Path,
 ) -> None:
     def epochs() -> int:
         return journal.read_text().count('"valid/elbo"') if journal.exists() else 0
@@ -352,7 +372,7 @@ def test_a_store_that_hangs_delays_neither_training_nor_the_end(
     (tmp_path / "store").mkdir()
     journal = tmp_path / "job" / ("0" if mode else "") / "record/journal.jsonl"
     with (
-        store(tmp_path / "store") as (uri, hang, why),
+        store(tmp_path / "store", served[0]) as (uri, hang, why),
         running(tmp_path, *ENDLESS, f"tracking.uri={uri}", *mode) as process,
     ):
         wait_for(lambda: epochs() > 20, process)
