@@ -12,7 +12,7 @@ from vae_pyro.errors import EstimatorError
 from vae_pyro.log_marginal.chunking import rows_per_chunk
 from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress, concatenate
-from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
+from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
 from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.vae import VAE
 
@@ -48,6 +48,18 @@ class Quadrature(Estimator):
     ``std_error`` is that change (far more than the error of the finer grid), plus what is cut off
     and the rounding of the model's precision; infinite where no box could be found.
 
+    >>> import torch
+    >>> from vae_pyro.log_marginal import Quadrature
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> _ = torch.manual_seed(0)
+    >>> vae = build_vae(2, (1, 8, 8), MLP((16,)), Bernoulli(17), DiagNormal)
+    >>> x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5))
+    >>> Quadrature()(vae, x).bound.name
+    'NUMERIC'
+
     Args:
         tolerance: nats.
 
@@ -74,7 +86,7 @@ class Quadrature(Estimator):
             )
 
     def __call__(
-        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+        self, vae: ModelAndGuide, x: Images, on_progress: OnProgress | None = None
     ) -> Estimate:
         vae = require_vae(vae, "quadrature")
         self.check(vae)

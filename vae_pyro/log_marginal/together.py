@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
@@ -17,7 +18,7 @@ from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Estimate, Estimator, OnProgress, concatenate, part_of
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
 from vae_pyro.log_marginal.pair import blank_images
-from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
+from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
 from vae_pyro.randomness import RandomStream
 
 IMAGES_PER_CHUNK = 100
@@ -52,7 +53,7 @@ class TimedEstimate:
 def estimate_together(
     estimators: Mapping[str, Estimator],
     vae: ModelAndGuide,
-    x: Tensor,
+    x: Images,
     *,
     seed: int,
     place: int = 0,
@@ -105,8 +106,8 @@ def for_all_images(
     answers: Mapping[str, TimedEstimate],
     estimators: Mapping[str, Estimator],
     vae: ModelAndGuide,
-    x: Tensor,
-    first: Tensor,
+    x: Images,
+    first: Int[Tensor, " n"],
     *,
     seed: int,
     folder: Path | str | None = None,
@@ -238,7 +239,7 @@ def _in_chunks(
     compute: Callable[[slice, OnProgress], dict[str, Estimate]],
     label: str,
     vae: ModelAndGuide,
-    x: Tensor,
+    x: Images,
     question: tuple[object, ...],
     seed: int,
     folder: Path | str | None,
