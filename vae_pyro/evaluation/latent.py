@@ -8,7 +8,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from vae_pyro.errors import EstimatorError
-from vae_pyro.log_marginal import PerImage
+from vae_pyro.log_marginal import PerImage, require_vae
 from vae_pyro.vae import VAE
 
 ACTIVE_VARIANCE = 0.01
@@ -17,6 +17,7 @@ _NUMBERS_AT_ONCE = 2**22
 
 def posterior_means(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
     """E_q(z|x)[z] of every image of x ``(N, C, H, W)``; returns ``(N, D)``."""
+    vae = require_vae(vae, "the posterior means")
     with torch.no_grad():
         return torch.cat([vae.guide.posterior_mean(part) for part in x.split(batch_size)])
 
@@ -73,6 +74,7 @@ def kl_per_dimension(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
 
     Source: Kingma and Welling (2014), appendix B.
     """
+    vae = require_vae(vae, "the KL per dimension")
 
     def of(part: Tensor) -> Tensor:
         q = vae.guide.posterior(part)
@@ -126,6 +128,7 @@ def information(vae: VAE, x: Tensor, num_samples: int = 8) -> Information:
     Raises:
         ValueError: where there are fewer.
     """
+    vae = require_vae(vae, "the information in the latent space")
     if len(x) < 2 or num_samples < 2:
         raise ValueError(f"needs 2 images and 2 samples of each, got {len(x)} and {num_samples}")
     draws: dict[str, list[Tensor]] = {name: [] for name in Information.__annotations__}
