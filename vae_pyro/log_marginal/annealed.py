@@ -1,9 +1,9 @@
-"""Annealed importance sampling: from a distribution one can draw from to the posterior, in steps.
+"""Annealed importance sampling: in steps from a distribution one can sample to the posterior.
 
-Importance sampling asks one proposal to cover the posterior in a single leap. AIS goes there along
-a path of distributions, moves z a little by Hamiltonian Monte Carlo at each, and collects the
-weights on the way. What it needs is time, not a good guide. Run backwards from a true posterior
-draw, which data simulated from the model provide, the same path bounds log p(x) from above.
+In importance sampling one proposal must cover the posterior. AIS follows a path of distributions
+from a simple one to the posterior, moves z a little by Hamiltonian Monte Carlo at each, and
+collects the weights on the way. It needs time, not a good guide. Run backwards from a true posterior
+sample, which simulated data provide, the same path bounds log p(x) from above.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Should an importance-sampled number be believed? Effective sample size and Pareto k-hat."""
+"""Can an importance-sampled number be trusted? Effective sample size and Pareto k-hat."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not to be relied on
 NO_TAIL = 1e-3  # largest weights that differ by less, relatively, have none but rounding
-MIN_TAIL_SIZE = 5  # weights; fewer say nothing about a tail
+MIN_TAIL_SIZE = 5  # weights; fewer do not show the shape of a tail
 
 
 def effective_sample_size(
@@ -35,7 +35,7 @@ def log_mean_std_error(
 
     Args:
         effective: effective sample size, any shape.
-        num_samples: K; with a single weight nothing is known, and the answer is NaN.
+        num_samples: K; NaN for a single weight.
 
     Returns:
         nats, the shape of ``effective``.

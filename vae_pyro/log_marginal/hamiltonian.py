@@ -15,7 +15,7 @@ from vae_pyro.log_marginal.program import Images, ModelAndGuide
 
 @dataclass(frozen=True)
 class Point:
-    """Where the chains are, and all that is known there; each ``(chains, batch, ...)``.
+    """Where the chains are, and the densities and gradients there; each ``(chains, batch, ...)``.
 
     Attributes:
         z: ``(chains, batch, D)``.
@@ -130,7 +130,7 @@ class AnnealingPath:
         for _ in range(num_leapfrog):
             momentum = momentum + step / 2 * proposed.gradient(b)
             z = proposed.z + step * momentum
-            # A decoder must not be asked about what a diverged step leads to.
+            # A diverged step may lead to values that a decoder cannot take.
             stable &= z.isfinite().all(-1)
             proposed = self.at(torch.where(stable[..., None], z, point.z))
             momentum = momentum + step / 2 * proposed.gradient(b)

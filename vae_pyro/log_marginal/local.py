@@ -1,4 +1,4 @@
-"""The best member of the guide's family for every single image: what no encoder has to share."""
+"""The best member of the guide's family for every single image, without an encoder."""
 
 import math
 from dataclasses import dataclass

@@ -95,7 +95,7 @@ def log_joint(
     x: Float[Tensor, "batch channels height width"],
     z: Float[Tensor, "*points images dims"],
 ) -> tuple[Float[Tensor, "*points batch"], Float[Tensor, "*points images"]]:
-    """log p(x_i | z) and log p(z) at z's that nobody had to draw; gradients flow.
+    """log p(x_i | z) and log p(z) at given z's; gradients flow.
 
     Args:
         vae: the pair.
