@@ -2,8 +2,8 @@
 
 In importance sampling one proposal must cover the posterior. AIS follows a path of distributions
 from a simple one to the posterior, moves z a little by Hamiltonian Monte Carlo at each, and
-collects the weights on the way. It needs time, not a good guide. Run backwards from a true posterior
-sample, which simulated data provide, the same path bounds log p(x) from above.
+collects the weights on the way. It needs time, not a good guide. Run backwards from a true
+posterior sample, which simulated data provide, the same path bounds log p(x) from above.
 """
 
 from collections.abc import Callable
