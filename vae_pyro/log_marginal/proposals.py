@@ -1,6 +1,6 @@
 """Where importance samples come from: the guide as it is, widened, or mixed with the prior."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -129,12 +129,12 @@ class Mixture(TorchDistribution):  # type: ignore[misc]  # Pyro's classes are un
     def support(self) -> Any:
         return self.first.support
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Mixture":
-        first, second = self.first.expand(batch_shape), self.second.expand(batch_shape)
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Mixture":
+        first, second = (q.expand(torch.Size(batch_shape)) for q in (self.first, self.second))
         return Mixture(first, second, self.share)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        z, other = self.first.sample(sample_shape), self.second.sample(sample_shape)
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        z, other = (q.sample(torch.Size(sample_shape)) for q in (self.first, self.second))
         shape = z.shape[: z.dim() - len(self.event_shape)]
         chosen = torch.rand(shape, device=z.device) < self.share
         return torch.where(chosen.reshape(*shape, *(1 for _ in self.event_shape)), other, z)
