@@ -1,15 +1,17 @@
 """What several tests share: a clean process, a trained model, and the command line."""
 
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+import tests.shapes  # noqa: F401  # before vae_pyro: shapes in annotations are checked
 from tests import database, forkserver
 from vae_pyro.data import Dataset, Digits, batches
 from vae_pyro.guide import DiagNormal
@@ -70,6 +72,16 @@ def _mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _log() -> Iterator[None]:
+    """A command that ran in this process printed the notes; the next test reads them in caplog."""
+    yield
+    logger = logging.getLogger("vae_pyro")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -5,4 +5,4 @@ from jaxtyping import install_import_hook
 
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float too
 
-install_import_hook("vae_pyro.likelihoods", "tests.shapes.checked")
+install_import_hook(["vae_pyro.likelihoods", "vae_pyro.log_marginal"], "tests.shapes.checked")

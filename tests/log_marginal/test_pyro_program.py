@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.conftest import ROOT
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.errors import DataError, EstimatorError
+from vae_pyro.evaluation.latent import information, kl_per_dimension, posterior_means
 from vae_pyro.log_marginal import (
     AIS,
     Bound,
@@ -318,6 +319,12 @@ def test_what_needs_a_vae_is_refused_in_words(estimator: Estimator) -> None:
         estimator.check(program)
     with pytest.raises(EstimatorError, match=message):
         estimator(program, sample(2))
+
+
+@pytest.mark.parametrize("measure", [posterior_means, kl_per_dimension, information])
+def test_measures_of_the_latent_space_need_a_vae(measure: Callable[..., object]) -> None:
+    with pytest.raises(EstimatorError, match="needs a VAE built by build_vae"):
+        measure(PyroProgram(two_sites, guide_of()), sample(3))
 
 
 def test_bidirectional_bounds_need_a_vae() -> None:

@@ -8,7 +8,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from vae_pyro.errors import EstimatorError
-from vae_pyro.log_marginal import PerImage
+from vae_pyro.log_marginal import PerImage, require_vae
 from vae_pyro.vae import VAE
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. (2016), section 5.2
@@ -35,6 +35,7 @@ def posterior_means(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
     >>> posterior_means(vae, torch.zeros(3, 1, 4, 4)).shape
     torch.Size([3, 2])
     """
+    vae = require_vae(vae, "the posterior means")
     with torch.no_grad():
         return torch.cat([vae.guide.posterior_mean(part) for part in x.split(batch_size)])
 
@@ -107,6 +108,7 @@ def kl_per_dimension(vae: VAE, x: Tensor, batch_size: int = 1000) -> Tensor:
     >>> kl.shape, bool((kl >= 0).all())
     (torch.Size([3, 2]), True)
     """
+    vae = require_vae(vae, "the KL per dimension")
 
     def of(part: Tensor) -> Tensor:
         q = vae.guide.posterior(part)
@@ -173,6 +175,7 @@ def information(vae: VAE, x: Tensor, num_samples: int = 8) -> Information:
     >>> abs(measures.kl.mean() - total) < 1e-9
     True
     """
+    vae = require_vae(vae, "the information in the latent space")
     if len(x) < 2 or num_samples < 2:
         raise ValueError(f"needs 2 images and 2 samples of each, got {len(x)} and {num_samples}")
     draws: dict[str, list[Tensor]] = {name: [] for name in Information.__annotations__}

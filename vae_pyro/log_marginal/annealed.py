@@ -1,9 +1,9 @@
-"""Annealed importance sampling: from a distribution one can draw from to the posterior, in steps.
+"""Annealed importance sampling: in steps from a distribution one can sample to the posterior.
 
-Importance sampling asks one proposal to cover the posterior in a single leap. AIS goes there along
-a path of distributions, moves z a little by Hamiltonian Monte Carlo at each, and collects the
-weights on the way. What it needs is time, not a good guide. Run backwards from a true posterior
-draw, which data simulated from the model provide, the same path bounds log p(x) from above.
+In importance sampling one proposal must cover the posterior. AIS follows a path of distributions
+from a simple one to the posterior, moves z a little by Hamiltonian Monte Carlo at each, and
+collects the weights on the way. It needs time, not a good guide. Run backwards from a true
+posterior sample, which simulated data provide, the same path bounds log p(x) from above.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
@@ -28,7 +29,7 @@ from vae_pyro.log_marginal.estimate import (
 )
 from vae_pyro.log_marginal.hamiltonian import AnnealingPath, Point
 from vae_pyro.log_marginal.pair import Start
-from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
+from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
 from vae_pyro.log_marginal.running import RunningLogSumExp
 
 _PILOT_CHAINS = 4
@@ -85,6 +86,18 @@ class AIS(AnnealingBudget, Estimator):
     chains that are not used afterwards: adapted by the weighted chains themselves, they would make
     the average biased.
 
+    >>> import torch
+    >>> from vae_pyro.log_marginal import AIS
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> _ = torch.manual_seed(0)
+    >>> vae = build_vae(2, (1, 8, 8), MLP((16,)), Bernoulli(17), DiagNormal)
+    >>> x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5))
+    >>> AIS(num_temperatures=5, num_chains=4)(vae, x).value.shape
+    torch.Size([5])
+
     Args:
         num_temperatures, num_chains, num_leapfrog, start, target_acceptance: see
             ``AnnealingBudget``.
@@ -93,7 +106,7 @@ class AIS(AnnealingBudget, Estimator):
     """
 
     def __call__(
-        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+        self, vae: ModelAndGuide, x: Images, on_progress: OnProgress | None = None
     ) -> Estimate:
         def estimate(chunk: slice, report: OnProgress) -> Estimate:
             path = AnnealingPath(vae, x[chunk], self.start, self._num_evaluations(vae, x, chunk))
@@ -108,8 +121,8 @@ class AIS(AnnealingBudget, Estimator):
     def upper_bound(
         self,
         vae: ModelAndGuide,
-        x: Tensor,
-        z: Tensor | None = None,
+        x: Images,
+        z: Float[Tensor, "batch dims"] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Estimate:
         """log p(x) from the path run backwards: -log mean exp(-log w), w of each reversed chain.
@@ -151,7 +164,7 @@ class AIS(AnnealingBudget, Estimator):
     def _in_chunks(
         self,
         vae: ModelAndGuide,
-        x: Tensor,
+        x: Images,
         estimate: Callable[[slice, OnProgress], Estimate],
         on_progress: OnProgress | None,
     ) -> Estimate:
@@ -171,10 +184,10 @@ class AIS(AnnealingBudget, Estimator):
                 ]
             )
 
-    def _images_at_once(self, vae: ModelAndGuide, x: Tensor) -> int:
+    def _images_at_once(self, vae: ModelAndGuide, x: Images) -> int:
         return max(1, rows_per_chunk(vae, x) // self.num_chains)
 
-    def _num_evaluations(self, vae: ModelAndGuide, x: Tensor, chunk: slice) -> int:
+    def _num_evaluations(self, vae: ModelAndGuide, x: Images, chunk: slice) -> int:
         """Of decoder and gradient, each for all chains of so many images at once."""
         parts = num_alike(len(x), self._images_at_once(vae, x), len(x[chunk]))
         return parts * self.num_temperatures * self.num_leapfrog
@@ -269,6 +282,18 @@ class ReverseAIS(AnnealingBudget, Estimator):
     not contain that several chains may start from the same point. To measure the distance between a
     true upper bound and AIS, use images simulated from the model: see ``bidirectional``.
 
+    >>> import torch
+    >>> from vae_pyro.log_marginal import ReverseAIS
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> _ = torch.manual_seed(0)
+    >>> vae = build_vae(2, (1, 8, 8), MLP((16,)), Bernoulli(17), DiagNormal)
+    >>> x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5))
+    >>> ReverseAIS(num_temperatures=5, num_chains=4)(vae, x).bound.name
+    'UPPER'
+
     Args:
         num_temperatures, num_chains, num_leapfrog, start, target_acceptance: see
             ``AnnealingBudget``.
@@ -282,6 +307,6 @@ class ReverseAIS(AnnealingBudget, Estimator):
         return AIS(**vars(self))
 
     def __call__(
-        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+        self, vae: ModelAndGuide, x: Images, on_progress: OnProgress | None = None
     ) -> Estimate:
         return self.forward.upper_bound(vae, x, None, on_progress)

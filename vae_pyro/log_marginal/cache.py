@@ -11,7 +11,7 @@ from torch import Tensor
 from vae_pyro.errors import CheckpointError, EstimatorError
 from vae_pyro.files import code_digest, make_folder, read_tensors, write_tensors
 from vae_pyro.log_marginal.estimate import Bound, Estimate
-from vae_pyro.log_marginal.program import ModelAndGuide, PyroProgram
+from vae_pyro.log_marginal.program import Images, ModelAndGuide, PyroProgram
 from vae_pyro.vae import VAE
 
 Chunk = tuple[dict[str, Estimate], float]
@@ -41,7 +41,7 @@ class ChunkCache:
             self._vae_digest = digest_of(vae)
 
     def read_or_compute(
-        self, question: tuple[object, ...], x: Tensor, compute: Callable[[], dict[str, Estimate]]
+        self, question: tuple[object, ...], x: Images, compute: Callable[[], dict[str, Estimate]]
     ) -> Chunk:
         """The estimates of one chunk: from its file where there is one, else computed and written.
 

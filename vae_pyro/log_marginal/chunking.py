@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vae_pyro.log_marginal.drawing import pair_of
-from vae_pyro.log_marginal.program import ModelAndGuide
+from vae_pyro.log_marginal.program import Images, ModelAndGuide
 from vae_pyro.vae import VAE
 
 # Decoder outputs computed in one go, 16 MB: fewer make the matrix products slower, more leave a
@@ -15,7 +15,7 @@ CHUNK_SIZE = 2**22
 _PER_PARAMETER = 300
 
 
-def rows_per_chunk(vae: ModelAndGuide, x: Tensor, chunk_size: int = CHUNK_SIZE) -> int:
+def rows_per_chunk(vae: ModelAndGuide, x: Images, chunk_size: int = CHUNK_SIZE) -> int:
     """How many z's to decode at once for images like x ``(N, C, H, W)``."""
     # Below 256 outputs it is the hidden layers, not the image, that fill the cache.
     return max(1, chunk_size // max(pair_of(vae).outputs_per_row(x), 256))

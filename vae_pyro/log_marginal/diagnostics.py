@@ -1,16 +1,19 @@
-"""Should an importance-sampled number be believed? Effective sample size and Pareto k-hat."""
+"""Can an importance-sampled number be trusted? Effective sample size and Pareto k-hat."""
 
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not to be relied on
 NO_TAIL = 1e-3  # largest weights that differ by less, relatively, have none but rounding
-MIN_TAIL_SIZE = 5  # weights; fewer say nothing about a tail
+MIN_TAIL_SIZE = 5  # weights; fewer do not show the shape of a tail
 
 
-def effective_sample_size(log_sum: Tensor, log_sum_squares: Tensor) -> Tensor:
+def effective_sample_size(
+    log_sum: Float[Tensor, "*shape"], log_sum_squares: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """(sum_k w_k)^2 / sum_k w_k^2, between 1 and the number of weights.
 
     Args:
@@ -22,7 +25,9 @@ def effective_sample_size(log_sum: Tensor, log_sum_squares: Tensor) -> Tensor:
     return torch.exp(2 * log_sum - log_sum_squares)
 
 
-def log_mean_std_error(effective: Tensor, num_samples: int) -> Tensor:
+def log_mean_std_error(
+    effective: Float[Tensor, "*shape"], num_samples: int
+) -> Float[Tensor, "*shape"]:
     """Standard error of log (1/K) sum_k w_k, by the delta method: sqrt((K / ESS - 1) / (K - 1)).
 
     K / ESS - 1 is the squared coefficient of variation of the weights. Where their variance is
@@ -30,7 +35,7 @@ def log_mean_std_error(effective: Tensor, num_samples: int) -> Tensor:
 
     Args:
         effective: effective sample size, any shape.
-        num_samples: K; with a single weight nothing is known, and the answer is NaN.
+        num_samples: K; NaN for a single weight.
 
     Returns:
         nats, the shape of ``effective``.
@@ -48,7 +53,7 @@ def tail_size(num_samples: int) -> int:
     return min(num_samples // 5, math.ceil(3 * math.sqrt(num_samples)))
 
 
-def pareto_k(largest_log_weights: Tensor) -> Tensor:
+def pareto_k(largest_log_weights: Float[Tensor, "weights batch"]) -> Float[Tensor, " batch"]:
     """Shape k-hat of a generalised Pareto distribution fitted to each image's largest weights.
 
     Below 0.5 the weights have a finite variance; up to 0.7 the estimate is still usable; above,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vae_pyro.compilation import Outputs, compiled
 from vae_pyro.log_marginal.pair import Pair, VAEPair
-from vae_pyro.log_marginal.program import ModelAndGuide, PyroProgram
+from vae_pyro.log_marginal.program import Images, ModelAndGuide, PyroProgram
 from vae_pyro.log_marginal.program_pair import ProgramPair
 from vae_pyro.log_marginal.proposals import THE_GUIDE, Proposal
 from vae_pyro.log_marginal.weights import LogWeights
@@ -18,7 +18,7 @@ def pair_of(vae: ModelAndGuide) -> Pair:
 
 
 def log_weights(
-    vae: ModelAndGuide, x: Tensor, num_samples: int, proposal: Proposal = THE_GUIDE
+    vae: ModelAndGuide, x: Images, num_samples: int, proposal: Proposal = THE_GUIDE
 ) -> LogWeights:
     """Draw z_ik ~ q(z | x_i) and weigh each: one row per sample, one column per image.
 
@@ -35,7 +35,7 @@ def log_weights(
 
 
 def drawing_log_weights(
-    vae: ModelAndGuide, x: Tensor, num_samples: int, calls: int, proposal: Proposal = THE_GUIDE
+    vae: ModelAndGuide, x: Images, num_samples: int, calls: int, proposal: Proposal = THE_GUIDE
 ) -> Callable[[Tensor], LogWeights]:
     """``log_weights`` for many x of one shape, compiled where that is asked for and pays.
 
@@ -50,7 +50,7 @@ def drawing_log_weights(
         x ``(batch, C, H, W)`` -> its log weights, without gradients.
     """
 
-    def program(vae: ModelAndGuide, x: Tensor) -> Outputs:
+    def program(vae: ModelAndGuide, x: Images) -> Outputs:
         drawn = log_weights(vae, x, num_samples, proposal)
         return drawn.log_likelihood, drawn.log_prior, drawn.log_proposal
 

@@ -12,12 +12,24 @@ from vae_pyro.log_marginal.chunking import num_alike, rows_per_chunk
 from vae_pyro.log_marginal.drawing import drawing_log_weights, pair_of
 from vae_pyro.log_marginal.estimate import PerImage
 from vae_pyro.log_marginal.importance import GuideEstimator
-from vae_pyro.log_marginal.program import ModelAndGuide
+from vae_pyro.log_marginal.program import Images, ModelAndGuide
 
 
 @dataclass(frozen=True)
 class ELBOBound(GuideEstimator):
     """E_q[log p(x, z) - log q(z | x)]: the mean of the log weights, below log p(x) by KL(q || p).
+
+    >>> import torch
+    >>> from vae_pyro.log_marginal import ELBOBound
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> _ = torch.manual_seed(0)
+    >>> vae = build_vae(2, (1, 8, 8), MLP((16,)), Bernoulli(17), DiagNormal)
+    >>> x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5))
+    >>> ELBOBound(200)(vae, x).value.shape
+    torch.Size([5])
 
     Args:
         num_samples: samples of z per image.
@@ -33,7 +45,7 @@ class ELBOBound(GuideEstimator):
         return 1
 
 
-def elbo_parts(vae: ModelAndGuide, x: Tensor, num_samples: int) -> Mapping[str, PerImage]:
+def elbo_parts(vae: ModelAndGuide, x: Images, num_samples: int) -> Mapping[str, PerImage]:
     """ELBO = reconstruction - KL, each estimated from the same draws.
 
     Args:

@@ -8,10 +8,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from vae_pyro.log_marginal.diagnostics import HIGH_PARETO_K
-from vae_pyro.log_marginal.program import ModelAndGuide
+from vae_pyro.log_marginal.program import Images, ModelAndGuide
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -44,8 +45,8 @@ class PerImage:
             is evaluated anew; ``(batch,)``, 0 where exact.
     """
 
-    value: Tensor
-    std_error: Tensor
+    value: Float[Tensor, " batch"]
+    std_error: Float[Tensor, " batch"]
 
     def mean(self) -> float:
         """Mean over the images, per image."""
@@ -109,6 +110,8 @@ _BOUND_WORDS = {
 class Estimate(PerImage):
     """log p(x), or a bound on it, for each image, in nats. ``print`` it for a summary in one line.
 
+    >>> import torch
+    >>> from vae_pyro.log_marginal import Bound, Estimate
     >>> value = torch.tensor([-23.0, -25.0], dtype=torch.float64)
     >>> estimate = Estimate(value, torch.full_like(value, 0.03), Bound.LOWER)
     >>> print(estimate)
@@ -126,7 +129,7 @@ class Estimate(PerImage):
     """
 
     bound: Bound
-    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+    diagnostics: Mapping[str, Float[Tensor, " batch"]] = field(default_factory=dict)
     evaluations: float = 0.0
 
     def mean_std_error(self, draws: int = 1) -> float:
@@ -139,7 +142,7 @@ class Estimate(PerImage):
         own = self.std_error.mean().item()
         return own if draws == 1 else math.hypot(own, super().mean_std_error(draws))
 
-    def select(self, index: Tensor) -> "Estimate":
+    def select(self, index: Shaped[Tensor, " n"]) -> "Estimate":
         """The estimate for some of the images, index ``(n,)`` or a mask ``(batch,)``."""
         diagnostics = {name: numbers[index] for name, numbers in self.diagnostics.items()}
         return Estimate(
@@ -208,7 +211,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def __call__(
-        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+        self, vae: ModelAndGuide, x: Images, on_progress: OnProgress | None = None
     ) -> Estimate:
         """Estimate log p(x) of every image, in bounded memory whatever their number and the budget.
 

@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vae_pyro.compilation import Outputs, compiled
 from vae_pyro.log_marginal.chunking import rows_per_chunk
 from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.pair import Start
-from vae_pyro.log_marginal.program import ModelAndGuide
+from vae_pyro.log_marginal.program import Images, ModelAndGuide
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where the chains are, and all that is known there; each ``(chains, batch, ...)``.
+    """Where the chains are, and the densities and gradients there; each ``(chains, batch, ...)``.
 
     Attributes:
         z: ``(chains, batch, D)``.
@@ -23,21 +24,21 @@ class Point:
         grad_start, grad_joint: their gradients, ``(chains, batch, D)``.
     """
 
-    z: Tensor
-    log_start: Tensor
-    log_joint: Tensor
-    grad_start: Tensor
-    grad_joint: Tensor
+    z: Float[Tensor, "chains batch dims"]
+    log_start: Float[Tensor, "chains batch"]
+    log_joint: Float[Tensor, "chains batch"]
+    grad_start: Float[Tensor, "chains batch dims"]
+    grad_joint: Float[Tensor, "chains batch dims"]
 
-    def log_density(self, b: float) -> Tensor:
+    def log_density(self, b: float) -> Float[Tensor, "chains batch"]:
         """log f_b(z) = (1 - b) log f_0(z) + b log p(x, z)."""
         return (1 - b) * self.log_start + b * self.log_joint
 
-    def gradient(self, b: float) -> Tensor:
+    def gradient(self, b: float) -> Float[Tensor, "chains batch dims"]:
         """d log f_b(z) / dz."""
         return (1 - b) * self.grad_start + b * self.grad_joint
 
-    def replaced(self, where: Tensor, other: "Point") -> "Point":
+    def replaced(self, where: Bool[Tensor, "chains batch"], other: "Point") -> "Point":
         """The chains of ``other`` where ``where`` ``(chains, batch)`` is true, else these."""
         fields = {
             name: torch.where(where[..., None] if mine.dim() == 3 else where, theirs, mine)
@@ -56,7 +57,7 @@ class AnnealingPath:
         times: about how often paths like it will be evaluated, which decides on compiling.
     """
 
-    def __init__(self, vae: ModelAndGuide, x: Tensor, start: Start, times: int = 1) -> None:
+    def __init__(self, vae: ModelAndGuide, x: Images, start: Start, times: int = 1) -> None:
         self._vae, self._x, self._start, self._times = vae, x, start, times
         self._pair = pair_of(vae)
         with torch.no_grad():
@@ -68,7 +69,7 @@ class AnnealingPath:
             z = self._pair.draw_start(self._x, self._start, num_chains)
         return self.at(z)
 
-    def at(self, z: Tensor) -> Point:
+    def at(self, z: Float[Tensor, "chains batch dims"]) -> Point:
         """Evaluate at z ``(chains, batch, D)``: one pass through the decoder and back."""
         chains_at_once = max(1, rows_per_chunk(self._vae, self._x) // len(self._x))
         points = [self._at(part) for part in z.split(chains_at_once)]
@@ -103,8 +104,8 @@ class AnnealingPath:
         return Point(z, *run(*inputs))
 
     def transition(
-        self, point: Point, b: float, step_size: Tensor, num_leapfrog: int
-    ) -> tuple[Point, Tensor]:
+        self, point: Point, b: float, step_size: Float[Tensor, " batch"], num_leapfrog: int
+    ) -> tuple[Point, Float[Tensor, "chains batch"]]:
         """One Hamiltonian move of every chain that leaves f_b as it is.
 
         Args:
@@ -129,7 +130,7 @@ class AnnealingPath:
         for _ in range(num_leapfrog):
             momentum = momentum + step / 2 * proposed.gradient(b)
             z = proposed.z + step * momentum
-            # A decoder must not be asked about what a diverged step leads to.
+            # A diverged step may lead to values that a decoder cannot take.
             stable &= z.isfinite().all(-1)
             proposed = self.at(torch.where(stable[..., None], z, point.z))
             momentum = momentum + step / 2 * proposed.gradient(b)

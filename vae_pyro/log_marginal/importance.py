@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor
-
 from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress
-from vae_pyro.log_marginal.program import ModelAndGuide
+from vae_pyro.log_marginal.program import Images, ModelAndGuide
 from vae_pyro.log_marginal.proposals import Proposal
 from vae_pyro.log_marginal.summary import WeightSummary, summarise_log_weights
 
@@ -66,7 +64,7 @@ class WeightEstimator(Estimator):
         )
 
     def __call__(
-        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+        self, vae: ModelAndGuide, x: Images, on_progress: OnProgress | None = None
     ) -> Estimate:
         summary = _summary([self], vae, x, on_progress)
         return self.read(summary)
@@ -103,6 +101,18 @@ class IWAEBound(GuideEstimator):
 
     A lower bound on log p(x) that rises with k and reaches it in the limit.
 
+    >>> import torch
+    >>> from vae_pyro.log_marginal import IWAEBound
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> _ = torch.manual_seed(0)
+    >>> vae = build_vae(2, (1, 8, 8), MLP((16,)), Bernoulli(17), DiagNormal)
+    >>> x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5))
+    >>> IWAEBound(200, k=10)(vae, x).value.shape
+    torch.Size([5])
+
     Args:
         num_samples: samples of z per image, at least k.
         k: weights averaged inside the logarithm.
@@ -133,6 +143,18 @@ class ImportanceSampling(GuideEstimator):
 
     By Jensen's inequality its expectation is below log p(x), by about half its variance.
 
+    >>> import torch
+    >>> from vae_pyro.log_marginal import ImportanceSampling
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> _ = torch.manual_seed(0)
+    >>> vae = build_vae(2, (1, 8, 8), MLP((16,)), Bernoulli(17), DiagNormal)
+    >>> x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5))
+    >>> ImportanceSampling(200)(vae, x).bound.name
+    'LOWER'
+
     Args:
         num_samples: samples of z per image, K.
         inflation, prior_share: of the proposal; see ``Proposal``.
@@ -153,6 +175,18 @@ class PriorSampling(WeightEstimator):
     every z belongs to another image, the sum depends on the one luckiest z, and the logarithm is
     too low by nats.
 
+    >>> import torch
+    >>> from vae_pyro.log_marginal import PriorSampling
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> _ = torch.manual_seed(0)
+    >>> vae = build_vae(2, (1, 8, 8), MLP((16,)), Bernoulli(17), DiagNormal)
+    >>> x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5))
+    >>> PriorSampling(200)(vae, x).value.shape
+    torch.Size([5])
+
     Args:
         num_samples: samples of z per image.
     """
@@ -169,7 +203,7 @@ class PriorSampling(WeightEstimator):
 def read_together(
     estimators: Mapping[str, WeightEstimator],
     vae: ModelAndGuide,
-    x: Tensor,
+    x: Images,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Estimate]:
     """Evaluate several estimators from one pass over one set of weights.
@@ -190,7 +224,7 @@ def read_together(
 def _summary(
     estimators: Sequence[WeightEstimator],
     vae: ModelAndGuide,
-    x: Tensor,
+    x: Images,
     on_progress: OnProgress | None,
 ) -> WeightSummary:
     wanted = {(estimator.num_samples, estimator.proposal) for estimator in estimators}

@@ -1,4 +1,4 @@
-"""The best member of the guide's family for every single image: what no encoder has to share."""
+"""The best member of the guide's family for every single image, without an encoder."""
 
 import math
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import torch
 from pyro import distributions as dist
-from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vae_pyro.errors import EstimatorError
 from vae_pyro.guide import CholeskyNormal
@@ -22,7 +22,7 @@ from vae_pyro.log_marginal.estimate import (
     part_of,
 )
 from vae_pyro.log_marginal.pair import blank_images
-from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
+from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
 from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.vae import VAE
 
@@ -39,6 +39,18 @@ class LocalELBO(Estimator):
     q starts at the encoder's q(z | x) and follows reparameterised gradients with Adam, whose rate
     falls to 0. Of the first and the last q the better is kept, by draws for this purpose; and the
     bound is then taken from fresh ones.
+
+    >>> import torch
+    >>> from vae_pyro.log_marginal import LocalELBO
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> _ = torch.manual_seed(0)
+    >>> vae = build_vae(2, (1, 8, 8), MLP((16,)), Bernoulli(17), DiagNormal)
+    >>> x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5))
+    >>> LocalELBO(num_steps=5)(vae, x).value.shape
+    torch.Size([5])
 
     Args:
         num_steps: of Adam.
@@ -71,7 +83,7 @@ class LocalELBO(Estimator):
             _Normal.of(vae.guide.posterior(blank_images(vae)))
 
     def __call__(
-        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+        self, vae: ModelAndGuide, x: Images, on_progress: OnProgress | None = None
     ) -> Estimate:
         vae = require_vae(vae, "the best normal for each image")
         self.check(vae)
@@ -172,7 +184,7 @@ class _Normal:
     below: Tensor | None
 
     @classmethod
-    def of(cls, q: TorchDistribution) -> "_Normal":
+    def of(cls, q: Distribution) -> "_Normal":
         """The family and the member of it that the encoder chose.
 
         Raises:

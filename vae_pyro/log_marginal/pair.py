@@ -6,10 +6,12 @@ from weakref import WeakKeyDictionary
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
+from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vae_pyro.errors import DataError
+from vae_pyro.log_marginal.program import Images
 from vae_pyro.log_marginal.proposals import Proposal, inflate
 from vae_pyro.log_marginal.weights import LogWeights, log_joint, particle_traces, read_log_weights
 from vae_pyro.model import Model
@@ -29,7 +31,7 @@ class Pair(ABC):
     programs: Any
 
     @abstractmethod
-    def check_form(self, x: Tensor) -> None:
+    def check_form(self, x: Images) -> None:
         """Refuse what is not a batch of images for this model: type, shape, precision.
 
         Raises:
@@ -37,7 +39,7 @@ class Pair(ABC):
         """
 
     @abstractmethod
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Images) -> None:
         """As ``check_form``, and refuse pixel values outside the likelihood's support.
 
         Raises:
@@ -53,23 +55,29 @@ class Pair(ABC):
         """
 
     @abstractmethod
-    def outputs_per_row(self, x: Tensor) -> int:
+    def outputs_per_row(self, x: Images) -> int:
         """Decoder outputs for one z of one image of x ``(N, ...)``: what memory grows with."""
 
     @abstractmethod
-    def log_weights(self, x: Tensor, num_samples: int, proposal: Proposal) -> LogWeights:
+    def log_weights(self, x: Images, num_samples: int, proposal: Proposal) -> LogWeights:
         """See ``vae_pyro.log_marginal.log_weights``."""
 
     @abstractmethod
-    def draw_start(self, x: Tensor, start: Start, num_chains: int) -> Tensor:
+    def draw_start(
+        self, x: Images, start: Start, num_chains: int
+    ) -> Float[Tensor, "chains batch dims"]:
         """z ~ f_0 for every image, ``(chains, batch, D)``, each z a vector of real numbers."""
 
     @abstractmethod
-    def step_unit(self, x: Tensor, start: Start) -> Tensor:
+    def step_unit(self, x: Images, start: Start) -> Float[Tensor, "batch dims"]:
         """The width of f_0 in each latent dimension, ``(batch, D)``: the unit of a step."""
 
     @abstractmethod
-    def log_densities(self, x: Tensor, z: Tensor, start: Start) -> tuple[Tensor, Tensor, Tensor]:
+    def log_densities(
+        self, x: Images, z: Float[Tensor, "chains batch dims"], start: Start
+    ) -> tuple[
+        Float[Tensor, "chains batch"], Float[Tensor, "chains batch"], Float[Tensor, "chains batch"]
+    ]:
         """log f_0(z), log p(x | z) and log p(z), each ``(chains, batch)``; gradients flow.
 
         Args:
@@ -85,7 +93,7 @@ class VAEPair(Pair):
     def __init__(self, vae: VAE) -> None:
         self.programs = self._vae = vae
 
-    def check_form(self, x: Tensor) -> None:
+    def check_form(self, x: Images) -> None:
         require_tensor(x)
         origin = self._vae.model.origin
         try:
@@ -109,7 +117,7 @@ class VAEPair(Pair):
                 f'x.to("{origin.device}")'
             )
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Images) -> None:
         self.check_form(x)
         self._vae.model.likelihood.check(x)
 
@@ -117,34 +125,43 @@ class VAEPair(Pair):
         if proposal.inflation != 1:
             inflate(self._vae.guide.posterior(blank_images(self._vae)), proposal.inflation)
 
-    def outputs_per_row(self, x: Tensor) -> int:
+    def outputs_per_row(self, x: Images) -> int:
         return x[0].numel() * self._vae.model.likelihood.num_parameters
 
-    def log_weights(self, x: Tensor, num_samples: int, proposal: Proposal) -> LogWeights:
+    def log_weights(self, x: Images, num_samples: int, proposal: Proposal) -> LogWeights:
         # A fresh parameter store: evaluating one VAE must leave no trace for the next.
         with pyro.get_param_store().scope():
             guide = proposal.program(self._vae)
             traces = particle_traces(self._vae.model, guide, x, num_samples)
         return read_log_weights(*traces, (num_samples, len(x)))
 
-    def draw_start(self, x: Tensor, start: Start, num_chains: int) -> Tensor:
+    def draw_start(
+        self, x: Images, start: Start, num_chains: int
+    ) -> Float[Tensor, "chains batch dims"]:
         z: Tensor = self._first(x, start).sample((num_chains,))
         return z
 
-    def step_unit(self, x: Tensor, start: Start) -> Tensor:
+    def step_unit(self, x: Images, start: Start) -> Float[Tensor, "batch dims"]:
         f_0 = self._first(x, start)
         unit = torch.ones_like(f_0.sample())
         return unit if start == "prior" else f_0.sample((256,)).std(0)
 
-    def log_densities(self, x: Tensor, z: Tensor, start: Start) -> tuple[Tensor, Tensor, Tensor]:
+    def log_densities(
+        self, x: Images, z: Float[Tensor, "chains batch dims"], start: Start
+    ) -> tuple[
+        Float[Tensor, "chains batch"], Float[Tensor, "chains batch"], Float[Tensor, "chains batch"]
+    ]:
         log_likelihood, log_prior = log_joint(self._vae, x, z)
         return self._first(x, start).log_prob(z), log_likelihood, log_prior
 
-    def _first(self, x: Tensor, start: Start) -> TorchDistribution:
+    def _first(self, x: Images, start: Start) -> Distribution:
         """f_0 for images x."""
+        f_0: Distribution
         if start == "prior":
-            return self._vae.model.prior().expand([len(x)])
-        return self._vae.guide.posterior(x)
+            f_0 = self._vae.model.prior().expand([len(x)])
+        else:
+            f_0 = self._vae.guide.posterior(x)
+        return f_0
 
 
 def require_tensor(x: object) -> None:
@@ -174,7 +191,9 @@ def image_shape(vae: VAE) -> torch.Size:
     return _image_shapes[vae.model]
 
 
-def blank_images(vae: VAE, num_images: int = 1) -> Tensor:
+def blank_images(
+    vae: VAE, num_images: int = 1
+) -> Float[Tensor, "num_images channels height width"]:
     """Images of zeros in the shape that this VAE is about, ``(num_images, C, H, W)``."""
     blank: Tensor = vae.model.origin.new_zeros(num_images, *image_shape(vae))
     return blank

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Num
+from torch import Tensor
+
 from vae_pyro.errors import EstimatorError
 from vae_pyro.vae import VAE
 
@@ -41,6 +44,9 @@ class PyroProgram:
     model: Callable[..., Any]
     guide: Callable[..., Any]
 
+
+Images = Num[Tensor, " batch *event"]
+"""One image, or whatever one datum is, per row: ``(batch, C, H, W)`` for a VAE."""
 
 ModelAndGuide = VAE | PyroProgram
 """What estimators take: a VAE, or a user's own model and guide."""

@@ -2,16 +2,17 @@
 
 import pyro
 import torch
+from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vae_pyro.log_marginal.pair import Pair, Start, require_tensor
-from vae_pyro.log_marginal.program import PyroProgram
+from vae_pyro.log_marginal.program import Images, PyroProgram
 from vae_pyro.log_marginal.proposals import Proposal
 from vae_pyro.log_marginal.sites import (
+    Execution,
     FromUnconstrained,
     Given,
-    Run,
     ToUnconstrained,
     Widened,
     check_same,
@@ -29,19 +30,19 @@ class ProgramPair(Pair):
     def __init__(self, programs: PyroProgram) -> None:
         self.programs = self._programs = programs
 
-    def check_form(self, x: Tensor) -> None:
+    def check_form(self, x: Images) -> None:
         require_tensor(x)
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Images) -> None:
         require_tensor(x)
 
     def check_proposal(self, proposal: Proposal) -> None:
         """Nothing is known before the guide is run on x."""
 
-    def outputs_per_row(self, x: Tensor) -> int:
+    def outputs_per_row(self, x: Images) -> int:
         return x[0].numel()
 
-    def log_weights(self, x: Tensor, num_samples: int, proposal: Proposal) -> LogWeights:
+    def log_weights(self, x: Images, num_samples: int, proposal: Proposal) -> LogWeights:
         rows = _repeated(x, num_samples)
         if proposal.prior_share == 1:
             model = self._model(rows)
@@ -55,7 +56,7 @@ class ProgramPair(Pair):
         parts = model.log_observed, model.log_latent, log_proposal
         return LogWeights(*(part.reshape(num_samples, len(x)) for part in parts))
 
-    def _from_mixture(self, rows: Tensor, proposal: Proposal) -> tuple[Run, Tensor]:
+    def _from_mixture(self, rows: Tensor, proposal: Proposal) -> tuple[Execution, Tensor]:
         """Each row's whole latent from the prior or from the guide, and the mixture's density."""
         prior, guide = self._model(rows), self._guide(rows, Widened(proposal.inflation))
         check_same(prior.latent, guide.latent)
@@ -74,7 +75,9 @@ class ProgramPair(Pair):
         )
         return model, log_proposal
 
-    def draw_start(self, x: Tensor, start: Start, num_chains: int) -> Tensor:
+    def draw_start(
+        self, x: Images, start: Start, num_chains: int
+    ) -> Float[Tensor, "chains batch dims"]:
         rows = _repeated(x, num_chains)
         vectors = ToUnconstrained(len(rows))
         if start == "prior":
@@ -85,13 +88,17 @@ class ProgramPair(Pair):
             check_same(model.latent, guide)
         return vectors.vectors().reshape(num_chains, len(x), -1)
 
-    def step_unit(self, x: Tensor, start: Start) -> Tensor:
+    def step_unit(self, x: Images, start: Start) -> Float[Tensor, "batch dims"]:
         """From the quartiles, because a prior may have no variance."""
         ascending = self.draw_start(x, start, _DRAWS).sort(0).values
         width = ascending[3 * _DRAWS // 4] - ascending[_DRAWS // 4]
         return width / _NORMAL_QUARTILES
 
-    def log_densities(self, x: Tensor, z: Tensor, start: Start) -> tuple[Tensor, Tensor, Tensor]:
+    def log_densities(
+        self, x: Images, z: Float[Tensor, "chains batch dims"], start: Start
+    ) -> tuple[
+        Float[Tensor, "chains batch"], Float[Tensor, "chains batch"], Float[Tensor, "chains batch"]
+    ]:
         rows = _repeated(x, len(z))
         at = FromUnconstrained(z.reshape(len(rows), -1))
         # A step may end where a density is not defined; it is rejected, and no error.
@@ -106,14 +113,14 @@ class ProgramPair(Pair):
         )
         return log_start, log_likelihood, log_prior
 
-    def _model(self, rows: Tensor, guide: Run | None = None) -> Run:
+    def _model(self, rows: Tensor, guide: Execution | None = None) -> Execution:
         if guide is None:
             return run("model", self._programs.model, rows)
         found = run("model", self._programs.model, rows, Given(guide.latent))
         check_same(found.latent, guide.latent)
         return found
 
-    def _guide(self, rows: Tensor, *handlers: Messenger) -> Run:
+    def _guide(self, rows: Tensor, *handlers: Messenger) -> Execution:
         return run("guide", self._programs.guide, rows, *handlers)
 
 

@@ -1,6 +1,6 @@
 """Where importance samples come from: the guide as it is, widened, or mixed with the prior."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,8 +63,8 @@ class Proposal:
 
         return draw
 
-    def _distribution(self, vae: VAE, x: Tensor) -> TorchDistribution:
-        prior = vae.model.prior().expand([len(x)])
+    def _distribution(self, vae: VAE, x: Tensor) -> td.Distribution:
+        prior: td.Distribution = vae.model.prior().expand([len(x)])
         if self.prior_share == 1:
             return prior
         guide = inflate(vae.guide.posterior(x), self.inflation)
@@ -76,7 +76,7 @@ THE_GUIDE = Proposal()
 _LOCATION_SCALE = (td.Normal, td.Laplace, td.Cauchy, td.Gumbel, dist.Logistic)
 
 
-def inflate(q: TorchDistribution, factor: float) -> TorchDistribution:
+def inflate(q: td.Distribution, factor: float) -> td.Distribution:
     """q with its scale multiplied, around its location; for a transformed q, that of its base.
 
     Args:
@@ -89,22 +89,25 @@ def inflate(q: TorchDistribution, factor: float) -> TorchDistribution:
     """
     if factor == 1:
         return q
+    wide: td.Distribution
     if isinstance(q, td.Independent):
         base = inflate(q.base_dist, factor)
-        return dist.Independent(base, q.reinterpreted_batch_ndims, validate_args=False)
-    if isinstance(q, _LOCATION_SCALE):
-        return type(q)(q.loc, factor * q.scale, validate_args=False)
-    if isinstance(q, td.StudentT):
-        return dist.StudentT(q.df, q.loc, factor * q.scale, validate_args=False)
-    if isinstance(q, td.MultivariateNormal):
-        return CholeskyNormal(q.loc, scale_tril=factor * q.scale_tril, validate_args=False)
-    if isinstance(q, td.TransformedDistribution):
+        wide = dist.Independent(base, q.reinterpreted_batch_ndims, validate_args=False)
+    elif isinstance(q, _LOCATION_SCALE):
+        wide = type(q)(q.loc, factor * q.scale, validate_args=False)
+    elif isinstance(q, td.StudentT):
+        wide = dist.StudentT(q.df, q.loc, factor * q.scale, validate_args=False)
+    elif isinstance(q, td.MultivariateNormal):
+        wide = CholeskyNormal(q.loc, scale_tril=factor * q.scale_tril, validate_args=False)
+    elif isinstance(q, td.TransformedDistribution):
         base = inflate(q.base_dist, factor)
-        return dist.TransformedDistribution(base, q.transforms, validate_args=False)
-    raise EstimatorError(
-        f"inflation: {type(q).__name__} has no scale to multiply; leave inflation at 1, or mix "
-        "with the prior (prior_share)"
-    )
+        wide = dist.TransformedDistribution(base, q.transforms, validate_args=False)
+    else:
+        raise EstimatorError(
+            f"inflation: {type(q).__name__} has no scale to multiply; leave inflation at 1, or mix "
+            "with the prior (prior_share)"
+        )
+    return wide
 
 
 class Mixture(TorchDistribution):  # type: ignore[misc]  # Pyro's classes are untyped
@@ -118,7 +121,7 @@ class Mixture(TorchDistribution):  # type: ignore[misc]  # Pyro's classes are un
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
 
-    def __init__(self, first: TorchDistribution, second: TorchDistribution, share: float) -> None:
+    def __init__(self, first: td.Distribution, second: td.Distribution, share: float) -> None:
         self.first, self.second, self.share = first, second, share
         super().__init__(first.batch_shape, first.event_shape, validate_args=False)
 
@@ -126,12 +129,12 @@ class Mixture(TorchDistribution):  # type: ignore[misc]  # Pyro's classes are un
     def support(self) -> Any:
         return self.first.support
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "Mixture":
-        first, second = self.first.expand(batch_shape), self.second.expand(batch_shape)
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Mixture":
+        first, second = (q.expand(torch.Size(batch_shape)) for q in (self.first, self.second))
         return Mixture(first, second, self.share)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        z, other = self.first.sample(sample_shape), self.second.sample(sample_shape)
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        z, other = (q.sample(torch.Size(sample_shape)) for q in (self.first, self.second))
         shape = z.shape[: z.dim() - len(self.event_shape)]
         chosen = torch.rand(shape, device=z.device) < self.share
         return torch.where(chosen.reshape(*shape, *(1 for _ in self.event_shape)), other, z)

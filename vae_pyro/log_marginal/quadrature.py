@@ -12,7 +12,7 @@ from vae_pyro.errors import EstimatorError
 from vae_pyro.log_marginal.chunking import rows_per_chunk
 from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress, concatenate
-from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
+from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
 from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.vae import VAE
 
@@ -37,16 +37,28 @@ class Quadrature(Estimator):
     A coarse grid over the prior, and the guide's mean as one more point, find where p(x, z) is more
     than e^-25 of its highest value. Grids over the box around that place move its sides in and out
     until it holds just that, and one takes the integral. For an integrand that is smooth and
-    vanishes at the border the rule's error falls exponentially in the number of points. It is
-    estimated by leaving out every second point of each axis, and the grid of an image is made twice
-    as fine until that changes log p(x) by less than ``tolerance``. The guide's samples play no
-    part, so that the guide can be judged.
+    vanishes at the border the rule's error falls exponentially in the number of points. This
+    error is estimated by leaving out every second point of each axis, and the grid of an image is
+    made twice as fine until that changes log p(x) by less than ``tolerance``. The guide's samples
+    are not used, so that the guide can be compared with the result.
 
-    What no grid can promise: a second mode so narrow that neither a point of the coarse grid nor
-    the guide's mean comes within 25 nats of the highest.
+    Limit: a second mode is not found where it is so narrow that neither a point of the coarse grid
+    nor the guide's mean comes within 25 nats of the highest value.
 
     ``std_error`` is that change (far more than the error of the finer grid), plus what is cut off
     and the rounding of the model's precision; infinite where no box could be found.
+
+    >>> import torch
+    >>> from vae_pyro.log_marginal import Quadrature
+    >>> from vae_pyro.guide import DiagNormal
+    >>> from vae_pyro.likelihoods import Bernoulli
+    >>> from vae_pyro.networks import MLP
+    >>> from vae_pyro.vae import build_vae
+    >>> _ = torch.manual_seed(0)
+    >>> vae = build_vae(2, (1, 8, 8), MLP((16,)), Bernoulli(17), DiagNormal)
+    >>> x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5))
+    >>> Quadrature()(vae, x).bound.name
+    'NUMERIC'
 
     Args:
         tolerance: nats.
@@ -74,7 +86,7 @@ class Quadrature(Estimator):
             )
 
     def __call__(
-        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+        self, vae: ModelAndGuide, x: Images, on_progress: OnProgress | None = None
     ) -> Estimate:
         vae = require_vae(vae, "quadrature")
         self.check(vae)
@@ -120,7 +132,7 @@ def _find_box(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     corner = torch.full((1, dims), _HALF_WIDTH, dtype=torch.float64)
     search = _Grid(-corner, corner, _SEARCH_POINTS[dims])
     log_f = _search(vae, x, search)
-    # A narrow peak between the nodes of the coarse grid: the guide may know of it.
+    # A narrow peak between the nodes of the coarse grid may lie at the guide's mean.
     mean = vae.guide.posterior_mean(x)
     log_likelihood, log_prior = log_joint(vae, x, mean)
     log_mean = (log_likelihood.double() + log_prior.double()).cpu()

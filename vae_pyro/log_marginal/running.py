@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vae_pyro.log_marginal.diagnostics import (
@@ -28,7 +29,7 @@ class RunningLogSumExp:
         self.log_sum_squares = self.log_sum.clone()
         self.weighted_mean = torch.zeros(batch, dtype=torch.float64)
 
-    def update(self, log_w: Tensor) -> None:
+    def update(self, log_w: Float[Tensor, "some batch"]) -> None:
         """Take in the next log weights, float64, ``(any, batch)``."""
         self.count += len(log_w)
         new = log_w.logsumexp(0)
@@ -38,17 +39,17 @@ class RunningLogSumExp:
         self.log_sum_squares = torch.logaddexp(self.log_sum_squares, (2 * log_w).logsumexp(0))
 
     @property
-    def log_mean(self) -> Tensor:
+    def log_mean(self) -> Float[Tensor, " batch"]:
         """log (1/K) sum_k w_k, nats, ``(batch,)``."""
         return self.log_sum - math.log(self.count)
 
     @property
-    def effective_sample_size(self) -> Tensor:
+    def effective_sample_size(self) -> Float[Tensor, " batch"]:
         """Between 1 and the number of weights, ``(batch,)``."""
         return effective_sample_size(self.log_sum, self.log_sum_squares)
 
     @property
-    def std_error(self) -> Tensor:
+    def std_error(self) -> Float[Tensor, " batch"]:
         """Standard error of ``log_mean``, nats, ``(batch,)``."""
         return log_mean_std_error(self.effective_sample_size, self.count)
 
@@ -73,7 +74,7 @@ class GroupedLogMeanExp:
         self._open = RunningLogSumExp(batch)
         self._within_group = torch.full((batch,), math.nan, dtype=torch.float64)
 
-    def update(self, log_w: Tensor) -> None:
+    def update(self, log_w: Float[Tensor, "some batch"]) -> None:
         """Take in the next log weights, float64, ``(any, batch)``."""
         k, batch = self.group_size, log_w.shape[1]
         while len(log_w):
@@ -106,12 +107,12 @@ class GroupedLogMeanExp:
         )
 
     @property
-    def value(self) -> Tensor:
+    def value(self) -> Float[Tensor, " batch"]:
         """Nats, ``(batch,)``."""
         return self._mean
 
     @property
-    def std_error(self) -> Tensor:
+    def std_error(self) -> Float[Tensor, " batch"]:
         """Of ``value``: between groups where there are several, else within the one group."""
         if self.num_groups == 1:
             return self._within_group
@@ -133,7 +134,7 @@ class RunningWeights:
         self._largest = torch.empty(0, batch, dtype=torch.float64)
         self._num_largest = tail_size(num_samples) + 1
 
-    def update(self, log_w: Tensor) -> None:
+    def update(self, log_w: Float[Tensor, "some batch"]) -> None:
         """Take in the next log weights, float64, ``(any, batch)``."""
         self.total.update(log_w)
         for bound in self.bounds.values():
@@ -142,19 +143,19 @@ class RunningWeights:
         self._largest = candidates.topk(min(self._num_largest, len(candidates)), dim=0).values
 
     @property
-    def pareto_k(self) -> Tensor:
+    def pareto_k(self) -> Float[Tensor, " batch"]:
         """k-hat per image, ``(batch,)``; NaN where there are too few weights for a tail."""
         if len(self._largest) <= MIN_TAIL_SIZE:
             return torch.full_like(self.total.log_sum, math.nan)
         return pareto_k(self._largest)
 
     @property
-    def gap(self) -> Tensor:
+    def gap(self) -> Float[Tensor, " batch"]:
         """log (1/K) sum_k w_k - (1/K) sum_k log w_k, nats, ``(batch,)``."""
         return self.total.log_mean - self.bounds[1].value
 
     @property
-    def gap_std_error(self) -> Tensor:
+    def gap_std_error(self) -> Float[Tensor, " batch"]:
         """Of ``gap``, whose two terms rise and fall together, ``(batch,)``; NaN for one weight.
 
         By the delta method sqrt(Var(a - l) / K), with a = w / mean(w) and l = log w.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -18,7 +19,7 @@ Site = Any
 
 
 @dataclass(frozen=True)
-class Run:
+class Execution:
     """One run of a program on a batch of so many rows.
 
     Attributes:
@@ -30,11 +31,13 @@ class Run:
 
     latent: dict[str, Tensor]
     plates: dict[str, int]
-    log_latent: Tensor
-    log_observed: Tensor
+    log_latent: Float[Tensor, " rows"]
+    log_observed: Float[Tensor, " rows"]
 
 
-def run(role: str, program: Callable[..., Any], x: Tensor, *handlers: Messenger) -> Run:
+def run(
+    role: str, program: Callable[..., Any], x: Shaped[Tensor, " rows *event"], *handlers: Messenger
+) -> Execution:
     """Run a program within some handlers, and read its sites.
 
     Args:
@@ -76,7 +79,7 @@ def run(role: str, program: Callable[..., Any], x: Tensor, *handlers: Messenger)
     if role == "guide" and observed:
         raise EstimatorError(f"the guide observes {_quoted(observed)}: only the model observes x")
     latent = [site for site in sites if not site["is_observed"]]
-    return Run(
+    return Execution(
         {site["name"]: site["value"] for site in latent},
         {site["name"]: num_plates(site) for site in latent},
         log_latent,
@@ -197,7 +200,7 @@ class ToUnconstrained(Messenger):  # type: ignore[misc]
             u = _transform(site).inv(site["value"]).movedim(num_plates(site), 0)
             self._parts.append(u.reshape(self._rows, -1))
 
-    def vectors(self) -> Tensor:
+    def vectors(self) -> Float[Tensor, "rows dims"]:
         """``(rows, D)``."""
         return torch.cat(self._parts, 1)
 
@@ -212,7 +215,7 @@ class FromUnconstrained(Messenger):  # type: ignore[misc]
         log_det: log |det dT(u)/du|, ``(rows,)``.
     """
 
-    def __init__(self, u: Tensor) -> None:
+    def __init__(self, u: Float[Tensor, "rows dims"]) -> None:
         super().__init__()
         self._u, self._used = u, 0
         self.log_det = u.new_zeros(len(u))

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.chunking import CHUNK_SIZE, num_alike, rows_per_chunk
 from vae_pyro.log_marginal.drawing import drawing_log_weights, pair_of
 from vae_pyro.log_marginal.estimate import OnProgress, PerImage
-from vae_pyro.log_marginal.program import ModelAndGuide
+from vae_pyro.log_marginal.program import Images, ModelAndGuide
 from vae_pyro.log_marginal.proposals import THE_GUIDE, Proposal
 from vae_pyro.log_marginal.running import RunningWeights
 from vae_pyro.log_marginal.weights import LogWeights
@@ -33,15 +34,15 @@ class WeightSummary:
     """
 
     num_samples: int
-    bounds: dict[int, tuple[Tensor, Tensor]]
-    effective_sample_size: Tensor
-    pareto_k: Tensor
+    bounds: dict[int, tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]]
+    effective_sample_size: Float[Tensor, " batch"]
+    pareto_k: Float[Tensor, " batch"]
     gap: PerImage
 
 
 def summarise_log_weights(
     vae: ModelAndGuide,
-    x: Tensor,
+    x: Images,
     num_samples: int,
     group_sizes: Sequence[int],
     on_progress: OnProgress | None = None,

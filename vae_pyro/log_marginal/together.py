@@ -1,4 +1,4 @@
-"""Many questions to one VAE: in chunks of images, with progress, and continued where it stopped."""
+"""Several estimators on the same images: in chunks, with progress, and continued after a stop."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
@@ -16,7 +17,7 @@ from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Estimate, Estimator, OnProgress, concatenate, part_of
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
 from vae_pyro.log_marginal.pair import blank_images
-from vae_pyro.log_marginal.program import ModelAndGuide, require_vae
+from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
 from vae_pyro.progress import ShowProgress, no_progress
 from vae_pyro.randomness import RandomStream
 
@@ -45,18 +46,18 @@ class TimedEstimate:
 def estimate_together(
     estimators: Mapping[str, Estimator],
     vae: ModelAndGuide,
-    x: Tensor,
+    x: Images,
     *,
     seed: int,
     place: int = 0,
     folder: Path | str | None = None,
     progress: ShowProgress = no_progress,
 ) -> dict[str, TimedEstimate]:
-    """Ask several estimators about the same images.
+    """Run several estimators on the same images.
 
-    Those that read the same importance weights share one pass. Every chunk of images has random
+    Those that use the same importance weights share one pass. Every chunk of images has random
     numbers of its own, fixed by ``seed``, the estimators' names and the chunk's place; so an
-    evaluation that was stopped and is continued gives the numbers of one that was not.
+    evaluation that was stopped and continued gives the same numbers as an undisturbed one.
 
     Args:
         estimators: by name.
@@ -64,13 +65,14 @@ def estimate_together(
         x: images, ``(N, C, H, W)``.
         seed: of all random numbers.
         place: of the first image, where the x are the later part of more images.
-        folder: where the answers for each chunk are kept as soon as they are known, and taken from
-            when the same is asked again (the same estimators, weights, images and seed). Nothing is
-            kept where it is None.
+        folder: where the results of each chunk are written as soon as they are computed, and read
+            from on the next call with the same estimators, weights, images and seed. None writes
+            nothing, and is needed for a ``PyroProgram``.
         progress: shows how far each pass is.
 
     Raises:
-        EstimatorError: where an estimator has no answer for this VAE; before anything is computed.
+        EstimatorError: where an estimator does not apply to this VAE; before anything is computed.
+        DataError: where x is not a batch of images for this VAE.
     """
     for estimator in estimators.values():
         estimator.check(vae)
@@ -98,24 +100,24 @@ def for_all_images(
     answers: Mapping[str, TimedEstimate],
     estimators: Mapping[str, Estimator],
     vae: ModelAndGuide,
-    x: Tensor,
-    first: Tensor,
+    x: Images,
+    first: Int[Tensor, " n"],
     *,
     seed: int,
     folder: Path | str | None = None,
     progress: ShowProgress = no_progress,
 ) -> dict[str, TimedEstimate]:
-    """The answers for all images, of the estimators that are cheap enough; see ``is_cheap``.
+    """Results for all images, of the estimators that are cheap enough; see ``is_cheap``.
 
-    Only the images without an answer are computed.
+    Only the images without a result are computed.
 
     Args:
         answers: by name, for the images ``first``, from ``estimate_together``.
         estimators: by name.
         vae: the pair, in evaluation mode.
         x: all images, ``(N, C, H, W)``.
-        first: their places in x, ascending, ``(n,)``. Where they are all places, the answers are
-            returned as they are.
+        first: their places in x, ascending, ``(n,)``. Where these are all places, the results are
+            returned unchanged.
         seed: as for ``estimate_together``.
         folder: likewise.
         progress: likewise.
@@ -150,7 +152,7 @@ def for_all_images(
 
 
 def is_cheap(estimator: Estimator, vae: ModelAndGuide, estimate: Estimate, num_images: int) -> bool:
-    """Whether an answer for so many images costs less than the estimator's ``budget_for_all``.
+    """Whether a result for so many images costs less than the estimator's ``budget_for_all``.
 
     cost = decoder evaluations per image * images * multiply-adds per evaluation. It is counted, not
     measured: with a clock, an evaluation that is continued could decide otherwise than before.
@@ -158,7 +160,7 @@ def is_cheap(estimator: Estimator, vae: ModelAndGuide, estimate: Estimate, num_i
     Args:
         estimator: with its budget.
         vae: the pair.
-        estimate: the estimator's answer for some images, which tells its decoder evaluations.
+        estimate: the estimator's result for some images, with its number of decoder evaluations.
         num_images: of the whole test set, each draw of x counted.
     """
     if not estimator.budget_for_all:
@@ -179,11 +181,11 @@ def bidirectional(
     """Bidirectional Monte Carlo: log p(x) of simulated images from below and from above.
 
     z ~ p(z) and x ~ p(x | z) make z a draw from p(z | x), so that AIS run backwards from it is an
-    upper bound in expectation. The truth lies between the two; how far they are apart, tells what
-    AIS with this budget is worth on images of this kind.
+    upper bound in expectation. The truth lies between the two. Their distance measures how accurate
+    AIS with this budget is on images of this kind.
 
     Args:
-        estimator: AIS, with the budget that is to be judged.
+        estimator: AIS, with the budget to be measured.
         vae: the pair, in evaluation mode.
         num_images: how many to simulate.
         seed: of all random numbers.
@@ -191,8 +193,8 @@ def bidirectional(
         progress: likewise.
 
     Returns:
-        the lower bound and the upper bound, for the same images. Their gap's honest error is its
-        ``image_std_error``: every image has one posterior draw, which the chains share.
+        the lower bound and the upper bound, for the same images. Use ``image_std_error`` for the
+        error of their gap: every image has one posterior sample, which the chains share.
 
     Source: Grosse et al. (2015), section 3; Wu et al. (2017), section 4.2.
     """
@@ -217,7 +219,7 @@ def bidirectional(
 
 
 def _passes(estimators: Mapping[str, Estimator]) -> list[list[str]]:
-    """Names, those together that one set of weights can answer."""
+    """Names, grouped by the set of weights that they share."""
     passes: dict[object, list[str]] = {}
     for name, estimator in estimators.items():
         key: object = name
@@ -231,21 +233,21 @@ def _in_chunks(
     compute: Callable[[slice, OnProgress], dict[str, Estimate]],
     label: str,
     vae: ModelAndGuide,
-    x: Tensor,
+    x: Images,
     question: tuple[object, ...],
     seed: int,
     folder: Path | str | None,
     progress: ShowProgress,
     place: int = 0,
 ) -> dict[str, TimedEstimate]:
-    """Compute chunk by chunk, each with its own randomness, or take from the folder what is there.
+    """Compute chunk by chunk, each with its own random numbers, or read it from the folder.
 
     Args:
         compute: the estimates for a slice of the images.
         label: what is being done, for the progress.
         vae: the pair.
         x: images, ``(N, C, H, W)``.
-        question: what, besides VAE, images and seed, the answers depend on.
+        question: what, besides VAE, images and seed, the results depend on.
         seed: as for ``estimate_together``.
         folder: likewise.
         progress: likewise.

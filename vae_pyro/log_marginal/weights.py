@@ -5,9 +5,11 @@ from typing import Any
 
 import pyro
 import torch
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from vae_pyro.log_marginal.program import Images
 from vae_pyro.log_marginal.proposals import Program
 from vae_pyro.vae import VAE
 
@@ -22,18 +24,18 @@ class LogWeights:
         log_proposal: log q(z_ik | x_i).
     """
 
-    log_likelihood: Tensor
-    log_prior: Tensor
-    log_proposal: Tensor
+    log_likelihood: Float[Tensor, "particles batch"]
+    log_prior: Float[Tensor, "particles batch"]
+    log_proposal: Float[Tensor, "particles batch"]
 
     @property
-    def total(self) -> Tensor:
+    def total(self) -> Float[Tensor, "particles batch"]:
         """log w[k, i], ``(K, batch)``; its mean over k is an ELBO, its log-mean-exp log p(x_i)."""
         return self.log_likelihood + self.log_prior - self.log_proposal
 
 
 def particle_traces(
-    model: Program, guide: Program, x: Tensor, num_samples: int
+    model: Program, guide: Program, x: Images, num_samples: int
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """Run the guide K times for every image, and the model with the z's it drew.
 
@@ -88,8 +90,12 @@ def _is_plate(site: dict[str, Any]) -> bool:
     return isinstance(site["fn"], poutine.subsample_messenger._Subsample)
 
 
-def log_joint(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(x_i | z) and log p(z) at z's that nobody had to draw; gradients flow.
+def log_joint(
+    vae: VAE,
+    x: Float[Tensor, "batch channels height width"],
+    z: Float[Tensor, "*points images dims"],
+) -> tuple[Float[Tensor, "*points batch"], Float[Tensor, "*points images"]]:
+    """log p(x_i | z) and log p(z) at given z's; gradients flow.
 
     Args:
         vae: the pair.
