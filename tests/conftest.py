@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-import tests.shapes  # noqa: F401  # before vae_pyro: shapes in annotations are checked
+from tests import (  # isort: skip  # before vae_pyro: shapes are checked
+    shape_checks,  # noqa: F401
+)
 from tests import database, forkserver
 from vae_pyro.data import Dataset, Digits, batches
 from vae_pyro.guide import DiagNormal

@@ -13,7 +13,6 @@ from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, error_line, label, new_figure
 from experiments.numbers import Number, over_seeds, percent
 from experiments.vaes import Trained, VAESpec
-from vae_pyro.evaluation.metrics import HIGH_PARETO_K
 from vae_pyro.log_marginal import (
     AIS,
     Bound,
@@ -28,6 +27,7 @@ from vae_pyro.log_marginal import (
     ReverseAIS,
     estimate_together,
 )
+from vae_pyro.log_marginal.diagnostics import HIGH_PARETO_K
 
 NOMINAL = {1: math.erf(1 / math.sqrt(2)), 2: math.erf(2 / math.sqrt(2))}
 TITLES = {

@@ -11,7 +11,6 @@ from vae_pyro.evaluation.latent import (
     posterior_means,
 )
 from vae_pyro.evaluation.metrics import (
-    HIGH_PARETO_K,
     Evaluation,
     evaluate,
     log_cell_volume,
@@ -24,7 +23,6 @@ from vae_pyro.evaluation.validation import validate
 
 __all__ = [
     "ACTIVE_VARIANCE",
-    "HIGH_PARETO_K",
     "Comparison",
     "Evaluation",
     "EvaluationPlan",

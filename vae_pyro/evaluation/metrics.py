@@ -29,13 +29,13 @@ from vae_pyro.log_marginal import (
     bidirectional,
     estimate_together,
 )
+from vae_pyro.log_marginal.diagnostics import HIGH_PARETO_K
 from vae_pyro.log_marginal.together import for_all_images
 from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.progress import ShowProgress, no_progress
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
 
-HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling cannot be relied on
 _ROUNDED_TOGETHER = 500  # images whose float64 decoder outputs fit into memory
 _LATENT_IMAGES = 2000  # in the aggregated posterior: its cost grows with their square
 

@@ -1,8 +1,0 @@
-"""Checks the shapes in annotations at every call, in packages that are imported after this."""
-
-from beartype import BeartypeConf, beartype
-from jaxtyping import install_import_hook
-
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float too
-
-install_import_hook(["vae_pyro.likelihoods", "vae_pyro.log_marginal"], "tests.shapes.checked")
