@@ -11,10 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests import (  # isort: skip  # before vae_pyro: shapes are checked
-    shape_checks,  # noqa: F401
-)
-from tests import database, forkserver
+# Before vae_pyro: the shapes in the annotations of what is imported later are checked.
+from tests import database, forkserver, shape_checks  # noqa: F401
 from vae_pyro.data import Dataset, Digits, batches
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli

@@ -429,3 +429,40 @@ def test_an_odd_result_does_not_stop_a_sweep(
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "sweep/0") == outcome(undisturbed / "sweep/0")
     assert outcome(tmp_path / "sweep/1") == outcome(undisturbed / "sweep/1")
+
+
+@pytest.mark.slow
+def test_better_words_do_not_orphan_a_stopped_sweep(tmp_path: Path) -> None:
+    """A sweep that was interrupted before a change of the reports continues after it."""
+    for name in ("run.py", "conf", "vae_pyro"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    short = [*SHORT, "training.epochs=2", "seed=0,1", "hydra.sweep.dir=sweep", "tracking=none"]
+
+    def sweep(*more: str) -> str:
+        done = forkserver.run(
+            [sys.executable, "run.py", *short, *more, "-m"],
+            cwd=tmp_path,
+            env=os.environ | ONE_THREAD,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return str(done.stdout)
+
+    sweep()
+    before = outcome(tmp_path / "sweep/1")
+    os.remove(tmp_path / "sweep/1/result.json")  # as where it was killed in its evaluation
+    tables = tmp_path / "vae_pyro/reporting/tables.py"
+    tables.write_text(tables.read_text().replace("higher is better", "the higher the better"))
+    trainer = tmp_path / "vae_pyro/training/fit.py"
+    trainer.write_text(trainer.read_text().replace("training goes on", "training continues"))
+    resumed = sweep("resume=true")
+    assert "the higher the better" in resumed
+    assert "training continues after epoch 2" in resumed
+    assert "a new run" not in resumed
+    assert outcome(tmp_path / "sweep/1") == before
+    formula = tmp_path / "vae_pyro/log_marginal/weights.py"
+    formula.write_text(formula.read_text() + "\n_ANOTHER = 1\n")
+    assert "changed was code of vae_pyro" in sweep("resume=true")
