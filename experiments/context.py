@@ -24,7 +24,6 @@ from vae_pyro.config import build, parse_config
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError
-from vae_pyro.likelihoods import Support
 from vae_pyro.runs.job import Job
 from vae_pyro.runs.preparation import choose_device
 from vae_pyro.tracking import Tracker
@@ -217,10 +216,7 @@ class Context:
                 sources[source] = build(tree["data"], ImageSource, "data").load()
             self._trained_before.append((job.output / "model").stat().st_mtime < self._start)
             vae = vae_pyro.load(job.output).to(self.device).eval()
-            dataset = sources[source]
-            binary = vae.model.likelihood.support is Support.BINARY
-            if binary and tree["data"].get("binarisation") == "static":
-                dataset = dataset.binarised_once()
+            dataset = sources[source].for_likelihood(vae.likelihood)
             trained.append(Trained(vae, by_folder[job.output], dataset, tree["seed"]))
         return [trained[i : i + len(self.seeds)] for i in range(0, len(trained), len(self.seeds))]
 

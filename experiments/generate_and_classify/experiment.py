@@ -18,7 +18,7 @@ from vae_pyro.config import Config, build, parse_config, resolve
 from vae_pyro.data import Dataset
 from vae_pyro.evaluation.metrics import pareto_k_high
 from vae_pyro.guide import Guide
-from vae_pyro.likelihoods import Likelihood, Support
+from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import ImportanceSampling, estimate_together, log_weights
 from vae_pyro.networks import Network
 from vae_pyro.objectives import Objective
@@ -137,11 +137,7 @@ def prepare(context: Context, seed: int) -> Setting:
         config.guide,
     )
     likelihood = plan.build_likelihood()
-    if (
-        likelihood.support is Support.BINARY
-        and context.chosen["data"].get("binarisation") == "static"
-    ):
-        dataset = dataset.binarised_once()
+    dataset = dataset.for_likelihood(likelihood)
     network = build(config.network, Network, "network")
     num_classes = int(dataset.train.labels.max()) + 1
     return Setting(config, dataset, likelihood, network, num_classes, seed)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vae_pyro.data import Dataset, Digits, ImageSource, batches
 from vae_pyro.data.dataset import Split
 from vae_pyro.errors import DataError
+from vae_pyro.likelihoods import Bernoulli, Categorical
 from vae_pyro.likelihoods.preparation import binarise
 
 
@@ -157,3 +158,17 @@ def test_checking_as_many_images_as_mnist_has_takes_no_time() -> None:
     start = time.perf_counter()
     dataset.check()
     assert time.perf_counter() - start < 1
+
+
+def test_static_binarisation_reaches_a_notebook() -> None:
+    """Without a command: fit and prepared see the images that were binarised once."""
+    static = Digits(binarisation="static").load()
+    bernoulli, categorical = Bernoulli(17), Categorical(17)
+    once = static.for_likelihood(bernoulli)
+    assert set(once.train.images.unique().tolist()) == {0, 16}
+    assert once.checksum == static.binarised_once().checksum
+    assert once.for_likelihood(bernoulli) is once
+    assert static.for_likelihood(categorical) is static
+    x = static.prepared("test", bernoulli)
+    assert torch.equal(x, once.test.images / 16)
+    assert not torch.equal(x, Digits().load().prepared("test", bernoulli))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_pyro.errors import DataError
-from vae_pyro.likelihoods import Likelihood
+from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.likelihoods.preparation import binarise
 from vae_pyro.randomness import RandomStream
 
@@ -74,6 +74,8 @@ class Dataset:
             depend on the training seed, so all models are scored on the same x.
         log_prob: x ``(N, C, H, W)`` -> log p(x) under the distribution that made the images, nats,
             ``(N,)``; None where it is unknown.
+        binarisation: for binary likelihoods: ``dynamic``, anew for every batch of training images;
+            or ``static``, once. See ``for_likelihood``.
 
     >>> import vae_pyro as vp
     >>> data = vp.data.Digits().load()
@@ -87,6 +89,7 @@ class Dataset:
     num_levels: int | None
     preparation_seed: int = 0
     log_prob: Callable[[Tensor], Tensor] | None = None
+    binarisation: Binarisation = "dynamic"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -122,7 +125,16 @@ class Dataset:
             levels = drawn.mul(num_levels - 1).to(torch.uint8)
             return Split(levels.to(split.images.device), split.labels)
 
-        return self.map(binary)
+        return replace(self.map(binary), binarisation="dynamic")
+
+    def for_likelihood(self, likelihood: Likelihood) -> "Dataset":
+        """The data set that a likelihood is trained on and scores.
+
+        Binarised once where ``binarisation`` is static and the likelihood is binary; otherwise
+        unchanged.
+        """
+        is_static = self.binarisation == "static" and likelihood.support is Support.BINARY
+        return self.binarised_once() if is_static else self
 
     def prepared(
         self,
@@ -159,7 +171,7 @@ class Dataset:
         if split not in get_args(SplitName):
             raise ValueError(f"split: must be one of {get_args(SplitName)}, got {split!r}")
         likelihood = vae if isinstance(vae, Likelihood) else vae.likelihood
-        images: Tensor = getattr(self, split).images
+        images: Tensor = getattr(self.for_likelihood(likelihood), split).images
         if num_images is not None and not 1 <= num_images <= len(images):
             raise ValueError(
                 f"num_images: the {split} split has {len(images):,} images, got {num_images}"
@@ -281,8 +293,8 @@ class ImageSource(ABC):
     """Where images come from: one subclass and one YAML file per data set.
 
     Args:
-        binarisation: how the command prepares training images for a binary likelihood: ``dynamic``
-            binarises them anew for every batch, ``static`` once (``Dataset.binarised_once``).
+        binarisation: of training images for a binary likelihood: ``dynamic``, anew for every batch;
+            or ``static``, once.
         preparation_seed: fixes static binarisation, and how held-out images are prepared.
         classes: keep only images with these labels, in every split; None for all.
     """
@@ -298,7 +310,9 @@ class ImageSource(ABC):
             DataError: where files are missing or damaged, a split has no image of ``classes``, or
                 ``Dataset.check`` refuses the images.
         """
-        dataset = replace(self._read(), preparation_seed=self.preparation_seed)
+        dataset = replace(
+            self._read(), preparation_seed=self.preparation_seed, binarisation=self.binarisation
+        )
         dataset.check()
         classes = self.classes
         return dataset if classes is None else dataset.map(lambda split: split.of_classes(classes))

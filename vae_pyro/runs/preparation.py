@@ -12,7 +12,7 @@ from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError, DataError, EstimatorError
 from vae_pyro.evaluation import EvaluationPlan, first_ais, require_free_names
 from vae_pyro.hardware import CoreMeter, crowding
-from vae_pyro.likelihoods import Likelihood, Support
+from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import Estimator
 from vae_pyro.objectives import Objective
 from vae_pyro.randomness import RandomStream
@@ -84,8 +84,7 @@ def prepare(config: Config, choices: Mapping[str, str]) -> Parts:
     )
     likelihood = blueprint.build_likelihood()
     blueprint.require_memory(device)
-    if source.binarisation == "static" and likelihood.support is Support.BINARY:
-        dataset = dataset.binarised_once()
+    dataset = dataset.for_likelihood(likelihood)
     train_x = None
     if blueprint.starts_at_data:
         generator = RandomStream("output bias", config.seed).generator

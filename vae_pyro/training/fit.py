@@ -161,7 +161,7 @@ def fit(
     objective = ELBO() if objective is None else objective
     device = vae.model.origin.device
     valid_x = data.prepared("valid", vae)
-    data = data.to(device)
+    data = data.for_likelihood(vae.likelihood).to(device)
     streams = {name: RandomStream(name, seed, device) for name in ("batches", "training")}
     state = TrainingState(vae, FusedAdam(vae.parameters(), learning_rate), streams)
     restored = _restore(state, checkpoints)
