@@ -65,8 +65,21 @@ LIBRARIES = (
     "torchvision.datasets",
 )
 # Variables that Python or a library reads when it starts, by their first letters.
-READ_AT_START = tuple(
-    "PYTHON LC_ LANG LD_ CXX TORCH CUDA GOMP_ KMP_ MKL_ OMP_ MPL MLFLOW_DISABLE MLFLOW_CONFIGURE".split()
+READ_AT_START = (
+    "PYTHON",
+    "LC_",
+    "LANG",
+    "LD_",
+    "CXX",
+    "TORCH",
+    "CUDA",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "OMP_",
+    "MPL",
+    "MLFLOW_DISABLE",
+    "MLFLOW_CONFIGURE",
 )
 # But for those that a forked process can still follow.
 FOLLOWED = ("PYTHONPATH", "OMP_NUM_THREADS")
