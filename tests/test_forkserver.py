@@ -16,11 +16,10 @@ import pytest
 from tests import forkserver
 from tests.conftest import QUICK, ROOT
 
-PROBE = """
-import atexit, json, os, signal, sys, threading
-
 pytestmark = pytest.mark.slow  # programs are run
 
+PROBE = """
+import atexit, json, os, signal, sys, threading
 atexit.register(print, "farewell")
 print(json.dumps({
     "argv": sys.argv, "path": sys.path, "name": __name__, "file": __file__, "cwd": os.getcwd(),
