@@ -65,17 +65,32 @@ LIBRARIES = (
     "torchvision.datasets",
 )
 # Variables that Python or a library reads when it starts, by their first letters.
-READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "CXX", "TORCH", "CUDA", "GOMP_", "KMP_", "MKL_")
-READ_AT_START += ("OMP_", "MPL", "MLFLOW_DISABLE", "MLFLOW_CONFIGURE", "HYDRA_BOOTSTRAP")
+READ_AT_START = (
+    "PYTHON",
+    "LC_",
+    "LANG",
+    "LD_",
+    "CXX",
+    "TORCH",
+    "CUDA",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "OMP_",
+    "MPL",
+    "MLFLOW_DISABLE",
+    "MLFLOW_CONFIGURE",
+)
 # But for those that a forked process can still follow.
 FOLLOWED = ("PYTHONPATH", "OMP_NUM_THREADS")
 _LENGTH = struct.Struct("!I")
 _NUMBER = struct.Struct("!i")
 _AT_START = dict(os.environ)
 _tables: Path | None = None
+_Popen: Any = subprocess.Popen  # of whose private methods type checkers know nothing
 
 
-class Popen(subprocess.Popen[Any]):
+class Popen(_Popen):  # type: ignore[misc]
     """``subprocess.Popen``; a command of this Python is forked from the server where it can be."""
 
     _end: int | None = None  # where the server tells the exit status of a forked process
@@ -318,7 +333,7 @@ def become(request: Mapping[str, Any], base: Sequence[str]) -> NoReturn:
         if first == "-m":
             sys.path[:] = [os.getcwd(), *paths, *base]
             sys.argv = rest
-            runpy._run_module_as_main(rest[0], alter_argv=True)
+            runpy._run_module_as_main(rest[0], alter_argv=True)  # type: ignore[attr-defined]
         else:
             sys.path[:] = [str(Path(first).resolve().parent), *paths, *base]
             sys.argv = [first, *rest]
@@ -331,7 +346,7 @@ def become(request: Mapping[str, Any], base: Sequence[str]) -> NoReturn:
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

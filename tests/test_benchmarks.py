@@ -76,11 +76,13 @@ def dataless() -> Unit:
     raise DataError("MNIST is not in /nowhere")
 
 
+@pytest.mark.slow
 def test_missing_data_end_a_contest_with_their_message() -> None:
     with pytest.raises(DataError, match="MNIST is not in /nowhere"):
         contest({"ones": Contestant(counter, {"step": 1.0}), "none": Contestant(dataless)}, 1)
 
 
+@pytest.mark.slow
 def test_a_contest_takes_turns_and_names_who_is_absent() -> None:
     contestants = {
         "ones": Contestant(counter, {"step": 1.0}),

@@ -238,6 +238,7 @@ json_values = st.recursive(
 KEYS = [key for key in flatten(composed()) if "." not in key or key.startswith(("tr", "ev"))]
 
 
+@pytest.mark.slow
 @given(st.sampled_from([*KEYS, "training", "evaluation", "data", "surprise"]), json_values)
 def test_any_value_anywhere_is_accepted_or_refused_in_words(key: str, value: Any) -> None:
     try:

@@ -64,6 +64,7 @@ def test_prior_draws_have_the_priors_moments() -> None:
     assert ((torch.cov(x.T) - covariance).abs() < 4.5 * spread).all()
 
 
+@pytest.mark.slow
 def test_nuts_finds_the_closed_form_posterior() -> None:
     truth = LinearGaussian()
     x = truth.sample(3)

@@ -81,6 +81,7 @@ def iwae_2_by_quadrature(vae: VAE, x: Tensor) -> Tensor:
     return (bound * weight[:, None] * weight).sum((1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [IWAE, DReG])
 def test_iwae_value_and_gradient_are_the_quadratures(kind: type[Objective]) -> None:
     vae, x = small_vae(), torch.randn(10, 1, 1, 3).double()
@@ -121,6 +122,7 @@ def test_dreg_is_less_noisy_with_many_particles() -> None:
     assert dreg < iwae / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", [FullRankNormal, Flow])
 def test_dreg_works_with_every_guide(guide: type) -> None:
     """Its expected gradient is IWAE's, also where q correlates and has parameters of its own."""

@@ -389,17 +389,16 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("kind", [*ODD, "pipe"])
-def test_an_odd_file_beside_does_not_stop_a_resume(
-    kind: str, run_py: RunPy, tmp_path: Path
-) -> None:
+def test_odd_files_beside_do_not_stop_a_resume(run_py: RunPy, tmp_path: Path) -> None:
+    """Each in a folder of its own, all of which are looked into."""
     for folder, name in (("multirun", "sweep.json"), ("outputs", "job.json")):
-        path = tmp_path / folder / "2026-01-01/00-00-00" / name
-        path.parent.mkdir(parents=True)
-        if kind == "pipe":
-            os.mkfifo(path)
-        else:
-            path.write_bytes(ODD[kind].encode(errors="surrogateescape"))
+        for second, kind in enumerate((*ODD, "pipe")):
+            path = tmp_path / folder / f"2026-01-01/00-00-0{second}" / name
+            path.parent.mkdir(parents=True)
+            if kind == "pipe":
+                os.mkfifo(path)
+            else:
+                path.write_bytes(ODD[kind].encode(errors="surrogateescape"))
     short = [*SHORT[:1], "training.epochs=1", "training.snapshots=1", "evaluation.num_samples=50"]
     for mode in ((), ("-m",)):
         done = run_py(*short, "resume=true", "tracking=none", *mode, **ONE_THREAD)

@@ -57,6 +57,7 @@ def go_on(
         yield record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     ("objective", "guide"),

@@ -25,6 +25,7 @@ from vae_pyro.vae import VAE, build_vae
 BUDGET = {"num_temperatures": 60, "num_chains": 32, "num_leapfrog": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_ais_is_exact_within_its_own_honest_error_bars(start: Start) -> None:
     truth = LinearGaussian(shift=0.2, stretch=0.8)
@@ -72,6 +73,7 @@ def test_simulated_images_have_the_truth_between_the_bounds() -> None:
     assert upper.estimate.mean() > exact.mean() - 4.5 * spread
 
 
+@pytest.mark.slow
 def test_more_temperatures_close_the_bracket() -> None:
     truth = LinearGaussian()
     gaps = []
@@ -98,6 +100,7 @@ def test_reverse_from_posterior_draws_is_an_upper_bound_image_by_image() -> None
     assert below.mean() > 4.5 * below.std() / math.sqrt(1000)
 
 
+@pytest.mark.slow
 def test_reverse_ais_meets_the_truth_from_where_forward_chains_ended() -> None:
     truth = LinearGaussian(shift=0.3)
     x = truth.sample(500)
@@ -108,6 +111,7 @@ def test_reverse_ais_meets_the_truth_from_where_forward_chains_ended() -> None:
     assert upper.evaluations > 1.5 * AIS(**BUDGET)(truth.vae, x[:2]).evaluations
 
 
+@pytest.mark.slow
 def test_ais_agrees_with_quadrature_on_trained_digits(
     digits_vae: VAE, binary_test_digits: torch.Tensor
 ) -> None:

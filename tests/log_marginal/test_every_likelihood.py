@@ -29,6 +29,7 @@ def vae(name: str) -> VAE:
     return vae
 
 
+@pytest.mark.slow
 @every_likelihood
 def test_importance_sampling_and_ais_agree_with_quadrature(name: str, vae: VAE) -> None:
     images = torch.randint(0, 5, (40, 1, 3, 4), dtype=torch.uint8)
@@ -44,6 +45,7 @@ def test_importance_sampling_and_ais_agree_with_quadrature(name: str, vae: VAE) 
     assert ((best.value - truth.value) / best.std_error).max() < 4.5
 
 
+@pytest.mark.slow
 @every_likelihood
 def test_simulated_images_can_be_weighed(name: str, vae: VAE) -> None:
     lower, upper = bidirectional(AIS(40, 16, 4), vae, 200, seed=0)

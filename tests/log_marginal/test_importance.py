@@ -85,6 +85,7 @@ def test_iwae_is_an_unbiased_mean_over_groups() -> None:
     assert ((few.mean(0) - many.value) / std_error).abs().max() < 4.5
 
 
+@pytest.mark.slow
 def test_two_dimensional_digits_agree_with_quadrature(
     digits_vae: VAE, binary_test_digits: torch.Tensor
 ) -> None:

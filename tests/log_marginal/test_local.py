@@ -48,6 +48,7 @@ def test_the_family_decides_what_is_left(guide: type[Guide], correlation_costs: 
     assert found == pytest.approx(gap if correlation_costs else 0.0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_best_lies_between_the_encoders_elbo_and_log_px(
     digits_vae: VAE, binary_test_digits: torch.Tensor
 ) -> None:

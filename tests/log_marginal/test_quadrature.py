@@ -71,6 +71,7 @@ def test_two_modes_are_both_found() -> None:
     assert Quadrature()(vae, x).value.item() == pytest.approx(one_mode + math.log(2), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_quadrature_agrees_with_a_plain_grid_on_trained_digits(
     digits_vae: VAE, binary_test_digits: torch.Tensor
 ) -> None:
