@@ -41,7 +41,16 @@ LAYERS = [
 INNER_LAYERS = {
     "compilation": ["functions", "precision", "graph", "scope"],
     "files": ["disk", "tensors", "code"],
-    "data": ["dataset", "digits", "linear_gaussian", "files", "mnist", "omniglot", "cifar10"],
+    "data": [
+        "dataset",
+        "source",
+        "digits",
+        "linear_gaussian",
+        "files",
+        "mnist",
+        "omniglot",
+        "cifar10",
+    ],
     "likelihoods": [
         "preparation",
         "checks",

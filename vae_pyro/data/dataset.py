@@ -1,9 +1,8 @@
 """A data set in memory: its splits, batches, the x that a likelihood scores, and its source."""
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -286,37 +285,3 @@ def batches(
     order = torch.randperm(len(images), generator=generator, device=images.device)
     for index in order.split(batch_size):
         yield prepare(images.index_select(0, index))  # ten times as fast as images[index]
-
-
-@dataclass(frozen=True)
-class ImageSource(ABC):
-    """Where images come from: one subclass and one YAML file per data set.
-
-    Args:
-        binarisation: of training images for a binary likelihood: ``dynamic``, anew for every batch;
-            or ``static``, once.
-        preparation_seed: fixes static binarisation, and how held-out images are prepared.
-        classes: keep only images with these labels, in every split; None for all.
-    """
-
-    binarisation: Binarisation = "dynamic"
-    preparation_seed: int = 0
-    classes: tuple[int, ...] | None = field(default=None, kw_only=True)
-
-    def load(self) -> Dataset:
-        """Read the images, split them, and keep those of ``classes``.
-
-        Raises:
-            DataError: where files are missing or damaged, a split has no image of ``classes``, or
-                ``Dataset.check`` refuses the images.
-        """
-        dataset = replace(
-            self._read(), preparation_seed=self.preparation_seed, binarisation=self.binarisation
-        )
-        dataset.check()
-        classes = self.classes
-        return dataset if classes is None else dataset.map(lambda split: split.of_classes(classes))
-
-    @abstractmethod
-    def _read(self) -> Dataset:
-        """All images of this source, split; ``load`` does the rest."""

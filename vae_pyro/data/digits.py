@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vae_pyro.data.dataset import Dataset, ImageSource, Split
+from vae_pyro.data.dataset import Dataset, Split
+from vae_pyro.data.source import ImageSource
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from vae_pyro.data.dataset import Dataset, ImageSource
+from vae_pyro.data.dataset import Dataset
+from vae_pyro.data.source import ImageSource
 from vae_pyro.errors import DataError
 from vae_pyro.files import lock
 

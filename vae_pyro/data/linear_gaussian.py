@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
-from vae_pyro.data.dataset import Dataset, ImageSource, Split
+from vae_pyro.data.dataset import Dataset, Split
+from vae_pyro.data.source import ImageSource
 from vae_pyro.randomness import RandomStream
 
 
