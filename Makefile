@@ -32,7 +32,7 @@ lint: $(STAMP) ## ruff: style and common mistakes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-type: $(STAMP) ## mypy, strict on vae_pyro/ and experiments/
+type: $(STAMP) ## mypy: strict, less so on tests/ and benchmarks/
 	$(BIN)/mypy
 
 bench: $(STAMP) ## compare the speed with that of others, and rewrite docs/performance.md (about 20 minutes; MNIST)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.test_tracking import free_port, wait_until_healthy
 
@@ -35,7 +36,7 @@ def wait_for(what: Callable[[], object], seconds: float, message: Callable[[], s
 
 
 @contextmanager
-def running(command: list[str], log: Path, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A program that stays in the foreground, ended on the way out."""
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, **options)

@@ -62,7 +62,8 @@ BASES = {**GROUPS, "likelihood": Likelihood, "guide": Guide}
 
 def composed(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+        tree: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    return dict(tree)
 
 
 def with_value(key: str, value: Any) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def test_every_options_keys_are_all_its_class_takes(group: str) -> None:
     """A YAML spells out each option with the default of its class: one place to read them."""
     for option in sorted(OPTIONS[group]):
         written = composed(f"{group}={option}")[group]
-        cls = resolve(written, BASES[group], group)[0]
+        cls: type = resolve(written, BASES[group], group)[0]
         defaults = {
             name: parameter.default
             for name, parameter in inspect.signature(cls).parameters.items()

@@ -73,7 +73,8 @@ def test_reports_and_messages_are_not_in_the_fingerprint(
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text())
     digest = digest_of_copy(tmp_path, monkeypatch)
-    changed, unchanged = [], []
+    changed: list[str] = []
+    unchanged: list[str] = []
     for path in sorted(tmp_path.rglob("*.py")):
         text = path.read_text()
         path.write_text(text + "\n_another = 1\n")

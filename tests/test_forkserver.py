@@ -178,8 +178,8 @@ def test_a_job_gives_the_same_output_and_files(tmp_path: Path) -> None:
         for name in ("new", "forked")
     ]
     assert len(names[0]) == len(names[1])
-    new, forked = (columns(tmp_path / name / "mlflow.db") for name in ("new", "forked"))
-    assert new == forked
+    tables, others = (columns(tmp_path / name / "mlflow.db") for name in ("new", "forked"))
+    assert tables == others
 
 
 def columns(database: Path) -> dict[str, list[tuple[object, ...]]]:

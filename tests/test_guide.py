@@ -1,7 +1,6 @@
 """q(z | x) is a distribution: it integrates to one, and its density is that of its draws."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -173,7 +172,7 @@ def test_a_flows_options_out_of_range_are_named(option: str) -> None:
 
 @every_guide
 def test_particles_and_images_keep_their_axes(name: str) -> None:
-    guide: Callable[..., Tensor] = build(name, 3)
+    guide = build(name, 3)
     q = guide.posterior(images(4))
     assert q.batch_shape == (4,)
     assert q.event_shape == (3,)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vae_pyro.networks import ACTIVATIONS, MLP, Conv, Linear, Network
+from vae_pyro.networks import ACTIVATIONS, MLP, Activation, Conv, Linear, Network
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
 batches = st.lists(st.integers(1, 3), max_size=3).map(tuple)
@@ -63,7 +63,7 @@ def test_a_linear_network_is_affine() -> None:
 
 def test_the_decoder_mirrors_the_encoder() -> None:
     def widths(module: nn.Module) -> list[int]:
-        linear = [layer for layer in module if isinstance(layer, nn.Linear)]
+        linear = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
         return [linear[0].in_features, *(layer.out_features for layer in linear)]
 
     network = MLP((30, 20))
@@ -91,7 +91,7 @@ def test_residual_blocks_start_as_the_identity() -> None:
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("network", [MLP, Conv])
-def test_activations_make_it_nonlinear(network: type[Network], name: str) -> None:
+def test_activations_make_it_nonlinear(network: type[MLP | Conv], name: Activation) -> None:
     encoder = network((8,), name).encoder((1, 4, 4), 1).double()
     a, b = torch.randn(2, 1, 1, 4, 4).double()
     with torch.no_grad():

@@ -72,7 +72,7 @@ def test_every_command_is_known() -> None:
 )
 def test_command(copy: Path, command: str) -> None:
     program, *arguments = shlex.split(command.removeprefix("python "))
-    extra = () if "--help" in arguments else QUICK
+    extra: tuple[str, ...] = () if "--help" in arguments else QUICK
     if "evaluation" in command:
         extra = (*extra, "evaluation.num_images=5")
     if "evaluation=full" in arguments:

@@ -248,7 +248,7 @@ def test_the_mlflow_ui_shows_it(sweep: Sweep, ui: str, tmp_path: Path) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
+    options.binary_location = shutil.which("chromium") or ""
     for argument in (
         "--headless=new",
         "--no-sandbox",

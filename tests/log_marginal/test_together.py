@@ -31,6 +31,7 @@ from vae_pyro.log_marginal import (
 )
 from vae_pyro.log_marginal.chunking import multiply_adds
 from vae_pyro.log_marginal.estimate import OnProgress
+from vae_pyro.log_marginal.program import ModelAndGuide
 from vae_pyro.log_marginal.together import for_all_images, is_cheap
 from vae_pyro.networks import MLP, Conv, Network
 from vae_pyro.vae import VAE, build_vae
@@ -110,7 +111,9 @@ class Counting(Estimator):
     stop_after: int
     log: Path
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
         calls = self.log.read_text().count("\n") if self.log.exists() else 0
         if calls == self.stop_after:
             raise Stop
@@ -192,7 +195,7 @@ def test_another_question_is_not_answered_from_the_folder(tmp_path: Path) -> Non
     assert asked_anew(tmp_path, lambda: ask(seed=1))
     assert asked_anew(tmp_path, lambda: ask(vae=LinearGaussian(shift=1e-6).vae))
     other_scale = LinearGaussian()
-    other_scale.vae.model.likelihood.scale = 0.7001
+    other_scale.vae.model.likelihood.__dict__["scale"] = 0.7001
     assert asked_anew(tmp_path, lambda: ask(vae=other_scale.vae))
 
 
@@ -259,7 +262,9 @@ class Dice(Estimator):
 
     budget_for_all = 1.0
 
-    def __call__(self, vae: VAE, x: Tensor, on_progress: OnProgress | None = None) -> Estimate:
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
         value = torch.randn(len(x), dtype=torch.float64)
         return Estimate(value, value.abs(), Bound.LOWER, {"image": x.flatten(1)[:, 0]})
 

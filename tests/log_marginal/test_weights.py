@@ -112,7 +112,7 @@ class Tabled(dist.Normal):
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         return Tabled(loc, scale, self.guide, self.x)
 
-    def rsample(self, sample_shape: torch.Size = ()) -> Tensor:
+    def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         assert not sample_shape
         return self.loc + self.scale * self.guide.next_noise(self.x, self.batch_shape[0])
 
