@@ -86,6 +86,12 @@ FOLLOWED = ("PYTHONPATH", "OMP_NUM_THREADS")
 _LENGTH = struct.Struct("!I")
 _NUMBER = struct.Struct("!i")
 _AT_START = dict(os.environ)
+# What the programs set for themselves, which the tests' own process may have done since.
+_SERVERS = _AT_START | {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "1000",
+}
 _tables: Path | None = None
 _Popen: Any = subprocess.Popen  # of whose private methods type checkers know nothing
 
@@ -177,15 +183,12 @@ def _can_be_forked(command: Any, environment: Mapping[str, str]) -> bool:
         return False
     if len(command) < 2 or (os.fspath(command[1]).startswith("-") and command[1] != "-m"):
         return False
-    return _read_at_start(environment) == _read_at_start(_AT_START)
-
-
-def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environment.items()
-        if name.startswith(READ_AT_START) and name not in FOLLOWED
-    }
+    names = {*environment, *_SERVERS} - {*FOLLOWED}
+    return all(
+        environment.get(name) in (_AT_START.get(name), _SERVERS.get(name))
+        for name in names
+        if name.startswith(READ_AT_START)
+    )
 
 
 @cache
@@ -206,9 +209,10 @@ class _Server:
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, "-m", "tests.forkserver", str(theirs.fileno())]
         command += [str(tables)] * (tables is not None)
-        environment = _AT_START | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        environment |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # startup.prepare's
-        environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # Arrow's, in pandas
+        environment = _SERVERS | {
+            "OMP_NUM_THREADS": "1",
+            "JE_ARROW_MALLOC_CONF": "background_thread:false",  # Arrow's, in pandas
+        }
         self._lock = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(

@@ -139,6 +139,11 @@ def test_what_is_read_at_the_start_starts_an_interpreter(
         ({}, "utf-8 True"),
         ({"PYTHONIOENCODING": "ascii"}, "ascii False"),
         ({"CXX": "/nowhere/c++"}, "utf-8 False"),
+        (
+            {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": "2"},
+            "utf-8 True",
+        ),  # as the programs set it
+        ({"GOMP_SPINCOUNT": "5"}, "utf-8 False"),
     ):
         done = forkserver.run(
             command,
