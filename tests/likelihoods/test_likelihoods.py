@@ -278,8 +278,8 @@ def test_a_dequantised_density_bounds_the_probability_of_the_image() -> None:
         edges = np.array([level, level + 1]) / 5
         exact = np.log(np.diff(stats.norm.cdf(edges, 0.4, scale)))[0]
         # The expectation itself, by quadrature over the cell.
-        x = np.linspace(edges[0], edges[1], 10_001)
-        expectation = np.trapezoid(stats.norm.logpdf(x, 0.4, scale), x) * 5 - np.log(5)
+        points = np.linspace(edges[0], edges[1], 10_001)
+        expectation = np.trapezoid(stats.norm.logpdf(points, 0.4, scale), points) * 5 - np.log(5)
         assert abs(bound.item() - expectation) < 4.5 * std_error.item()
         assert expectation < exact
     flat = ContinuousBernoulli(5)
