@@ -10,11 +10,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.pages import HERE
+from vae_pyro.cli.presets import conf_folder
 from vae_pyro.config import flatten
 from vae_pyro.errors import ConfigError
-
-CONF = HERE.parent / "conf"
 
 
 def configuration(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -30,7 +28,7 @@ def configuration(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, s
 
 
 def _compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = compose("config", list(overrides), return_hydra_config=True)
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):

@@ -1,9 +1,11 @@
 """The VAEs that experiments need; each is trained once, as a job of ``run.py``, and shared."""
 
+import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,15 +52,8 @@ class Trained:
     seed: int
 
     def x(self, split: Literal["train", "valid", "test"], num_images: int | None = None) -> Tensor:
-        """The first images of a split, prepared for the likelihood, ``(N, C, H, W)``.
-
-        Binarisation and dequantisation use the same random numbers in every job; those of the test
-        split are the ones that ``test/log_px`` uses.
-        """
-        images = getattr(self.dataset, split).images
-        prepare = self.vae.model.likelihood.prepare
-        x: Tensor = prepare(images, self.dataset.held_out_stream(split).generator)
-        return x[:num_images].to(self.vae.model.origin.device)
+        """The first images of a split, prepared for the likelihood: see ``Dataset.prepared``."""
+        return self.dataset.prepared(split, self.vae, num_images)
 
 
 def run_jobs(
@@ -112,5 +107,17 @@ def _train_alone(tree: dict[str, Any], job: Job) -> dict[str, float]:
 
 
 def _train(tree: dict[str, Any], job: Job) -> dict[str, float]:
-    with open(os.devnull, "w") as nowhere, claim(job.output):
+    with open(os.devnull, "w") as nowhere, _without_notes(), claim(job.output):
         return run_job(tree, job, Console(file=nowhere)).metrics
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """The experiment reports for its VAEs; a job that fails still raises its error."""
+    logger = logging.getLogger("vae_pyro")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

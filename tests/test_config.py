@@ -160,7 +160,7 @@ def test_linear_gaussian_data_choose_what_fits_them_unless_the_user_does() -> No
         ("evaluation.num_samples", 10, "evaluation.num_samples=10: input should be greater than"),
         ("evaluation.iwae_samples", [1, 9999], "evaluation.iwae_samples [9999] exceed num_samples"),
         ("evaluation.iwae_samples", [0], "evaluation.iwae_samples.0=0: input should be greater"),
-        ("nonsense", {"a": 1}, "nonsense: no such key; python run.py --help lists them"),
+        ("nonsense", {"a": 1}, "nonsense: no such key; --help lists them"),
     ],
 )
 def test_what_is_wrong_is_named(key: str, value: Any, message: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_pyro.files import COMPUTING, code, without_words
+from vae_pyro.files import code, without_words
 from vae_pyro.runs.folder import LEFT_BEHIND
 
 CODE = '''
@@ -21,7 +21,19 @@ def double(x: float) -> float:
     if x < 0:
         logger.info("negative: %s", x)
         raise ValueError(f"x: must be positive, got {x}")
+    why = f"because {x} is small" if x < 1 else "it is large"
+    notes.append(f"doubled ({why})")
     return 2 * x
+
+
+def broken(site: str) -> Exception:
+    return DivergenceError(f"the objective became infinite at {site}")
+
+
+def start(seed: int) -> None:
+    RandomStream("initial weights", seed)
+    in_chunks(label="evaluating the ELBO", stream=f"evaluating elbo {seed}")
+    log_metrics({"valid/elbo": 1.0})
 '''
 
 
@@ -33,6 +45,11 @@ def double(x: float) -> float:
         ("# Why it is done.", "# For another reason, over\n    # two lines."),
         ("negative: %s", "x is negative (%s)"),
         ("x: must be positive, got {x}", "x: choose a positive number"),
+        ("because {x} is small", "as {x} is little"),
+        ("it is large", "it is so large"),
+        ("doubled ({why})", "twice as much: {why}"),
+        ("became infinite at {site}", "is no longer finite ({site})"),
+        ("evaluating the ELBO", "estimating the ELBO"),
     ],
 )
 def test_words_do_not_change_the_code(before: str, after: str) -> None:
@@ -47,6 +64,10 @@ def test_words_do_not_change_the_code(before: str, after: str) -> None:
         ("x < 0", "x <= 0"),
         ("ValueError", "KeyError"),
         ("import logging", "import logging, math"),
+        ("initial weights", "first weights"),
+        ("evaluating elbo {seed}", "estimating elbo {seed}"),
+        ("valid/elbo", "valid/bound"),
+        ("return DivergenceError", "return UserError"),
         ("def double(x: float)", "def double(x: float = 1.0)"),
     ],
 )
@@ -63,28 +84,28 @@ def digest_of_copy(package: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         code.code_digest.cache_clear()
 
 
-def test_reports_and_messages_are_not_in_the_fingerprint(
+def test_reports_and_records_are_not_in_the_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a copy of the package: every module that reports may change, none that computes."""
+    """On a copy of the package."""
     original = Path(code.__file__).parents[1]
     for path in original.rglob("*.py"):
         copy = tmp_path / path.relative_to(original)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text())
     digest = digest_of_copy(tmp_path, monkeypatch)
-    changed: list[str] = []
-    unchanged: list[str] = []
-    for path in sorted(tmp_path.rglob("*.py")):
-        text = path.read_text()
-        path.write_text(text + "\n_another = 1\n")
-        same = digest_of_copy(tmp_path, monkeypatch) == digest
-        (unchanged if same else changed).append(path.relative_to(tmp_path).as_posix())
-        path.write_text(text)
-    assert {"model.py", "training/svi.py", "log_marginal/estimate.py", "vae.py"} <= set(changed)
-    assert {name.partition("/")[0] for name in unchanged} >= {"reporting", "tracking", "cli"}
-    assert not [name for name in changed if name.startswith(("reporting", "tracking", "cli"))]
-    assert all(name.startswith(COMPUTING) for name in changed)
+
+    def is_seen(name: str) -> bool:
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text + "\n_another = 1\n")
+        seen = digest_of_copy(tmp_path, monkeypatch) != digest
+        (tmp_path / name).write_text(text)
+        return seen
+
+    for name in ("model.py", "vae.py", "training/svi.py", "log_marginal/estimate.py"):
+        assert is_seen(name), name
+    for name in ("reporting/tables.py", "tracking/base.py", "cli/app.py", "runs/job.py"):
+        assert not is_seen(name), name
 
 
 def test_what_a_job_leaves_behind_is_listed_once() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from vae_pyro.data import Dataset
 from vae_pyro.data.dataset import Split
-from vae_pyro.errors import ConfigError, DataError
+from vae_pyro.errors import CheckpointError, ConfigError, DataError
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP
@@ -134,11 +134,13 @@ def test_a_high_elbo_of_a_warm_up_is_not_kept(few: Dataset) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs: must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size: must be at least 1"),
+        ({"epochs": 0}, "epochs: must be a whole number from 1 up, got 0"),
+        ({"batch_size": 0}, "batch_size: must be a whole number from 1 up"),
         ({"learning_rate": 0.0}, "learning_rate: must be a positive number, got 0.0"),
         ({"learning_rate": math.nan}, "learning_rate: must be a positive number"),
-        ({"valid_samples": 1}, "valid_samples: must be at least 2"),
+        ({"valid_samples": 1}, "valid_samples: must be a whole number from 2 up"),
+        ({"epochs": 2.5}, "epochs: must be a whole number from 1 up, got 2.5"),
+        ({"epochs": "2"}, "epochs: must be a whole number from 1 up, got '2'"),
         ({"keep": "first"}, "keep: must be 'best' or 'last', got 'first'"),
     ],
 )
@@ -147,6 +149,55 @@ def test_impossible_options_are_errors_in_words(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         train(new_vae(), few, **options)  # type: ignore[arg-type]
+
+
+def test_what_is_no_vae_data_or_objective_is_refused_in_words(few: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"data: .* class Dataset, such as .*, got Tensor"):
+        train(new_vae(), few.train.images)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"vae: must be of class VAE, such as .*, got function"):
+        train(lambda x: x, few)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ConfigError, match=r"objective: .* class Objective, such as .*, got str"):
+        train(new_vae(), few, "elbo")  # type: ignore[arg-type]
+
+
+def test_more_epochs_continue_a_training_that_ended(few: Dataset, tmp_path: Path) -> None:
+    vae, whole = new_vae(), new_vae()
+    train(vae, few, epochs=2, checkpoints=Checkpoints(tmp_path, 0))
+    again = train(new_vae(), few, epochs=2, checkpoints=Checkpoints(tmp_path, 0))
+    assert [epoch.number for epoch in again.epochs] == [1, 2]
+    history = train(vae := new_vae(), few, epochs=5, checkpoints=Checkpoints(tmp_path, 0))
+    assert [epoch.number for epoch in history.epochs] == [1, 2, 3, 4, 5]
+    train(whole, few, epochs=5)
+    for mine, theirs in zip(vae.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert not vae.training
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1}, "its seed was 0, not 1"),
+        ({"batch_size": 32}, "its batch_size was 64, not 32"),
+        ({"objective": BetaELBO(1, beta=2.0)}, "its objective was ELBO"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(
+    options: dict[str, object], message: str, few: Dataset, tmp_path: Path
+) -> None:
+    train(new_vae(), few, epochs=2, checkpoints=Checkpoints(tmp_path, 0))
+    with pytest.raises(CheckpointError, match=message):
+        train(new_vae(), few, epochs=3, checkpoints=Checkpoints(tmp_path, 0), **options)  # type: ignore[arg-type]
+
+
+def test_an_interrupted_training_leaves_evaluation_mode(few: Dataset) -> None:
+    def stop(epoch: Epoch) -> None:
+        if epoch.number == 1:
+            raise KeyboardInterrupt
+
+    vae = new_vae()
+    with pytest.raises(KeyboardInterrupt):
+        train(vae, few, on_epoch=stop)
+    assert not vae.training
 
 
 def test_data_of_other_levels_are_refused(few: Dataset) -> None:

@@ -191,7 +191,7 @@ def test_a_signal_leaves_a_checkpoint_and_a_killed_run(
 
     done = run_py(*command, "resume=true", **ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    assert "note: training goes on after epoch" in done.stdout
+    assert "note: training continues after epoch" in done.stdout
     (finished,) = children(tmp_path)
     assert finished.info.run_id == killed.info.run_id
     assert finished.info.status == "FINISHED"
@@ -267,7 +267,7 @@ def test_a_job_that_its_launcher_starts_again_goes_on_unasked(
     )
     assert done.returncode == 0, done.stderr
     assert "finished before, and read back" in done.stdout
-    assert "training goes on after epoch 12" in done.stdout
+    assert "training continues after epoch 12" in done.stdout
     assert outcome(tmp_path / "sweep/1") == outcome(undisturbed / "sweep/1")
     assert not list(tmp_path.rglob("superseded-*"))
 
@@ -284,7 +284,7 @@ def test_what_cannot_be_recognised_is_not_gone_on_with(
     done = run_py(*SHORT, "seed=1", "hydra.run.dir=job", "tracking=none", *arguments, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert re.search("a new run; what was there before is in .*job/superseded-3", done.stdout)
-    assert "goes on after" not in done.stdout
+    assert "continues after" not in done.stdout
     assert outcome(tmp_path / "job") == outcome(undisturbed / "sweep/1")
     assert outcome(tmp_path / "job/superseded-3") == outcome(undisturbed / "sweep/0")
     assert (tmp_path / "job/notes.txt").read_text() == "mine"
@@ -339,7 +339,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     )
     assert done.returncode == 0, done.stderr
     assert "is damaged" in done.stdout.replace("\n", " ")
-    assert f"training goes on after epoch {int(before.stem.split('-')[1])}" in done.stdout
+    assert f"training continues after epoch {int(before.stem.split('-')[1])}" in done.stdout
     assert outcome(tmp_path / "job") == outcome(undisturbed / "sweep/0")
 
 
@@ -455,11 +455,13 @@ def test_better_words_do_not_orphan_a_stopped_sweep(tmp_path: Path) -> None:
     os.remove(tmp_path / "sweep/1/result.json")  # as where it was killed in its evaluation
     tables = tmp_path / "vae_pyro/reporting/tables.py"
     tables.write_text(tables.read_text().replace("higher is better", "the higher the better"))
+    divergence = tmp_path / "vae_pyro/training/divergence.py"
+    divergence.write_text(divergence.read_text().replace("try a smaller", "choose a smaller"))
     trainer = tmp_path / "vae_pyro/training/fit.py"
-    trainer.write_text(trainer.read_text().replace("training goes on", "training continues"))
+    trainer.write_text(trainer.read_text().replace("training continues", "training goes on"))
     resumed = sweep("resume=true")
     assert "the higher the better" in resumed
-    assert "training continues after epoch 2" in resumed
+    assert "training goes on after epoch 2" in resumed
     assert "a new run" not in resumed
     assert outcome(tmp_path / "sweep/1") == before
     formula = tmp_path / "vae_pyro/log_marginal/weights.py"

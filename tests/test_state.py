@@ -105,7 +105,7 @@ def test_a_checkpoint_is_a_copy() -> None:
 
 
 def test_a_checkpoint_of_another_vae_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="of another training"):
+    with pytest.raises(CheckpointError, match="belongs to another training"):
         start().restore(start(width=9).checkpoint())
 
 

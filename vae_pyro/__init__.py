@@ -77,13 +77,13 @@ def load(source: str | Path, *, tracking_uri: str | None = None, device: str = "
     >>> vp.load("outputs/2026-01-31/12-00-00")  # doctest: +SKIP
     VAE(latent_dim=10, image_shape=(1, 8, 8), Bernoulli, DiagNormal, 384,884 weights)
     """
-    from vae_pyro.saving import load_model, model_folder
+    from vae_pyro.saving import MODEL_FOLDER, load_model, model_folder
     from vae_pyro.tracking import downloaded
 
     text = str(source)
     is_id = re.fullmatch("[0-9a-f]{32}(/model)?", text) is not None and not Path(text).exists()
     if text.startswith("runs:/") or is_id:
         run_id = text.removeprefix("runs:/").removesuffix("/").removesuffix("/model")
-        with downloaded(run_id, "model", tracking_uri) as model:
+        with downloaded(run_id, MODEL_FOLDER, tracking_uri) as model:
             return load_model(model, device)
     return load_model(model_folder(Path(source)), device)

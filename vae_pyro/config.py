@@ -234,7 +234,7 @@ def _explain(problem: Any, where: str, known: list[str]) -> str:
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         close = difflib.get_close_matches(path, known, n=1)
         prefix = f"{where}." if where else ""
-        hint = f"did you mean {prefix}{close[0]}?" if close else "python run.py --help lists them"
+        hint = f"did you mean {prefix}{close[0]}?" if close else "--help lists them"
         return f"{key}: no such key; {hint}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; give it a value"

@@ -175,7 +175,7 @@ def model_folder(folder: Path) -> Path:
     Raises:
         CheckpointError: where there is none; for a sweep's folder, naming its jobs' folders.
     """
-    for candidate in (folder, folder / "model"):
+    for candidate in (folder, folder / MODEL_FOLDER):
         if (candidate / _BLUEPRINT).exists():
             return candidate
     if not folder.is_dir():

@@ -144,7 +144,7 @@ def unit_of(name: str) -> str:
 def all_methods(context: Context, ppca: PPCA, linear: Trained, deep: Trained) -> dict[str, Method]:
     """The five methods, by name; the autoencoders are trained here."""
     options: MethodOptions = context.options
-    device = linear.vae.model.origin.device
+    device = linear.vae.device
     dataset, settings = linear.dataset.to(device), context.chosen["training"]
     network = build(context.chosen["network"], Network, "network")
     shape = dataset.image_shape
@@ -254,7 +254,7 @@ def generate(
     """
     stream = RandomStream("codes", trained.seed)
     z = torch.randn(count, options.latent_dim, generator=stream.generator)
-    z = z.to(trained.vae.model.origin.device)
+    z = z.to(trained.vae.device)
     with torch.no_grad():
         if fitted:
             codes = method.encode(trained.x("train"))

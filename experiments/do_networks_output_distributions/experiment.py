@@ -148,7 +148,7 @@ def is_discrete(vae: VAE) -> bool:
 def untrained(vae: VAE, seed: int) -> VAE:
     """The same networks with new random weights."""
     fresh = copy.deepcopy(vae)
-    with RandomStream("untrained", seed, vae.model.origin.device).active():
+    with RandomStream("untrained", seed, vae.device).active():
         for module in fresh.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.reset_parameters()
@@ -182,7 +182,7 @@ def pixels(trained: Trained, options: NetworkOptions) -> Deviations:
 
 def random_z(vae: VAE, number: int, seed: int) -> Tensor:
     """z ~ p(z), ``(number, D)``."""
-    with RandomStream("inputs", seed, vae.model.origin.device).active():
+    with RandomStream("inputs", seed, vae.device).active():
         z: Tensor = vae.model.prior().sample((number,))
     return z
 

@@ -219,7 +219,7 @@ def yields(
 def of_class_one(trained: Trained, options: DimensionOptions) -> Tensor:
     """Test images of class ``one``, as the likelihood scores them."""
     chosen = trained.dataset.test.labels == options.one
-    return trained.x("test")[chosen.to(trained.vae.model.origin.device)][: options.test_images]
+    return trained.x("test")[chosen.to(trained.vae.device)][: options.test_images]
 
 
 def disagreement(classes: Tensor) -> Tensor:
@@ -368,7 +368,7 @@ def manifold_of(trained: Trained, side: int) -> Tensor:
     """Mean images on a grid over the map, its top row first, ``(side * side, C, H, W)``."""
     axis = torch.linspace(-REACH, REACH, side)
     up, across = torch.meshgrid(axis.flip(0), axis, indexing="ij")
-    z = torch.stack([across, up], -1).reshape(-1, 2).to(trained.vae.model.origin.device)
+    z = torch.stack([across, up], -1).reshape(-1, 2).to(trained.vae.device)
     with torch.no_grad():
         means: Tensor = trained.vae.model.decode(z).mean
     return means

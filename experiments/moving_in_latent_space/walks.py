@@ -17,7 +17,7 @@ def decode(trained: Trained, z: Tensor) -> Tensor:
 
 def grey(trained: Trained, images: Tensor) -> Tensor:
     """Images of the data set as grey values, on the VAE's device."""
-    return grey_values(images, trained.dataset.num_levels).to(trained.vae.model.origin.device)
+    return grey_values(images, trained.dataset.num_levels).to(trained.vae.device)
 
 
 def as_x(trained: Trained, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -26,7 +26,7 @@ def as_x(trained: Trained, images: Tensor, generator: torch.Generator) -> Tensor
     if levels is not None:
         images = (images * (levels - 1)).round().clamp(0, levels - 1).to(torch.uint8)
     x: Tensor = trained.vae.model.likelihood.prepare(images.cpu(), generator)
-    return x.to(trained.vae.model.origin.device)
+    return x.to(trained.vae.device)
 
 
 def between(a: Tensor, b: Tensor, steps: int) -> Tensor:

@@ -157,7 +157,7 @@ def images_by_kind(trained: Trained, context: Context) -> dict[str, Tensor]:
 
 def draw_x(vae: VAE, num_images: int, seed: int) -> Tensor:
     """x ~ p(x) by the generative model."""
-    with torch.no_grad(), RandomStream("draws", seed, vae.model.origin.device).active():
+    with torch.no_grad(), RandomStream("draws", seed, vae.device).active():
         x: Tensor = vae.model(None, num_images)
     return x
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GRACE = 10.0  # seconds for jobs to leave a checkpoint
+_SUMMARY, _CHART = "summary.csv", "elbo_vs_iwae.png"  # in the sweep's folder
 
 
 class SweepCallback(Callback):
@@ -96,7 +97,7 @@ class SweepCallback(Callback):
         self._token = earlier.token if earlier else uuid.uuid4().hex
         record = self._folder / RECORD_FOLDER
         if earlier is None:  # another sweep may have used this folder before
-            set_aside(self._folder, ("summary.csv", "elbo_vs_iwae.png", RECORD_FOLDER))
+            set_aside(self._folder, (_SUMMARY, _CHART, RECORD_FOLDER))
         # Before the run is opened: killed in between, the next start continues this one.
         Sweep(overrides, self._token, earlier.parent if earlier else None).write(self._folder)
         options = OmegaConf.to_container(config.tracking, resolve=True)
@@ -119,7 +120,7 @@ class SweepCallback(Callback):
         finished = [result for result in results if result.error is None]
         if not finished or self._run is None:
             return
-        summary = self._folder / "summary.csv"
+        summary = self._folder / _SUMMARY
         write_atomically(summary, summary_csv(results).encode())
         self._run.log_file(summary, "sweep")
         self._run.log_file(self._draw(finished), "sweep")
@@ -180,7 +181,7 @@ class SweepCallback(Callback):
 
         panels = [_panel(group, results) for group in groups(results)]
         figure = sweep_figure(panels, summary_notes(results)[1:])  # the axes have the first
-        path = self._folder / "elbo_vs_iwae.png"
+        path = self._folder / _CHART
         write_atomically(path, png(render(figure)))
         return path
 

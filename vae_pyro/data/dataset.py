@@ -146,7 +146,7 @@ class Dataset:
         """The x that a VAE scores: the split's images, binarised, dequantised or rescaled.
 
         The x is the same at every call and, of the validation and test images, the x of the
-        command's own metrics. (Training draws a new x of every image in every epoch.)
+        command's own metrics.
 
         Args:
             split: ``"train"``, ``"valid"`` or ``"test"``.
@@ -170,16 +170,15 @@ class Dataset:
         if split not in get_args(SplitName):
             raise ValueError(f"split: must be one of {get_args(SplitName)}, got {split!r}")
         likelihood = vae if isinstance(vae, Likelihood) else vae.likelihood
-        images: Tensor = getattr(self.for_likelihood(likelihood), split).images
-        if num_images is not None and not 1 <= num_images <= len(images):
-            raise ValueError(
-                f"num_images: the {split} split has {len(images):,} images, got {num_images}"
-            )
+        size = len(getattr(self, split))
+        if num_images is not None and not 1 <= num_images <= size:
+            raise ValueError(f"num_images: the {split} split has {size:,} images, got {num_images}")
         if likelihood.num_levels != self.num_levels:
             raise DataError(
                 f"the likelihood was built with num_levels={likelihood.num_levels}, but these data "
                 f"have num_levels={self.num_levels}: build it with num_levels=data.num_levels"
             )
+        images: Tensor = getattr(self.for_likelihood(likelihood), split).images
         device = images.device
         if not isinstance(vae, Likelihood):
             device = vae.device

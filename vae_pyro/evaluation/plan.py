@@ -10,7 +10,6 @@ from vae_pyro.log_marginal import (
     Estimator,
     ImportanceSampling,
     IWAEBound,
-    ReverseAIS,
 )
 
 
@@ -62,6 +61,6 @@ class EvaluationPlan:
 def first_ais(estimators: Mapping[str, Estimator]) -> tuple[str, AIS] | None:
     """Name and settings of the AIS to be tried on simulated images; None where there is none."""
     for name, estimator in estimators.items():
-        if isinstance(estimator, AIS) and not isinstance(estimator, ReverseAIS):
+        if isinstance(estimator, AIS):
             return name, estimator
     return None

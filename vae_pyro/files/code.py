@@ -26,13 +26,16 @@ COMPUTING = (
 """The part of this package that a result depends on."""
 
 
+# Their texts name random numbers: with other words there come other numbers.
+_NAMING_RANDOM_NUMBERS = ("RandomStream", "drawing")
+
+
 @functools.cache
 def code_digest() -> str:
     """SHA-256 of the code that computes results, in hexadecimal.
 
-    It does not depend on comments, docstrings, and the words of errors and of the log; nor on the
-    modules that report, record or run the command line. So better words do not make a stopped run
-    another one.
+    It does not depend on comments, docstrings and messages, nor on the modules that report, record
+    or run the command line. So better words do not turn a stopped run into another one.
     """
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
@@ -45,27 +48,48 @@ def code_digest() -> str:
 
 
 def without_words(source: str) -> str:
-    """The syntax tree of a module, as text, without comments and without words for people.
+    """The code of a module without comments and without words for people.
 
-    Docstrings, arguments of ``logger``'s methods and of errors that are raised are left out.
+    Words are docstrings, the arguments of errors that are raised and of ``logger``'s methods, and
+    every other text with a space in it: names of metrics, options and keys have none. The names of
+    random streams stay.
     """
-    return ast.dump(_WordRemover().visit(ast.parse(source)))
+    return ast.unparse(ast.fix_missing_locations(_WordRemover().visit(ast.parse(source))))
 
 
 class _WordRemover(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:  # the name that ast wants
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:  # the names that ast wants
         """Drop docstrings, and calls of a logger."""
         value = node.value
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            return None
-        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
-            owner = value.func.value
-            if isinstance(owner, ast.Name) and owner.id == "logger":
-                return None
+        is_docstring = isinstance(value, ast.Constant) and isinstance(value.value, str)
+        called = value.func if isinstance(value, ast.Call) else None
+        owner = called.value if isinstance(called, ast.Attribute) else None
+        if is_docstring or (isinstance(owner, ast.Name) and owner.id == "logger"):
+            return ast.Pass()
         return self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        """Keep which error is raised, and drop its words."""
+        """Keep which error is raised."""
         if isinstance(node.exc, ast.Call):
             return ast.Raise(exc=node.exc.func, cause=node.cause)
         return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Keep the names of random streams."""
+        is_name = isinstance(node.func, ast.Name) and node.func.id in _NAMING_RANDOM_NUMBERS
+        return node if is_name else self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST:
+        """Keep the names of random streams that are passed on."""
+        return node if node.arg == "stream" else self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        """Drop a text with a space in it."""
+        is_words = isinstance(node.value, str) and " " in node.value
+        return ast.Constant("") if is_words else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        """Drop a formatted text with a space in it, whole."""
+        parts = (part.value for part in node.values if isinstance(part, ast.Constant))
+        is_words = any(" " in str(part) for part in parts)
+        return ast.Constant("") if is_words else self.generic_visit(node)

@@ -171,7 +171,7 @@ def _manifold(vae: VAE, per_side: int = 15) -> np.ndarray:
     up = across.flip(0)  # as in the scatter plot beside it, z[1] grows upwards
     z = torch.stack(torch.meshgrid(up, across, indexing="ij"), -1).flip(-1).reshape(-1, 2)
     with torch.no_grad():
-        return tile(vae.model.decode(z.to(vae.model.origin.device)).mean, per_side)
+        return tile(vae.model.decode(z.to(vae.device)).mean, per_side)
 
 
 def _scatter(axes: Axes, points: Tensor, labels: Tensor) -> None:

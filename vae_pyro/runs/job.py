@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vae_pyro.config import Config, parse_config
 from vae_pyro.evaluation import Evaluation
+from vae_pyro.evaluation.names import merge
 from vae_pyro.interruption import uninterrupted
 from vae_pyro.reporting.estimators import advice, comparison
 from vae_pyro.reporting.results import JobResult
@@ -105,16 +106,24 @@ def _train_and_evaluate(
     checkpoints: Checkpoints,
     console: Console,
 ) -> JobResult:
-    place = (config.seed, job.output, console)
-    trainer = Trainer(parts, config.training, config.evaluation.compile, *place)
-    evaluator = Evaluator(parts, config.evaluation, *place)
+    trainer = Trainer(
+        parts,
+        config.training,
+        config.evaluation.compile,
+        seed=config.seed,
+        folder=job.output,
+        console=console,
+    )
+    evaluator = Evaluator(
+        parts, config.evaluation, seed=config.seed, folder=job.output, console=console
+    )
     trained = trainer.train(run, checkpoints)
     record_files(run, checkpoints.paths(), CHECKPOINTS)
     model = save_model(job.output / MODEL_FOLDER, parts.vae, parts.blueprint)
     record_files(run, model, MODEL_FOLDER)
     evaluation, metrics = evaluator.evaluate(run, trained.last_epoch)
     if job.needs_validation_log_px:
-        metrics |= evaluator.validation_log_px(run, trained.last_epoch)
+        metrics = merge(metrics, evaluator.validation_log_px(run, trained.last_epoch))
     run.log_metrics(trained.metrics, trained.last_epoch)
     _report(evaluation, parts, evaluator.log_cell_volume, run, console)
     return JobResult(
@@ -124,7 +133,7 @@ def _train_and_evaluate(
         x=parts.x,
         images=identify_x(parts.dataset, parts.likelihood),
         log_cell_volume=evaluator.log_cell_volume,
-        metrics=metrics | trained.metrics,
+        metrics=merge(metrics, trained.metrics),
         sweep=job.sweep,
     )
 

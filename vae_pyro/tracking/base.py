@@ -118,8 +118,10 @@ class Tracker(ABC):
 
 
 def _without_module(options: Mapping[str, str]) -> dict[str, str]:
-    """A class may lie in another module than when the options were written down."""
-    return {**options, "_target_": options.get("_target_", "").rpartition(".")[2]}
+    """A class of this package may lie in another module than when the options were written."""
+    target = options.get("_target_", "")
+    own = target.rpartition(".")[2] if target.startswith("vae_pyro.") else target
+    return {**options, "_target_": own}
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Watch:
             try:
                 losses = loss.loss_and_grads(model, guide, x)
             except ValueError as error:
-                # Pyro's validation sees a broken parameter before the loss is one.
+                # Pyro's validation reports a broken parameter first.
                 site = self._broken_site()
                 if site is None:
                     raise

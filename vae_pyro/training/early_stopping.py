@@ -34,7 +34,9 @@ class EarlyStopping:
         """
         if self.keep == "last" or not is_settled or not valid_elbo <= state.best:
             state.keep_weights(valid_elbo if is_settled else -math.inf)
-        waited = state.epoch - state.kept_epoch
-        state.is_done = state.epoch == self.epochs or (
-            self.keep == "best" and waited >= self.patience
-        )
+        state.is_done = self.is_over(state)
+
+    def is_over(self, state: TrainingState) -> bool:
+        """Whether the training ends with the last finished epoch."""
+        has_waited = state.epoch - state.kept_epoch >= self.patience
+        return state.epoch >= self.epochs or (self.keep == "best" and has_waited)

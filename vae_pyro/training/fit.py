@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,8 @@ def fit(
         data: training and validation images.
         objective: what is maximised; the ELBO where it is None. ``valid/elbo`` is the true ELBO,
             whatever the objective.
-        epochs: passes over the training images, at most.
+        epochs: passes over the training images, at most. More than before continue a training
+            that ended, where ``checkpoints`` hold it.
         seed: of all random numbers of the training; the initial weights are those of ``vae``.
         batch_size: images per step.
         learning_rate: of Adam.
@@ -132,7 +134,8 @@ def fit(
         compile_training: whether a step runs as one compiled graph; ``auto`` where there are enough
             steps to repay the seconds of compiling.
         compile_validation: the same for validation.
-        checkpoints: continued from the last one, where there is one; more are written there.
+        checkpoints: continued from the last one, where there is one; more are written there. With
+            them, an interrupted call loses little: the same call continues.
         on_epoch: called after every epoch, before its checkpoint; first with epoch 0, or with every
             restored epoch.
         progress: True shows a bar on a terminal and a few lines elsewhere.
@@ -152,19 +155,32 @@ def fit(
         ("valid_samples", valid_samples, 2),
         ("patience", patience, 1),
     ):
-        if value < least:
-            raise ConfigError(f"{name}: must be at least {least}, got {value}")
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name}: must be a whole number from {least} up, got {value!r}")
     if not 0 < learning_rate < float("inf"):
         raise ConfigError(f"learning_rate: must be a positive number, got {learning_rate}")
     if keep not in ("best", "last"):
         raise ConfigError(f"keep: must be 'best' or 'last', got {keep!r}")
     objective = ELBO() if objective is None else objective
-    device = vae.model.origin.device
+    _require_kinds(vae, data, objective)
+    device = vae.device
     valid_x = data.prepared("valid", vae)
     data = data.for_likelihood(vae.likelihood).to(device)
     streams = {name: RandomStream(name, seed, device) for name in ("batches", "training")}
-    state = TrainingState(vae, FusedAdam(vae.parameters(), learning_rate), streams)
+    stopping = EarlyStopping(epochs, keep, patience)
+    settings = {
+        "seed": seed,
+        "objective": repr(objective),
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "valid_samples": valid_samples,
+        "keep": keep,
+        "patience": patience,
+    }
+    adam = FusedAdam(vae.parameters(), learning_rate)
+    state = TrainingState(vae, adam, streams, settings=settings)
     restored = _restore(state, checkpoints)
+    state.is_done = bool(restored) and stopping.is_over(state)
     for epoch in restored or [Epoch(0, {}, time.time())]:
         on_epoch(epoch)
     order = streams["batches"].generator
@@ -173,7 +189,7 @@ def fit(
         objective,
         lambda: batches(
             data.train.images,
-            lambda images: vae.model.likelihood.prepare(images, order),
+            lambda images: vae.likelihood.prepare(images, order),
             batch_size,
             order,
         ),
@@ -182,11 +198,11 @@ def fit(
         noise=streams["training"],
         compiled=not state.is_done
         and _is_compiled(compile_training, epochs * (len(data.train) // batch_size)),
-        adam=state.adam,
+        adam=adam,
         done=state.epoch,
     )
-    stopping = EarlyStopping(epochs, keep, patience)
     with (
+        _evaluation_mode_after(vae),
         _shown(progress)("training", epochs) as report,
         accelerated(device, compile_validation, repeats=epochs),
     ):
@@ -222,8 +238,30 @@ def _restore(state: TrainingState, checkpoints: Checkpoints | None) -> list[Epoc
     if checkpoint is None:
         return []
     state.restore(checkpoint)
-    logger.info("training goes on after epoch %d", state.epoch)
+    logger.info("training continues after epoch %d", state.epoch)
     return [_epoch(entry, is_restored=True) for entry in state.history]
+
+
+@contextmanager
+def _evaluation_mode_after(vae: VAE) -> Iterator[None]:
+    """Also where the training is interrupted, as in a notebook."""
+    try:
+        yield
+    finally:
+        vae.eval()
+
+
+def _require_kinds(vae: object, data: object, objective: object) -> None:
+    for name, given, kind, example in (
+        ("vae", vae, VAE, "build_vae(...)"),
+        ("data", data, Dataset, "data.Digits().load()"),
+        ("objective", objective, Objective, "objectives.ELBO()"),
+    ):
+        if not isinstance(given, kind):
+            raise ConfigError(
+                f"{name}: must be of class {kind.__name__}, such as vae_pyro.{example}, got "
+                f"{type(given).__name__}"
+            )
 
 
 def _epoch(entry: Mapping[str, Any], *, is_restored: bool = False, is_last: bool = False) -> Epoch:

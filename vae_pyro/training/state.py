@@ -31,6 +31,7 @@ class TrainingState:
         kept: the kept weights.
         seconds: spent on training steps.
         history: metrics of every epoch, with the time at which they were recorded.
+        settings: what else the training depends on, by name; as JSON has it.
     """
 
     vae: VAE
@@ -43,6 +44,7 @@ class TrainingState:
     kept: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Append the metrics of the epoch that has just ended."""
@@ -68,6 +70,7 @@ class TrainingState:
             "best": self.best,
             "seconds": self.seconds,
             "history": list(self.history),
+            "settings": dict(self.settings),
             # The order of a sum, and with it the last bit, depends on the number of threads.
             "threads": torch.get_num_threads(),
         }
@@ -77,10 +80,17 @@ class TrainingState:
         """Continue from a checkpoint, with as many threads as before.
 
         Raises:
-            CheckpointError: where it belongs to another VAE.
+            CheckpointError: where it belongs to another VAE, or to a training with other settings.
         """
         about, tensors = dict(checkpoint.about), checkpoint.tensors
         try:
+            for name, value in self.settings.items():
+                if about["settings"][name] != value:
+                    raise CheckpointError(
+                        f"the checkpoint belongs to another training: its {name} was "
+                        f"{about['settings'][name]}, not {value}. Use the same settings, or "
+                        "another folder"
+                    )
             self.vae.load_state_dict(_of("weights", tensors))
             self.adam.restore(_of("adam", tensors))
             self.kept = {
@@ -93,7 +103,7 @@ class TrainingState:
             for name in ("epoch", "is_done", "kept_epoch", "best", "seconds", "history"):
                 setattr(self, name, about[name])
         except (KeyError, RuntimeError, TypeError) as error:
-            raise CheckpointError(f"the checkpoint is of another training: {error}") from error
+            raise CheckpointError(f"the checkpoint belongs to another training: {error}") from error
 
 
 def _named(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The SVI loop: one record per epoch, and nothing about who reads it."""
+"""The SVI loop: yields one record per epoch."""
 
 import logging
 import math
