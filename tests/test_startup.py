@@ -84,3 +84,18 @@ def test_threads_sleep_unless_the_user_wants_them_to_spin(own: dict[str, str]) -
 )
 def test_every_program_prepares(program: str) -> None:
     assert "startup.prepare()" in (ROOT / program).read_text()
+
+
+def test_without_its_packages_run_py_names_the_way_to_them() -> None:
+    """As before the environment was activated: ``-S`` hides what is installed."""
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "run.py"), "--help"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the package ")
+    assert ".venv/bin/activate" in done.stderr
+    assert "Traceback" not in done.stderr
