@@ -53,7 +53,7 @@ def without_words(source: str) -> str:
 
 
 class _WordRemover(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:  # the name that ast wants
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:  # the name that ast requires
         """Drop docstrings, and calls of a logger."""
         value = node.value
         if isinstance(value, ast.Constant) and isinstance(value.value, str):
