@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 
 .PHONY: help setup sweep test test-fast lint type bench experiments ui lock clean
 
-help: ## what can be made
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## create .venv and install, unless it is up to date
@@ -25,7 +25,7 @@ sweep: $(STAMP) ## train and evaluate with 2, 10 and 20 latent dimensions (about
 test: lint type ## lint, types and all tests (about 15 minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
-test-fast: $(STAMP) ## the tests that start no programs but one job (under 2 minutes)
+test-fast: $(STAMP) ## the tests without the mark slow (under 2 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow'
 
 lint: $(STAMP) ## ruff: style and common mistakes
@@ -35,14 +35,14 @@ lint: $(STAMP) ## ruff: style and common mistakes
 type: $(STAMP) ## mypy: strict, less so on tests/ and benchmarks/
 	$(BIN)/mypy
 
-bench: $(STAMP) ## compare the speed with that of others, and rewrite docs/performance.md (about 20 minutes; MNIST)
+bench: $(STAMP) ## compare the speed with other libraries, and rewrite docs/performance.md (about 20 minutes; MNIST)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m benchmarks
 
-experiments: $(STAMP) ## answer all questions of experiments/ anew, and rebuild their table (over half an hour)
+experiments: $(STAMP) ## run all experiments again, and rebuild their table (over half an hour)
 	$(BIN)/python -m experiments
 
-ui: $(STAMP) ## browse in MLflow what was recorded; Ctrl-C ends it
+ui: $(STAMP) ## browse the recorded runs in MLflow; Ctrl-C ends it
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $(PORT)
 
 PORT ?= 5000

@@ -129,7 +129,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(server: Server, tmp_path: 
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "the tracking store cannot take records for now" in output.replace("\n", " ")
-    assert "answers again, and has every record" in output
+    assert "responds again, and has every record" in output
     assert_complete(server, tmp_path / "job")
 
 

@@ -23,6 +23,11 @@ COMMANDS = [
 PYTHON_COMMANDS = list(dict.fromkeys(c for c in COMMANDS if c.startswith("python run.py")))
 FILES = re.findall(r"`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", PAGES, flags=re.DOTALL)
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGES, flags=re.DOTALL)
+ALL_PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "experiments/**/*.md")
+    for path in ROOT.glob(pattern)
+)
 TESTED_ELSEWHERE = {
     "make sweep": "tests/test_sweep.py",
     "make ui": "tests/test_sweep.py",
@@ -86,13 +91,16 @@ def test_command(copy: Path, command: str) -> None:
 @pytest.mark.slow
 def test_python_snippet(copy: Path) -> None:
     run(copy, "python", "run.py", *QUICK, "latent_dim=2", "hydra.run.dir=my_run")
-    (snippet,) = [block for block in SNIPPETS if "vae_pyro.load" in block]
-    printed = run(copy, "python", "-c", snippet).stdout.splitlines()
-    assert len(printed) == 15
+    (loading,) = [block for block in SNIPPETS if "vae_pyro.load(" in block]
+    (together,) = [block for block in SNIPPETS if "estimate_together(" in block]
+    printed = run(copy, "python", "-c", f"{loading}\n{together}").stdout.splitlines()
+    assert len(printed) == 17
     assert all(
         re.match(r"log p\(x\) = -\d+\.\d\d ± \d\.\d\d nats, (LOWER|NUMERIC)", line)
-        for line in printed
+        for line in printed[:15]
     )
+    for name, line in zip(("importance", "quadrature"), printed[15:], strict=True):
+        assert re.match(rf"{name} -\d+\.\d+ ± \S+ nats per image ", line)
 
 
 @pytest.mark.slow
@@ -112,9 +120,27 @@ def test_the_readme_is_one_screen_and_links() -> None:
     assert len(README.split()) <= 900
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{g}.md" for g in GUIDES)]
-)
+def test_all_pages_are_found() -> None:
+    pages = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/README.md"}
+    assert pages | {f"docs/{guide}.md" for guide in GUIDES} <= set(ALL_PAGES)
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
 def test_pictures_and_links_exist(page: str) -> None:
-    for target in re.findall(r"\]\(([^)h#][^)#]*)(?:#[^)]*)?\)", (ROOT / page).read_text()):
-        assert (ROOT / page).parent.joinpath(target).is_file(), target
+    """Every file that a page links to is there, and so is the heading, if the link names one."""
+    folder = (ROOT / page).parent
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        path = folder / target if target else ROOT / page
+        assert path.is_file(), link
+        if anchor:
+            assert anchor in anchors(path.read_text()), link
+
+
+def anchors(page: str) -> set[str]:
+    """The names by which GitHub links to the headings of a page."""
+    without_blocks = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    headings = re.findall(r"^#+ +(.+)$", without_blocks, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

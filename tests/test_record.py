@@ -133,7 +133,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, uri: str, told: list[st
     blocker.execute("ROLLBACK")
     record.end("FINISHED")
     record.close()
-    assert told[1] == "the tracking store answers again, and has every record"
+    assert told[1] == "the tracking store responds again, and has every record"
     assert len(told) == 2
     assert held(uri, record) == complete(2)
 

@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run, or a choice that is not one."""
+    """A configuration that cannot be run, or an option that does not exist."""
 
 
 class DataError(UserError):

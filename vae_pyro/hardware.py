@@ -1,7 +1,7 @@
-"""What the machine has to spare for a job: cores, beside other programs and under the limits of a
-container, and memory.
+"""Free cores and memory of this machine.
 
-Linux tells all of it. Elsewhere less is known; then the whole machine counts as free.
+All of it is known on Linux: what other programs use, and the limits of a container. On other
+systems less is known; then the whole machine counts as free.
 """
 
 import math
@@ -26,7 +26,7 @@ def available_cores() -> float:
 
 
 def quota(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float:
-    """Cores that the process's control groups grant it; infinity where none limits them.
+    """Cores that the process's control groups grant it; infinity if none limits them.
 
     Args:
         root: where the control groups are mounted, of version 1 or 2.
@@ -63,7 +63,7 @@ class CoreMeter:
         self._start = _times()
 
     def others(self) -> float:
-        """Cores that other programs kept busy, on average; 0 where the system does not tell."""
+        """Cores that other programs kept busy, on average; 0 if that is unknown."""
         if self._start is None or (now := _times()) is None:
             return 0.0
         wall, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
@@ -82,7 +82,7 @@ def _times() -> tuple[float, float, float] | None:
 
 
 def crowding(threads: int, others: float) -> str | None:
-    """A warning where a job has more threads than there are free cores; None where it has not.
+    """A warning if a job has more threads than there are free cores; otherwise None.
 
     Args:
         threads: that compute.
@@ -104,8 +104,8 @@ def crowding(threads: int, others: float) -> str | None:
 def available_memory(device: torch.device) -> float:
     """Bytes that can be allocated on a device without swapping; on a CPU an estimate.
 
-    Where the system does not tell what is available: all memory of the machine (macOS), or
-    infinity where that is unknown too (Windows).
+    If what is available is unknown: all memory of the machine (macOS), or infinity if that is
+    unknown too (Windows).
     """
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]

@@ -69,8 +69,11 @@ def main(cfg: DictConfig) -> float | None:
                     replace(started, error=explain(error)).write(output)
                 raise
     except Interrupted as interruption:
-        goes_on = "SLURM starts it again" if requeue_if_preempted() else "resume=true goes on"
-        fail(f"{interruption}; {goes_on} from the last checkpoint")
+        if requeue_if_preempted():
+            how = "SLURM starts the job again, and it continues"
+        else:
+            how = "run the same command with resume=true to continue"
+        fail(f"{interruption}; {how} from the last checkpoint")
         if sweep is None:
             leave_if_told()
         sys.exit(interruption.status)
@@ -93,7 +96,7 @@ def explain(error: Exception) -> str:
 
 
 def fail(message: str) -> None:
-    """Print an error; with HYDRA_FULL_ERROR=1 the traceback, too."""
+    """Print an error; with HYDRA_FULL_ERROR=1 the traceback as well."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
         print(traceback.format_exc(), file=sys.stderr)
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``python -m vae_pyro.cli.deliver``: deliver what runs recorded while the store was away."""
+"""``python -m vae_pyro.cli.deliver``: deliver records that the tracking store does not have yet."""
 
 import argparse
 import logging
@@ -22,14 +22,14 @@ logger = logging.getLogger("vae_pyro.cli.deliver")  # run as a program, __name__
 def main(arguments: Sequence[str] | None = None) -> int:
     """Deliver the records of every job and sweep below some folders, parents before children.
 
-    A journal names the store that it was made for, but it may be somebody else's: it is delivered
-    only to a store that the user names, by ``--uri`` or as the configured one.
+    A journal contains the store that it was made for, but it may come from other people. So it is
+    delivered only to a store that the user chose, by ``--uri`` or by $MLFLOW_TRACKING_URI.
 
     Args:
         arguments: of the command line; those of this process unless given.
 
     Returns:
-        0 where nothing is left to be delivered, 1 otherwise.
+        0 if nothing is left to be delivered, 1 otherwise.
     """
     parser = argparse.ArgumentParser(prog="python -m vae_pyro.cli.deliver", description=__doc__)
     parser.add_argument(
@@ -73,7 +73,7 @@ def _deliver(job: Path, uri: str | None) -> str:
     try:
         claimed = claim(job)
     except ResumeError:
-        return "still at work, and delivering by itself"
+        return "still running; it delivers its records itself"
     with claimed:
         entries = read_journal(folder)
         if not entries:

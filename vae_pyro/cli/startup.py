@@ -40,7 +40,7 @@ def prepare() -> None:
     - Characters that the output cannot show (``PYTHONIOENCODING=ascii``, ``LC_ALL=C``) are replaced
       by plain ones.
     - Where the reader of the output goes away (``| head``), the program continues without output.
-    - Ray reports its use to its makers only where the user has asked for that.
+    - Ray reports its use to its makers only if the user has switched that on.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not _WAITING.keys() & os.environ.keys():
@@ -51,7 +51,7 @@ def prepare() -> None:
 
 
 def arrange_arguments() -> None:
-    """Put the command line into the order that Hydra wants, and refuse credentials in it.
+    """Put the command line into the order that Hydra needs, and refuse credentials in it.
 
     Hydra takes overrides in one piece: ``a=1 -m b=2`` would be an error.
     """

@@ -46,9 +46,9 @@ _SUMMARY, _CHART = "summary.csv", "elbo_vs_iwae.png"  # in the sweep's folder
 
 
 class SweepCallback(Callback):
-    """Prepares the tracking store before any job starts, and sums up when all have ended.
+    """Prepares the tracking store before any job starts, and makes table and chart after the last.
 
-    With ``resume``, it leads Hydra to the folder of the last run of the same command.
+    With ``resume``, it directs Hydra to the folder of the last run of the same command.
     Jobs find their parent through a file in the sweep's folder, which every launcher shares.
     """
 
@@ -233,7 +233,7 @@ def _panel(group: list[JobResult], results: list[JobResult]) -> Panel:
 
 
 def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str) -> Path:
-    """The folder that Hydra will use; made sure of, and with ``resume`` that of the last time.
+    """The folder that Hydra will use, created if missing; with ``resume`` that of the last time.
 
     Raises:
         StorageError: where it cannot be written.
@@ -282,7 +282,7 @@ def _is_resumed(config: DictConfig) -> bool:
 
 
 def _end_with_children(signum: int, _frame: Any) -> None:
-    """SIGTERM ends a sweep as Ctrl-C does, jobs in other processes included."""
+    """SIGTERM ends a sweep as Ctrl-C does, including its jobs in other processes."""
     hasten(signum)
     children = multiprocessing.active_children()
     for child in children:

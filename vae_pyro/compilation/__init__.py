@@ -1,10 +1,9 @@
 """A Pyro program -> one compiled graph.
 
-Pyro's price is Python: handlers, traces and sites are interpreted anew at every step. Here a
-program is run once under a tracer that sees through the handlers to the tensor operations below
-them; the graph of those, gradients included, is compiled by Inductor and takes the program's place
-for inputs of the same shapes. The program stays the readable one, and where it cannot be compiled,
-it is run.
+Pyro is slow because Python interprets handlers, traces and sites anew at every step. Here a program
+is run once under a tracer that records the tensor operations below the handlers. Inductor compiles
+their graph, gradients included, and the graph replaces the program for inputs of the same shapes.
+The program stays readable, and if it cannot be compiled, it runs as it is.
 """
 
 from vae_pyro.compilation.graph import CompilationError, Outputs, compile_program, is_tracing

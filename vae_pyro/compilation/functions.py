@@ -48,14 +48,14 @@ def log1p_of_share(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:  # noqa: ARG001
-    """log(1 + exp(beta x)) / beta, with no threshold to need."""
+    """log(1 + exp(beta x)) / beta; it needs no threshold."""
     y = beta * x if beta != 1 else x
     value = y.clamp(min=0) + log1p_of_share(torch.exp(-y.abs()))
     return value / beta if beta != 1 else value
 
 
 def _log_sigmoid_forward(x: Tensor) -> tuple[Tensor, Tensor]:
-    share = torch.exp(-x.abs())  # the second output is what PyTorch's gradient wants to be given
+    share = torch.exp(-x.abs())  # the second output is an input of PyTorch's gradient
     return x.clamp(max=0) - log1p_of_share(share), share
 
 
@@ -72,11 +72,11 @@ def _cross_entropy(
 
 
 def _affine(bias: Tensor, x: Tensor, weight: Tensor, beta: float = 1, alpha: float = 1) -> Any:
-    """The sum falls to the kernel that takes the activation, where it costs no pass of its own."""
+    """The kernel of the activation then adds the bias, which saves one pass over the memory."""
     return torch.mm(x, weight) + bias if beta == alpha == 1 else NotImplemented
 
 
-# Inductor's C++ computes softplus and its like one number at a time, at five times the price.
+# Inductor's C++ computes softplus and similar functions one number at a time: five times as slow.
 ON_CPU: dict[Any, Callable[..., Any]] = {
     _aten.log1p.default: log1p,
     _aten.expm1.default: expm1,

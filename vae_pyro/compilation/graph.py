@@ -18,7 +18,7 @@ Outputs = tuple[Tensor, ...]
 Program = Callable[..., Outputs]
 """(module, *inputs) -> outputs: a function of a module's weights and of tensors."""
 
-_TOLERANCE = 1e-4  # of the largest number; what rounding makes of a graph's order is 1e-7 to 1e-5
+_TOLERANCE = 1e-4  # of the largest number; rounding in another order changes 1e-7 to 1e-5 of it
 _tracing: ContextVar[bool] = ContextVar("vae_pyro.compilation.tracing", default=False)
 
 
@@ -36,8 +36,8 @@ def compile_program(
     for the module as it is built and configured now.
 
     Args:
-        program: may not look at the numbers in its tensors, as an ``if`` on them would. Checks that
-            do are skipped (see ``is_tracing``), so the caller of the graph has to make them.
+        program: must not depend on the numbers in its tensors, as with an ``if`` on them. Checks
+            that do are skipped (see ``is_tracing``), so the caller of the graph has to make them.
         module: whose weights it reads.
         inputs: examples.
         gradients: whether the program differentiates by the module's weights.
@@ -50,7 +50,7 @@ def compile_program(
             the compiled graph gives other numbers.
     """
     bound = _Bound(module, program)
-    # Integers (a flow's permutation, say) are how a module is built: constants of the graph.
+    # Integers (for example a flow's permutation) belong to how a module is built: constants.
     own = {
         name: tensor
         for name, tensor in (*bound.named_parameters(), *bound.named_buffers())
@@ -102,16 +102,16 @@ def compile_program(
 def _trace(
     program: Callable[..., Outputs], inputs: Sequence[Tensor], table: dict[Any, Any]
 ) -> torch.fx.GraphModule:
-    """By shapes alone, because a trace with numbers keeps every intermediate one in memory.
+    """Trace by shapes alone, because a trace with numbers keeps every intermediate one in memory.
 
-    With numbers where that does not do, as where a program looks into a tensor that is a constant.
+    If that fails, as when a program reads a tensor that is a constant, trace with numbers.
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
 
     try:
         tracer = make_fx(program, table, tracing_mode="fake", _allow_non_fake_inputs=True)
         graph: torch.fx.GraphModule = tracer(*inputs)
-    except Exception:  # reported where the other way fails too
+    except Exception:  # it is reported if the other way fails too
         graph = make_fx(program, table)(*inputs)
     return graph
 
@@ -130,7 +130,7 @@ class _Bound(nn.Module):
 
 @contextmanager
 def _traceable(device: torch.device) -> Iterator[None]:
-    """Without checks, which look at numbers; leaving no trace in stores and generators."""
+    """Without checks, which read numbers; parameter store and generators stay unchanged."""
     token = _tracing.set(True)
     try:
         with (

@@ -1,4 +1,4 @@
-"""Matrix products: as fast as they can be had and still be float32."""
+"""Matrix products: as fast as possible with the error of float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 _SETTINGS = ("medium", "high")  # fastest first
-_GRANTED = 3.0  # times the error of the slowest setting: another order of summation, not of bits
+_GRANTED = 3.0  # times the error of the slowest setting, for another order of summation
 
 
 @cache

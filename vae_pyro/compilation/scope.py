@@ -39,16 +39,16 @@ def accelerated(
     mode: Mode = "auto",
     repeats: int = 1,
 ) -> Iterator[None]:
-    """Evaluate fast within: matrix products as fast as float32 allows, programs compiled.
+    """Evaluate faster within: matrix products as fast as float32 allows, programs compiled.
 
-    What is compiled is kept until the outermost such scope is left, so no graph outlives what it
-    was made of. Within, the VAE's weights may change, but not its parts.
+    Compiled graphs are kept until the outermost such scope is left, so a graph is released together
+    with its VAE. Within, the VAE's weights may change, but not its parts.
 
     Args:
         device: where the work is done.
-        mode: ``auto`` compiles what is repeated often enough to repay it; the outermost scope's
-            holds.
-        repeats: how often what is announced within will be done; those of nested scopes multiply.
+        mode: ``auto`` compiles what is repeated often enough to repay it; the mode of the outermost
+            scope counts.
+        repeats: how often the work within is repeated; those of nested scopes multiply.
     """
     keep_freed_memory()
     outer = _scope.get()
@@ -66,7 +66,7 @@ def accelerated(
 def compiled(
     program: Program, module: nn.Module, inputs: Sequence[Tensor], *, key: object, calls: int
 ) -> Callable[..., Outputs]:
-    """The program, compiled where the scope that it is called in asks for it.
+    """The program, compiled if the scope that it is called in compiles.
 
     Args:
         program: see ``compile_program``.
@@ -108,9 +108,9 @@ def is_compiling(calls: int) -> bool:
 def keep_freed_memory() -> None:
     """Let the C library keep freed blocks of up to 32 MB for the next ones of their size.
 
-    glibc gives a block back to the system where it is larger than the largest that was ever freed,
-    up to 32 MB; and the system then clears its pages anew for every chunk, which was seen to cost
-    half as much as the matrix products. So a block of nearly that size is freed once, untouched.
+    glibc gives a block back to the system if it is larger than the largest that was ever freed (up
+    to 32 MB). The system then clears its pages anew for every chunk, which took half as long as the
+    matrix products. So a block of nearly that size is freed once, untouched.
     """
     torch.empty(31 * 2**18)
 

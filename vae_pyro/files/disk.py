@@ -119,7 +119,7 @@ def parse_file(kind: type[T], path: Path) -> T | None:
 
 
 def lock(path: Path, *, wait: bool = True) -> IO[bytes]:
-    """Lock a file, so that of the processes that name it one at a time goes on.
+    """Lock a file: only one process at a time holds the lock.
 
     The lock lasts until the returned file is closed; a process that is killed loses it. The lock
     file stays: if it were removed, two processes could hold locks on two files of one name. Some
@@ -182,6 +182,6 @@ def cannot_write(path: Path, error: OSError) -> StorageError:
     """The error to raise where a file could not be written."""
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}. Make room, or choose another folder "
-        "(hydra.run.dir=..., in a sweep hydra.sweep.dir=...); what was written before is whole, "
-        "and resume=true goes on from there"
+        "(hydra.run.dir=..., in a sweep hydra.sweep.dir=...). What was written before is whole: "
+        "run the same command with resume=true to continue"
     )

@@ -97,10 +97,10 @@ class MLflow(Tracker):
             require_response(self.uri)
         except OSError as error:
             raise self._unusable(str(error)) from error
-        # A suite that people run on their own data has no business reporting on its use.
+        # People run this program on their own data, so MLflow must not report on its use.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # A server that is away is tried again with every record; MLflow's own patience, several
-        # minutes a call, would be the training's.
+        # A server that does not respond is tried again with every record. With MLflow's own
+        # retries a call would take several minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         import mlflow
@@ -181,7 +181,7 @@ class MLflow(Tracker):
     def _unusable(self, why: str) -> TrackingError:
         return TrackingError(
             f"tracking.uri={self.uri} cannot be used: {why}. Start the server, "
-            "mend the address, use the embedded database (tracking.uri=sqlite:///mlflow.db), or "
+            "correct the address, use the embedded database (tracking.uri=sqlite:///mlflow.db), or "
             "record nothing (tracking=none)."
         )
 

@@ -16,7 +16,7 @@ _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def require_response(uri: str, within: float = 5.0) -> None:
-    """Return if the store responds, or if only MLflow can tell (``s3://...`` and others).
+    """Return if the store responds, or if only MLflow can test it (``s3://...`` and others).
 
     Args:
         uri: of the tracking store, without credentials.

@@ -116,7 +116,7 @@ class Delivery:
             raise self._failure
         raise TrackingError(
             f"the tracking store cannot be used: {self.why} (waited {_RESPOND_WITHIN:.0f} s). "
-            "Mend it, choose another (tracking.uri=...), or record nothing (tracking=none)"
+            "Start it, choose another (tracking.uri=...), or record nothing (tracking=none)"
         )
 
     def finish(self, longest: float | None = None) -> None:
@@ -195,7 +195,7 @@ class Delivery:
         if not (self._wait or self._is_raised or self._is_over):
             logger.warning(
                 "the tracking store cannot take records for now (%s); they are kept in %s and "
-                "delivered when it answers again",
+                "delivered when it responds again",
                 reason(error),
                 self._folder,
             )
@@ -208,7 +208,7 @@ class Delivery:
 
     def _succeed(self) -> None:
         if self._wait and not (self._is_over and self.undelivered):
-            logger.info("the tracking store answers again, and has every record")
+            logger.info("the tracking store responds again, and has every record")
         self._wait = 0.0
         with self._changed:
             self._failure = None

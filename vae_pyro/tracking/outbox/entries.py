@@ -1,4 +1,4 @@
-"""One entry of a journal, handed to the tracker's run: a journal may be a stranger's."""
+"""One entry of a journal, handed to the tracker's run. The journal may come from other people."""
 
 from pathlib import Path
 
@@ -67,5 +67,5 @@ def _picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return np.asarray(image)
-    except Exception as error:  # whatever the decoder meets in a damaged file
+    except Exception as error:  # the decoder raises many kinds for a damaged file
         raise UnusableError(str(error)) from error

@@ -35,8 +35,8 @@ _LAST_WORDS = 2.5  # seconds that a process waits for the store after a signal h
 class OutboxRun(Run):
     """A run whose entries are written to disk first and then delivered in order.
 
-    Everything is appended to ``journal.jsonl``; another thread delivers it. Where the tracker does
-    not respond, the run goes on, and delivery is tried again at growing intervals. Each entry is
+    Everything is appended to ``journal.jsonl``; another thread delivers it. If the tracker does
+    not respond, the run continues, and delivery is tried again at growing intervals. Each entry is
     recorded once, even if a resumed job records it again, or if it is delivered a second time
     because it is unknown whether it had arrived.
 
@@ -93,7 +93,7 @@ class OutboxRun(Run):
             make_folder(self._folder)
             tags = {**tags, TAG: uuid.uuid4().hex}
             self._entries.append({"op": "start", "name": name, "tags": tags})
-        # Before the run is opened: if the process is killed in between, the tag leads to the run.
+        # Before the run is opened: if the process is killed in between, the tag finds the run.
         self.address(parent)
         if must_respond:
             try:
@@ -168,7 +168,7 @@ class OutboxRun(Run):
         if self.undelivered:
             logger.warning(
                 "%d of %d records wait in %s, because %s; python -m vae_pyro.cli.deliver %s "
-                "--uri %s delivers them when it answers again",
+                "--uri %s delivers them when it responds again",
                 self.undelivered,
                 len(self._entries),
                 self._folder,
