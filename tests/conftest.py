@@ -34,7 +34,7 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
-_SHARED = {"sweep", "undisturbed", "slurm", "server", "served"}
+_SHARED = ("sweep", "undisturbed", "slurm", "server", "served")  # served is made of the sweep
 _SLOW = {*_SHARED, "run_py", "postgres"}
 
 
@@ -44,7 +44,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     A test that runs the program or a server is slow.
     """
     fixtures = set(getattr(item, "fixturenames", ()))
-    if shared := sorted(_SHARED & fixtures):
+    if shared := [name for name in _SHARED if name in fixtures]:
         item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {shared[0]}"))
     if _SLOW & fixtures:
         item.add_marker(pytest.mark.slow)
