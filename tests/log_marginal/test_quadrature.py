@@ -83,6 +83,7 @@ def test_quadrature_agrees_with_a_plain_grid_on_trained_digits(
     assert estimate.evaluations < 401**2 / 10
 
 
+@pytest.mark.slow
 def test_a_finer_tolerance_costs_more_and_errs_less(
     digits_vae: VAE, binary_test_digits: torch.Tensor
 ) -> None:

@@ -66,7 +66,7 @@ def same(first: dict[str, TimedEstimate], second: dict[str, TimedEstimate]) -> b
     )
 
 
-def test_each_name_gets_its_own_estimators_answer() -> None:
+def test_each_name_gets_its_own_estimators_result() -> None:
     truth = LinearGaussian(shift=0.1)
     x = truth.sample(130)
     answers = estimate_together(FAMILY, truth.vae, x, seed=0)
@@ -87,7 +87,7 @@ def test_the_seed_decides() -> None:
     other = estimate_together(FAMILY, truth.vae, x, seed=4)
     assert same(first, again)
     assert not torch.equal(first["elbo"].estimate.value, other["elbo"].estimate.value)
-    # Two chunks, two sequences of random numbers: equal images do not get equal answers.
+    # Two chunks, two sequences of random numbers: equal images do not get equal estimates.
     twice = estimate_together(
         {"elbo": ELBOBound(5)}, truth.vae, x[:1].expand(200, -1, -1, -1), seed=0
     )
