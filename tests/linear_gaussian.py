@@ -60,6 +60,7 @@ class LinearGaussian:
                 Normal(num_levels, SCALE),
             ),
             DiagNormal(LATENT_DIM, lambda _: nn.Sequential(nn.Flatten(-3), encoder)),
+            IMAGE_SHAPE,
         ).double()
 
     def sample(self, num_images: int, seed: int = 0) -> Tensor:

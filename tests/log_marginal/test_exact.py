@@ -27,9 +27,11 @@ def test_exact_is_scipys_multivariate_normal() -> None:
 
 def test_exact_knows_the_learned_scale() -> None:
     vae = build_vae(2, (1, 2, 3), Linear(), NormalLearnedScale(None, 0.4), DiagNormal, seed=None)
-    x = torch.randn(300, 1, 2, 3)
+    with torch.no_grad():
+        vae.guide.encoder[-1].bias[2:] = 2.0  # wider than the prior: weights of finite variance
+    x = torch.randn(200, 1, 2, 3)
     exact = Exact()(vae, x)
-    sampled = ImportanceSampling(20_000)(vae, x)
+    sampled = ImportanceSampling(4000)(vae, x)
     trusted = sampled.diagnostics["pareto_k"] < 0.5
     z_scores = ((sampled.value - exact.value) / sampled.std_error)[trusted]
     assert len(z_scores) > 100

@@ -55,6 +55,7 @@ def test_two_classes_keep_their_earlier_names() -> None:
     """Existing scripts and configurations name them."""
     assert log_marginal.ELBO is ELBOBound
     assert log_marginal.IWAE is IWAEBound
+    assert not {"ELBO", "IWAE"} & set(log_marginal.__all__)
 
 
 def test_bounds_of_the_guide_are_told_from_log_px() -> None:

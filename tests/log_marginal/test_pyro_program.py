@@ -29,12 +29,14 @@ from vae_pyro.log_marginal import (
     PyroProgram,
     Quadrature,
     ReverseAIS,
+    Start,
     bidirectional,
     elbo_parts,
     estimate_together,
 )
 
 BUDGET = {"num_temperatures": 60, "num_chains": 32, "num_leapfrog": 4}
+SMALL = {"num_temperatures": 20, "num_chains": 32, "num_leapfrog": 3}
 NOISE = 0.5
 
 
@@ -92,8 +94,9 @@ def test_the_posterior_as_guide_weighs_every_sample_by_the_evidence() -> None:
         ImportanceSampling(2000, prior_share=0.2),
         ImportanceSampling(2000, inflation=0.8, prior_share=0.3),
         PriorSampling(5000),
-        AIS(**BUDGET),
-        AIS(**BUDGET, start="guide"),
+        AIS(**SMALL, start="guide"),
+        pytest.param(AIS(**BUDGET), marks=pytest.mark.slow),
+        pytest.param(AIS(**BUDGET, start="guide"), marks=pytest.mark.slow),
     ],
 )
 def test_two_latent_sites_have_the_evidence_in_closed_form(estimator: Estimator) -> None:
@@ -114,10 +117,17 @@ def test_a_narrow_guide_is_mended_by_the_mixture() -> None:
     assert ((mixed.value - evidence(x)) / mixed.std_error).abs().max() < 4.8
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-def test_reverse_ais_of_a_program(start: str) -> None:
+@pytest.mark.parametrize(
+    ("budget", "start"),
+    [
+        (SMALL, "guide"),
+        pytest.param(BUDGET, "prior", marks=pytest.mark.slow),
+        pytest.param(BUDGET, "guide", marks=pytest.mark.slow),
+    ],
+)
+def test_reverse_ais_of_a_program(budget: dict[str, int], start: Start) -> None:
     x = sample(200)
-    estimate = ReverseAIS(**BUDGET, start=start)(PyroProgram(two_sites, guide_of(1.2)), x)
+    estimate = ReverseAIS(**budget, start=start)(PyroProgram(two_sites, guide_of(1.2)), x)
     assert estimate.bound is Bound.UPPER
     assert estimate.mean() == pytest.approx(
         evidence(x).mean().item(), abs=4.5 * estimate.mean_std_error() + 0.02
@@ -199,12 +209,12 @@ CONSTRAINED = {
 @pytest.mark.parametrize(
     "estimator",
     [
-        PriorSampling(20_000),
+        pytest.param(PriorSampling(20_000), marks=pytest.mark.slow),
         ImportanceSampling(5000),
-        ImportanceSampling(5000, prior_share=0.2),
-        AIS(**BUDGET),
-        AIS(**BUDGET, start="guide"),
-        ReverseAIS(**BUDGET),
+        pytest.param(ImportanceSampling(5000, prior_share=0.2), marks=pytest.mark.slow),
+        pytest.param(AIS(**BUDGET), marks=pytest.mark.slow),
+        pytest.param(AIS(**BUDGET, start="guide"), marks=pytest.mark.slow),
+        pytest.param(ReverseAIS(**BUDGET), marks=pytest.mark.slow),
     ],
 )
 def test_constrained_latents_have_the_evidence_in_closed_form(
@@ -240,7 +250,7 @@ def plates_within_guide(x: Tensor) -> None:
 
 @pytest.mark.parametrize(
     "estimator",
-    [ImportanceSampling(2000, prior_share=0.2), AIS(**BUDGET), AIS(**BUDGET, start="guide")],
+    [ImportanceSampling(2000, prior_share=0.2), AIS(**SMALL), AIS(**SMALL, start="guide")],
 )
 def test_plates_within_an_image_belong_to_it(estimator: Estimator) -> None:
     x = torch.randn(50, 2, dtype=torch.float64)
@@ -288,7 +298,7 @@ def test_parameters_are_those_of_the_store() -> None:
     torch.testing.assert_close(estimate.value, evidence(x))
 
 
-def test_a_program_is_asked_in_chunks_like_a_vae() -> None:
+def test_a_program_is_evaluated_in_chunks_like_a_vae() -> None:
     x = sample(230)
     program = PyroProgram(two_sites, guide_of(1.2))
     family = {"elbo": ELBOBound(50), "log_px": ImportanceSampling(50), "ais": AIS(5, 4, 2)}
@@ -408,9 +418,74 @@ def observing_guide(x: Tensor) -> None:
         pyro.sample("y", dist.Normal(x, 1.0), obs=x)
 
 
+def subsampled(num_observed: int) -> Callable[[Tensor], None]:
+    """Three of ten pixels."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.plate("px", 10, subsample_size=3, dim=-2):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.expand(num_observed, -1))
+
+    return model
+
+
+def indexed(x: Tensor) -> None:
+    with pyro.plate("images", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("px", 10, subsample=torch.arange(3), dim=-2) as index:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.expand(10, -1)[index])
+
+
+def part_of_the_data(x: Tensor) -> None:
+    with pyro.plate("images", 1000, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def subsampled_guide(x: Tensor) -> None:
+    with pyro.plate("images", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x, 1.0))
+        for _ in pyro.plate("px", 10, subsample_size=3):
+            pass
+
+
+def shared_components(num_components: int) -> Callable[[Tensor], None]:
+    """The plate of the components may by chance have the size of the batch."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("comp", num_components):
+            means = pyro.sample("means", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + means.mean(), 1.0), obs=x)
+
+    return model
+
+
+def shared_components_guide(x: Tensor) -> None:
+    with pyro.plate("comp", 4):
+        pyro.sample("means", dist.Normal(x.new_zeros(()), 1.0))
+    normal_guide(x)
+
+
 @pytest.mark.parametrize(
     ("model", "guide", "estimator", "message"),
     [
+        (subsampled(3), normal_guide, ELBOBound(5), 'plate "px" of the model selects 3 of its 10'),
+        (subsampled(10), normal_guide, PriorSampling(5), 'plate "px" of the model selects 3'),
+        (subsampled(3), normal_guide, AIS(2, 2, 1), 'plate "px" of the model selects 3 of its 10'),
+        (indexed, normal_guide, ELBOBound(5), 'plate "px" of the model selects 3 of its 10'),
+        (part_of_the_data, normal_guide, ELBOBound(5), 'plate "images" of the model selects 10'),
+        (normal_model, subsampled_guide, ELBOBound(5), 'plate "px" of the guide selects 3 of its'),
+        (
+            shared_components(4),
+            shared_components_guide,
+            ELBOBound(2),
+            'plates "comp", "images" at dimension -1',
+        ),
+        (shared_components(4), normal_guide, PriorSampling(2), "one value is shared by all images"),
+        (shared_components(512), normal_guide, AIS(2, 2, 1), "one value is shared by all images"),
         (global_latent, normal_guide, ELBOBound(5), 'site "scale" of the model is not per image'),
         (global_latent, normal_guide, AIS(2, 2, 1), 'site "scale" of the model is not per image'),
         (no_plate, normal_guide, ELBOBound(5), 'site "z" of the model is not per image'),
@@ -453,6 +528,43 @@ def test_values_outside_the_support_name_the_site() -> None:
         ELBOBound(5)(PyroProgram(gamma_poisson, wide), -COUNTS)
 
 
+def test_messages_hold_no_tensors() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, torch.where(x > 0, -1.0, 1.0)), obs=x)
+
+    x = torch.linspace(-1, 1, 50)
+    with pytest.raises(EstimatorError) as wrong_parameter:
+        ELBOBound(5)(PyroProgram(model, normal_guide), x)
+    with pytest.raises(EstimatorError) as wrong_value:
+        PriorSampling(5)(PyroProgram(gamma_poisson, log_normal), -x - 2)
+    for error in (wrong_parameter, wrong_value):
+        assert "tensor(" not in str(error.value)
+        assert len(str(error.value)) < 500
+    assert "the model cannot be run on a batch of 250 rows: Expected" in str(wrong_parameter.value)
+
+
+def test_a_masked_nan_is_refused_with_the_way_out() -> None:
+    def masked(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            with pyro.poutine.mask(mask=~x.isnan()):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(EstimatorError, match="NaN; where a mask hides it, replace it by any value"):
+        PriorSampling(5)(PyroProgram(masked, normal_guide), torch.tensor([0.0, torch.nan]))
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
+def test_a_lack_of_memory_is_not_the_programs_fault(kind: type[Exception]) -> None:
+    def large(x: Tensor) -> None:
+        raise kind("no more")
+
+    with pytest.raises(kind, match="no more"):
+        PriorSampling(5)(PyroProgram(large, normal_guide), torch.zeros(2))
+
+
 def test_discrete_latents_are_weighed() -> None:
     x = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
     parts = [math.log(p) + dist.Normal(c, 1.0).log_prob(x) for c, p in ((0.0, 0.7), (1.0, 0.3))]
@@ -474,12 +586,12 @@ FAMILY: list[Estimator] = [
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda x: x.numpy(), r"got a ndarray: try torch.from_numpy\(...\)"),
-        (lambda x: x.tolist(), r"got a list: .*torch.tensor\(...\)"),
-        (lambda x: x.float(), r"computes in torch.float64, got images of torch.float32"),
-        (lambda x: (x > 0).byte(), r"got images of torch.uint8: try data.prepared\(\"test\", vae"),
-        (lambda x: x.flatten(1), r"shape \(batch, 1, 2, 3\), got \(4, 6\): try x.reshape\(-1, 1"),
-        (lambda x: x[:0], "at least one image"),
+        (lambda x: x.numpy(), r"got numpy.ndarray .*torch.as_tensor\(x, dtype=torch.float64"),
+        (lambda x: x.tolist(), r"got list: convert it: torch.as_tensor\(x, dtype=torch.float64"),
+        (lambda x: x.float(), r"got float32 .* the weights are torch.float64; convert it: x.to\("),
+        (lambda x: (x > 0).byte(), r"got uint8 .* levels .*data.prepared\(\"test\", vae"),
+        (lambda x: x.flatten(1), r"\(N, 1, 2, 3\), got .*\(4, 6\) on cpu: .*x.reshape\(-1, 1, 2"),
+        (lambda x: x[:0], "it holds no images"),
     ],
 )
 @pytest.mark.usefixtures("no_shape_checks")
@@ -500,6 +612,7 @@ def test_programs_need_a_tensor_too() -> None:
         ELBOBound(5)(PyroProgram(two_sites, guide_of()), sample(2).numpy())
 
 
+@pytest.mark.slow
 def test_the_page_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "your_own_program.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

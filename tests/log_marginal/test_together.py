@@ -28,12 +28,15 @@ from vae_pyro.log_marginal import (
     TimedEstimate,
     bidirectional,
     estimate_together,
+    together,
 )
+from vae_pyro.log_marginal.cache import digest_of
 from vae_pyro.log_marginal.chunking import multiply_adds
 from vae_pyro.log_marginal.estimate import OnProgress
 from vae_pyro.log_marginal.program import ModelAndGuide
 from vae_pyro.log_marginal.together import for_all_images, is_cheap
 from vae_pyro.networks import MLP, Conv, Network
+from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE, build_vae
 
 FAMILY: dict[str, Estimator] = {
@@ -63,7 +66,7 @@ def same(first: dict[str, TimedEstimate], second: dict[str, TimedEstimate]) -> b
     )
 
 
-def test_each_name_gets_its_own_estimators_answer() -> None:
+def test_each_name_gets_its_own_estimators_result() -> None:
     truth = LinearGaussian(shift=0.1)
     x = truth.sample(130)
     answers = estimate_together(FAMILY, truth.vae, x, seed=0)
@@ -84,7 +87,7 @@ def test_the_seed_decides() -> None:
     other = estimate_together(FAMILY, truth.vae, x, seed=4)
     assert same(first, again)
     assert not torch.equal(first["elbo"].estimate.value, other["elbo"].estimate.value)
-    # Two chunks, two sequences of random numbers: equal images do not get equal answers.
+    # Two chunks, two sequences of random numbers: equal images do not get equal estimates.
     twice = estimate_together(
         {"elbo": ELBOBound(5)}, truth.vae, x[:1].expand(200, -1, -1, -1), seed=0
     )
@@ -269,7 +272,7 @@ class Dice(Estimator):
         return Estimate(value, value.abs(), Bound.LOWER, {"image": x.flatten(1)[:, 0]})
 
 
-def test_the_later_images_have_answers_of_their_own(tmp_path: Path) -> None:
+def test_the_later_images_have_estimates_of_their_own(tmp_path: Path) -> None:
     """Every second of 40 images first: what follows is neither repeated nor mixed up."""
     truth = LinearGaussian()
     x = truth.sample(40)
@@ -278,19 +281,53 @@ def test_the_later_images_have_answers_of_their_own(tmp_path: Path) -> None:
     estimators = {**dice, "log_px_prior": PriorSampling(50)}
     some = estimate_together(estimators, truth.vae, x[first], seed=0, folder=tmp_path)
 
-    def ask() -> dict[str, TimedEstimate]:
+    def estimate_all() -> dict[str, TimedEstimate]:
         return for_all_images(some, estimators, truth.vae, x, first, seed=0, folder=tmp_path)
 
-    complete = ask()
+    complete = estimate_all()
     assert list(complete) == ["log_px_dice"]  # nothing says that the other is cheap
     estimate = complete["log_px_dice"].estimate
     assert torch.equal(estimate.diagnostics["image"], x.flatten(1)[:, 0])
     assert torch.equal(estimate.value[::2], some["log_px_dice"].estimate.value)
     assert len(estimate.value.unique()) == 40
-    assert same(complete, ask())
+    assert same(complete, estimate_all())
     every = torch.arange(40)
     whole = estimate_together(estimators, truth.vae, x, seed=0)
     assert same(for_all_images(whole, estimators, truth.vae, x, every, seed=0), whole)
+
+
+def test_random_streams_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other names, an evaluation that is continued would get other numbers."""
+    names: list[str] = []
+
+    def named(name: str, seed: int, device: torch.device) -> RandomStream:
+        names.append(name)
+        return RandomStream(name, seed, device)
+
+    monkeypatch.setattr(together, "RandomStream", named)
+    monkeypatch.setattr(together, "IMAGES_PER_CHUNK", 2)
+    truth = LinearGaussian()
+    weights = {"elbo": ELBOBound(3), "iwae": IWAEBound(3, 3), "log_px": ImportanceSampling(3)}
+    family: dict[str, Estimator] = {**weights, "log_px_prior": PriorSampling(3)}
+    estimate_together(family, truth.vae, truth.sample(3), seed=0, place=5)
+    bidirectional(AIS(2, 2, 1), truth.vae, 3, seed=0)
+    assert names == [
+        "evaluating elbo .. log_px 5",
+        "evaluating elbo .. log_px 7",
+        "evaluating log_px_prior 5",
+        "evaluating log_px_prior 7",
+        "simulated images",
+        "evaluating simulated images 0",
+        "evaluating simulated images 2",
+    ]
+
+
+def test_looking_at_a_vae_leaves_its_digest() -> None:
+    truth = LinearGaussian()
+    vae = VAE(truth.vae.model, truth.vae.guide)
+    fresh = VAE(truth.vae.model, truth.vae.guide)
+    repr(vae)
+    assert digest_of(vae) == digest_of(fresh) == digest_of(fresh)
 
 
 def small_and_large(network: Network) -> tuple[VAE, VAE]:

@@ -11,7 +11,7 @@ from vae_pyro.errors import DataError
 T = TypeVar("T")
 
 
-def require_images(x: Tensor, image_shape: tuple[int, int, int], weights: Tensor) -> None:
+def require_images(x: object, image_shape: tuple[int, int, int], weights: Tensor) -> None:
     """Refuse anything but a batch of prepared images.
 
     Whether the pixel values lie in a likelihood's support is checked by ``Likelihood.check``.
@@ -32,7 +32,7 @@ def require_images(x: Tensor, image_shape: tuple[int, int, int], weights: Tensor
             f"{wanted}, got {_describe(x)}: whole numbers are levels as a data set stores them; "
             'let it prepare them for the likelihood, x = data.prepared("test", vae)'
         )
-    _require_tensor(x, wanted, weights)
+    x = _required_tensor(x, wanted, weights)
     if x.ndim == 4 and tuple(x.shape[1:]) == image_shape and len(x):
         return
     way_out = "this VAE was built for images of another shape"
@@ -45,14 +45,14 @@ def require_images(x: Tensor, image_shape: tuple[int, int, int], weights: Tensor
     raise DataError(f"{wanted}, got {_describe(x)}: {way_out}")
 
 
-def require_points(z: Tensor, latent_dim: int, weights: Tensor) -> None:
+def require_points(z: object, latent_dim: int, weights: Tensor) -> None:
     """Refuse anything but points of latent space, ``(*batch, latent_dim)``.
 
     Raises:
         DataError: where z is no tensor, or has another shape, dtype or device.
     """
     wanted = f"z: needs points of latent space, a tensor of the shape (*batch, {latent_dim})"
-    _require_tensor(z, wanted, weights)
+    z = _required_tensor(z, wanted, weights)
     if z.shape[-1:] != (latent_dim,):
         raise DataError(
             f"{wanted}, got {_describe(z)}: the last axis is for the latent dimensions, of which "
@@ -70,7 +70,7 @@ def require_positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: must be positive, got {value}")
 
 
-def require_whole(name: str, value: int) -> None:
+def require_whole(name: str, value: object) -> None:
     """Refuse an option that is not a whole number from 1 up.
 
     Raises:
@@ -80,13 +80,13 @@ def require_whole(name: str, value: int) -> None:
         raise ValueError(f"{name}: must be a whole number from 1 up, got {value!r}")
 
 
-def whole_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+def whole_shape(image_shape: object) -> tuple[int, int, int]:
     """``(C, H, W)``, as three whole numbers from 1 up.
 
     Raises:
         ValueError: where it is anything else.
     """
-    if len(image_shape) != 3:
+    if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
         raise ValueError(f"image_shape: must be three numbers, (C, H, W), got {image_shape!r}")
     for size in image_shape:
         require_whole("image_shape", size)
@@ -121,7 +121,7 @@ def built(given: Any, kind: type[T], name: str, *arguments: Any, **options: Any)
     return made
 
 
-def _require_tensor(given: object, wanted: str, weights: Tensor) -> None:
+def _required_tensor(given: object, wanted: str, weights: Tensor) -> Tensor:
     name = wanted[0]
     if not isinstance(given, Tensor):
         way_out = f"convert it: torch.as_tensor({name}, dtype={weights.dtype})"
@@ -130,7 +130,7 @@ def _require_tensor(given: object, wanted: str, weights: Tensor) -> None:
     elif given.device != weights.device:
         way_out = f"the weights are on {weights.device}; move it: {name}.to(vae.device)"
     else:
-        return
+        return given
     raise DataError(f"{wanted}, got {_describe(given)}: {way_out}")
 
 

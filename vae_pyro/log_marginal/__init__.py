@@ -26,14 +26,12 @@ from vae_pyro.log_marginal.together import (
 from vae_pyro.log_marginal.weights import LogWeights
 from vae_pyro.progress import ShowProgress
 
-# The earlier names of these classes: existing scripts and configurations name them.
+# The earlier names of these classes: existing scripts and configurations use them.
 ELBO = ELBOBound
 IWAE = IWAEBound
 
 __all__ = [
     "AIS",
-    "ELBO",
-    "IWAE",
     "AnnealingBudget",
     "Bound",
     "ELBOBound",

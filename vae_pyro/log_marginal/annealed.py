@@ -128,15 +128,16 @@ class AIS(AnnealingBudget, Estimator):
         """log p(x) from the path run backwards: -log mean exp(-log w), w of each reversed chain.
 
         Chains that start from the posterior have weights whose inverse is unbiased for 1 / p(x).
-        So this is an upper bound in expectation where z is a posterior draw, as it is of simulated
-        data: see ``bidirectional``. Without z the chains start from where forward chains ended,
-        drawn by their weights: an upper bound in so far as those have reached the posterior.
+        So this is an upper bound in expectation where z is a posterior sample, as it is of
+        simulated data: see ``bidirectional``. Without z the chains start from where forward chains
+        ended, sampled by their weights: an upper bound in so far as those have reached the
+        posterior.
 
         Args:
             vae: the pair.
             x: images, ``(batch, C, H, W)``.
-            z: one posterior draw per image, ``(batch, D)``; all its chains start there, so their
-                spread, and ``std_error``, does not contain the draw.
+            z: one posterior sample per image, ``(batch, D)``; all its chains start there, so their
+                spread, and ``std_error``, does not contain its error.
             on_progress: called on the way.
 
         Source: Grosse et al. (2015), section 3.

@@ -41,16 +41,16 @@ class ChunkCache:
             self._vae_digest = digest_of(vae)
 
     def read_or_compute(
-        self, question: tuple[object, ...], x: Images, compute: Callable[[], dict[str, Estimate]]
+        self, given: tuple[object, ...], x: Images, compute: Callable[[], dict[str, Estimate]]
     ) -> Chunk:
         """The estimates of one chunk: from its file where there is one, else computed and written.
 
         Args:
-            question: what, besides the pair and the images, the estimates depend on.
+            given: what, besides the pair and the images, the estimates depend on.
             x: the images of the chunk, ``(batch, C, H, W)``.
             compute: gives the estimates.
         """
-        path = self._path(question, x)
+        path = self._path(given, x)
         found = None if path is None else _read(path)
         if found is not None:
             return found
@@ -61,10 +61,10 @@ class ChunkCache:
             _write(path, chunk)
         return chunk
 
-    def _path(self, question: tuple[object, ...], x: Tensor) -> Path | None:
+    def _path(self, given: tuple[object, ...], x: Tensor) -> Path | None:
         if self._folder is None:
             return None
-        digest = hashlib.sha256(repr((code_digest(), question, self._vae_digest)).encode())
+        digest = hashlib.sha256(repr((code_digest(), given, self._vae_digest)).encode())
         digest.update(safetensors.torch.save({"x": x.contiguous()}))
         return self._folder / f"{digest.hexdigest()[:32]}.safetensors"
 
@@ -105,6 +105,8 @@ def digest_of(vae: VAE) -> str:
     plain = (bool, int, float, str, tuple)
     state = {name: tensor.contiguous().clone() for name, tensor in vae.state_dict().items()}
     digest = hashlib.sha256(safetensors.torch.save(state))
+    # Found at its first use, and from then on one of the attributes below.
+    digest.update(repr(vae.image_shape).encode())
     for module in vae.modules():
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         options = {name: value for name, value in vars(module).items() if type(value) in plain}

@@ -29,7 +29,7 @@ def log_weights(
         vae: the pair; or any two Pyro programs whose sites have one value per image.
         x: images, ``(batch, C, H, W)``; for a ``PyroProgram`` ``(batch, *event)``.
         num_samples: K.
-        proposal: what stands in for q(z | x); the guide itself, unless told otherwise.
+        proposal: what stands in for q(z | x); by default the guide.
     """
     return pair_of(vae).log_weights(x, num_samples, proposal)
 
@@ -37,7 +37,8 @@ def log_weights(
 def drawing_log_weights(
     vae: ModelAndGuide, x: Images, num_samples: int, calls: int, proposal: Proposal = THE_GUIDE
 ) -> Callable[[Tensor], LogWeights]:
-    """``log_weights`` for many x of one shape, compiled where that is asked for and pays.
+    """``log_weights`` for many x of one shape, compiled where the scope allows it and it saves
+    time.
 
     Args:
         vae: as for ``log_weights``.

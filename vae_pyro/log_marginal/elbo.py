@@ -46,7 +46,7 @@ class ELBOBound(GuideEstimator):
 
 
 def elbo_parts(vae: ModelAndGuide, x: Images, num_samples: int) -> Mapping[str, PerImage]:
-    """ELBO = reconstruction - KL, each estimated from the same draws.
+    """ELBO = reconstruction - KL, each estimated from the same samples.
 
     Args:
         vae: the pair.

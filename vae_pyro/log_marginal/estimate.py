@@ -200,8 +200,8 @@ class Estimator(ABC):
 
     Attributes:
         budget_for_all: an evaluation runs its further estimators on the first test images only. An
-            estimator whose answer for the whole test set costs fewer multiply-adds than this is
-            run on all of them; see ``is_cheap``.
+            estimator that costs fewer multiply-adds than this for the whole test set
+            is run on all of it; see ``is_cheap``.
         targets_log_px: whether the value is meant as log p(x) itself, not as a bound of the guide
             that stays below it at any budget (ELBO, IWAE-K).
     """

@@ -112,7 +112,7 @@ class AnnealingPath:
             point: where the chains are.
             b: between 0 and 1.
             step_size: in units of f_0's standard deviations, ``(batch,)``; varied by up to a fifth
-                from move to move, so that no period of the dynamics is met.
+                from move to move, so that the step never matches a period of the dynamics.
             num_leapfrog: steps of the move.
 
         Returns:

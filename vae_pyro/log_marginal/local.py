@@ -37,7 +37,7 @@ class LocalELBO(Estimator):
     larger and the second smaller than they are.
 
     q starts at the encoder's q(z | x) and follows reparameterised gradients with Adam, whose rate
-    falls to 0. Of the first and the last q the better is kept, by draws for this purpose; and the
+    falls to 0. Of the first and the last q the better is kept, by samples for this purpose; and the
     bound is then taken from fresh ones.
 
     >>> import torch

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import pyro
 import torch
@@ -10,11 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_pyro.errors import DataError
 from vae_pyro.log_marginal.program import Images
 from vae_pyro.log_marginal.proposals import Proposal, inflate
 from vae_pyro.log_marginal.weights import LogWeights, log_joint, particle_traces, read_log_weights
-from vae_pyro.model import Model
 from vae_pyro.vae import VAE
 
 Start = Literal["prior", "guide"]
@@ -94,28 +91,7 @@ class VAEPair(Pair):
         self.programs = self._vae = vae
 
     def check_form(self, x: Images) -> None:
-        require_tensor(x)
-        origin = self._vae.model.origin
-        try:
-            shape = image_shape(self._vae)
-        except RuntimeError:  # a conditional VAE given n classes decodes n z's, and no other number
-            shape = x.shape[1:]
-        words = ", ".join(str(size) for size in shape)
-        if x.shape[1:] != shape:
-            raise DataError(
-                f"x: this VAE needs images of shape (batch, {words}), got {tuple(x.shape)}: try "
-                f'x.reshape(-1, {words}), or data.prepared("test", vae)'
-            )
-        if x.dtype != origin.dtype:
-            raise DataError(
-                f"x: this VAE computes in {origin.dtype}, got images of {x.dtype}: try "
-                f'data.prepared("test", vae) for images made of levels, or x.to({origin.dtype})'
-            )
-        if x.device != origin.device:
-            raise DataError(
-                f"x: this VAE is on {origin.device}, got images on {x.device}: try "
-                f'x.to("{origin.device}")'
-            )
+        self._vae.require_images(x)
 
     def check(self, x: Images) -> None:
         self.check_form(x)
@@ -164,36 +140,9 @@ class VAEPair(Pair):
         return f_0
 
 
-def require_tensor(x: object) -> None:
-    """Refuse what is not a tensor with at least one image.
-
-    Raises:
-        DataError: with what was given, and what to try.
-    """
-    if not isinstance(x, Tensor):
-        raise DataError(
-            f"x: a torch.Tensor is needed, with one image per row, got a {type(x).__name__}: try "
-            "torch.from_numpy(...) for a NumPy array, torch.tensor(...) for a list, or "
-            'data.prepared("test", vae)'
-        )
-    if x.dim() == 0 or not len(x):
-        raise DataError(f"x: at least one image is needed, got a tensor of shape {tuple(x.shape)}")
-
-
-_image_shapes: "WeakKeyDictionary[Model, torch.Size]" = WeakKeyDictionary()
-
-
-def image_shape(vae: VAE) -> torch.Size:
-    """``(C, H, W)`` of the images that this VAE is about; found once, by decoding one z."""
-    if vae.model not in _image_shapes:
-        with torch.no_grad():
-            _image_shapes[vae.model] = vae.model.decode(vae.model.origin[None]).event_shape
-    return _image_shapes[vae.model]
-
-
 def blank_images(
     vae: VAE, num_images: int = 1
 ) -> Float[Tensor, "num_images channels height width"]:
     """Images of zeros in the shape that this VAE is about, ``(num_images, C, H, W)``."""
-    blank: Tensor = vae.model.origin.new_zeros(num_images, *image_shape(vae))
+    blank: Tensor = vae.model.origin.new_zeros(num_images, *vae.image_shape)
     return blank

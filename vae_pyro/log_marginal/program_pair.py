@@ -6,7 +6,8 @@ from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vae_pyro.log_marginal.pair import Pair, Start, require_tensor
+from vae_pyro.errors import DataError
+from vae_pyro.log_marginal.pair import Pair, Start
 from vae_pyro.log_marginal.program import Images, PyroProgram
 from vae_pyro.log_marginal.proposals import Proposal
 from vae_pyro.log_marginal.sites import (
@@ -31,10 +32,18 @@ class ProgramPair(Pair):
         self.programs = self._programs = programs
 
     def check_form(self, x: Images) -> None:
-        require_tensor(x)
+        if not isinstance(x, Tensor):
+            raise DataError(
+                f"x: a torch.Tensor is needed, with one datum per row, got a {type(x).__name__}: "
+                "try torch.from_numpy(...) for a NumPy array, torch.tensor(...) for a list"
+            )
+        if x.dim() == 0 or not len(x):
+            raise DataError(
+                f"x: at least one datum is needed, got a tensor of shape {tuple(x.shape)}"
+            )
 
     def check(self, x: Images) -> None:
-        require_tensor(x)
+        self.check_form(x)
 
     def check_proposal(self, proposal: Proposal) -> None:
         """Nothing is known before the guide is run on x."""

@@ -254,12 +254,12 @@ def _search(vae: VAE, x: Tensor, grid: _Grid) -> Tensor:
 
 
 def _evaluate(vae: VAE, x: Tensor, grid: _Grid, image: Tensor) -> Tensor:
-    """log p(x_i, z) at every node of the box of every image that is asked for.
+    """log p(x_i, z) at every node of the box of every selected image.
 
     Args:
         vae: the pair.
         x: images, ``(N, C, H, W)``.
-        grid: one box for each of the n images asked for.
+        grid: one box for each of the n selected images.
         image: which they are, ``(n,)``.
 
     Returns:

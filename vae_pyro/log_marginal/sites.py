@@ -1,6 +1,6 @@
 """The sample sites of a user's own Pyro program: read, checked, and turned into real vectors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +49,17 @@ def run(
     Raises:
         EstimatorError: where the program fails, or has a site that is not per image.
     """
-    for handler in handlers:
+    for handler in (*handlers, _WholePlates(role)):
         program = handler(program)
     try:
         trace = poutine.trace(program).get_trace(x)
+    except torch.OutOfMemoryError:  # a RuntimeError, but not the program's fault
+        raise
     except (RuntimeError, ValueError) as error:
         raise EstimatorError(
-            f"the {role} cannot be run on a batch of {len(x)} rows: {error}\nEvery image is "
-            "repeated once per sample, so a model and a guide must take batches of any size and "
-            "have no parameter with one entry per image"
+            f"the {role} cannot be run on a batch of {len(x)} rows: {_first_line(error)}\nEvery "
+            "image is repeated once per sample, so a model and a guide must take batches of any "
+            "size and have no parameter with one entry per image"
         ) from error
     sites = [
         site
@@ -71,6 +73,7 @@ def run(
             log_observed = log_observed + _log_prob(role, site)
         else:
             log_latent = log_latent + _log_prob(role, site)
+    _check_one_row_plate(role, sites)
     observed = [site["name"] for site in sites if site["is_observed"]]
     if role == "model" and not observed:
         raise EstimatorError(
@@ -112,8 +115,7 @@ def _check(role: str, site: Site, rows: int) -> None:
             f"{name} is marked to be enumerated, and the estimators sample every latent site: "
             "remove the mark, or sum it out in the likelihood (as MixtureSameFamily does)"
         )
-    frames = [frame for frame in site["cond_indep_stack"] if frame.dim == -1]
-    if not frames:
+    if not _row_frames(site):
         raise EstimatorError(
             f"{name} is not per image: it stands outside every plate at dimension -1, so one value "
             'is shared by all images. Put it inside pyro.plate("images", len(x)), or make it a '
@@ -122,8 +124,25 @@ def _check(role: str, site: Site, rows: int) -> None:
     if site["fn"].batch_shape[-1] != rows:
         raise EstimatorError(
             f"{name} has one value for each of {site['fn'].batch_shape[-1]} images, and x has "
-            f'{rows}: the plate must be pyro.plate("images", len(x))'
+            f'{rows}: the plate at dimension -1 must be pyro.plate("images", len(x)). What all '
+            "images share must be a parameter (pyro.param)"
         )
+
+
+def _check_one_row_plate(role: str, sites: Sequence[Site]) -> None:
+    """Refuse two plates at dimension -1: the size of another one may equal that of the batch."""
+    row_plates = {frame.name for site in sites for frame in _row_frames(site)}
+    if len(row_plates) > 1:
+        raise EstimatorError(
+            f"the {role} has the plates {_quoted(sorted(row_plates))} at dimension -1, where only "
+            "that of the images may be: outside it, one value is shared by all images. Put every "
+            'site inside one pyro.plate("images", len(x)), and further plates at dimension -2, or '
+            "make what is shared a parameter (pyro.param)"
+        )
+
+
+def _row_frames(site: Site) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.dim == -1]
 
 
 def _log_prob(role: str, site: Site) -> Tensor:
@@ -131,12 +150,25 @@ def _log_prob(role: str, site: Site) -> Tensor:
     try:
         log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
+        way_out = "check x"
+        if torch.as_tensor(site["value"]).isnan().any():
+            way_out = (
+                "it is NaN; where a mask hides it, replace it by any value of the support, because "
+                "masked values are checked too"
+            )
         raise EstimatorError(
-            f'site "{site["name"]}" of the {role} has a value outside its support; check x: {error}'
+            f'site "{site["name"]}" of the {role} has a value outside its support, or a parameter '
+            f"that is out of range: {_first_line(error)}; {way_out}"
         ) from error
     if site["mask"] is not None:
         log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
     return log_prob.reshape(-1, log_prob.shape[-1]).sum(0)
+
+
+def _first_line(error: Exception) -> str:
+    """Without the tensors that follow it."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].rstrip(":")
 
 
 def _quoted(names: Any) -> str:
@@ -147,7 +179,27 @@ def _is_latent(site: Site) -> bool:
     return not site["is_observed"] and not poutine.util.site_is_subsample(site)
 
 
-class Given(Messenger):  # type: ignore[misc]  # Pyro's classes are untyped
+class _WholePlates(Messenger):  # type: ignore[misc]  # Pyro's classes are untyped
+    """Refuses a plate that selects some of its entries: their density is not that of all."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self._role = role
+
+    def _pyro_post_sample(self, site: Site) -> None:
+        if not poutine.util.site_is_subsample(site):
+            return
+        size, selected = site["fn"].size, len(site["value"])
+        if selected != size:
+            raise EstimatorError(
+                f'plate "{site["name"]}" of the {self._role} selects {selected} of its {size} '
+                "entries, and the density of a part is not that of the whole: leave subsample_size "
+                "and subsample out. x itself may be any batch of images, inside "
+                'pyro.plate("images", len(x))'
+            )
+
+
+class Given(Messenger):  # type: ignore[misc]
     """The latent sites take these values."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:

@@ -71,7 +71,7 @@ def summarise_log_weights(
     parts = []
     done, elbo_sum = 0, 0.0
     rows = rows_per_chunk(vae, x, chunk_size)
-    # Few images with many z's each, so that the encoder is hardly ever asked.
+    # Few images with many z's each, so that the encoder runs rarely.
     at_once = min(len(x), max(1, rows // num_samples))
     size = _even(num_samples, max(1, rows // at_once))
     draws = math.ceil(num_samples / size)
@@ -118,8 +118,8 @@ def _blocks(
 ) -> Iterator[Tensor]:
     """``num_samples`` log weights of each image, float64, ``(some, batch)`` at a time.
 
-    Several draws are handed on together, because taking them in costs much the same for any number.
-    What the last draw has too much is left out.
+    The samples of several calls are handed on together, because taking them in costs much the same
+    for any number. What the last call has too much is left out.
     """
     left = num_samples
     block: list[Tensor] = []

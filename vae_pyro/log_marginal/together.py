@@ -77,7 +77,7 @@ def estimate_together(
     for estimator in estimators.values():
         estimator.check(vae)
     pair_of(vae).check_form(x)
-    answers: dict[str, TimedEstimate] = {}
+    estimates: dict[str, TimedEstimate] = {}
     for names in _passes(estimators):
         family = {name: estimators[name] for name in names}
 
@@ -90,14 +90,17 @@ def estimate_together(
             ((name, estimator),) = family.items()
             return {name: estimator(vae, x[chunk], report)}
 
-        label = f"evaluating {' .. '.join(dict.fromkeys((names[0], names[-1])))}"
-        question = tuple(sorted(family.items()))
-        answers |= _in_chunks(compute, label, vae, x, question, seed, folder, progress, place)
-    return {name: answers[name] for name in estimators}
+        span = " .. ".join(dict.fromkeys((names[0], names[-1])))
+        label, stream = f"evaluating {span}", f"evaluating {span}"
+        given = tuple(sorted(family.items()))
+        estimates |= _in_chunks(
+            compute, label, vae, x, given, stream, seed, folder, progress, place
+        )
+    return {name: estimates[name] for name in estimators}
 
 
 def for_all_images(
-    answers: Mapping[str, TimedEstimate],
+    estimates: Mapping[str, TimedEstimate],
     estimators: Mapping[str, Estimator],
     vae: ModelAndGuide,
     x: Images,
@@ -112,7 +115,7 @@ def for_all_images(
     Only the images without a result are computed.
 
     Args:
-        answers: by name, for the images ``first``, from ``estimate_together``.
+        estimates: by name, for the images ``first``, from ``estimate_together``.
         estimators: by name.
         vae: the pair, in evaluation mode.
         x: all images, ``(N, C, H, W)``.
@@ -123,11 +126,11 @@ def for_all_images(
         progress: likewise.
     """
     if len(first) == len(x):
-        return dict(answers)
+        return dict(estimates)
     cheap = {
         name: estimator
         for name, estimator in estimators.items()
-        if is_cheap(estimator, vae, answers[name].estimate, len(x))
+        if is_cheap(estimator, vae, estimates[name].estimate, len(x))
     }
     is_left = torch.ones(len(x), dtype=torch.bool)
     is_left[first] = False
@@ -144,10 +147,10 @@ def for_all_images(
     in_order = torch.cat([first, left]).argsort()
     return {
         name: TimedEstimate(
-            concatenate([answers[name].estimate, answer.estimate]).select(in_order),
-            answers[name].seconds + answer.seconds,
+            concatenate([estimates[name].estimate, rest.estimate]).select(in_order),
+            estimates[name].seconds + rest.seconds,
         )
-        for name, answer in later.items()
+        for name, rest in later.items()
     }
 
 
@@ -180,7 +183,7 @@ def bidirectional(
 ) -> tuple[TimedEstimate, TimedEstimate]:
     """Bidirectional Monte Carlo: log p(x) of simulated images from below and from above.
 
-    z ~ p(z) and x ~ p(x | z) make z a draw from p(z | x), so that AIS run backwards from it is an
+    z ~ p(z) and x ~ p(x | z) make z a sample of p(z | x), so that AIS run backwards from it is an
     upper bound in expectation. The truth lies between the two. Their distance measures how accurate
     AIS with this budget is on images of this kind.
 
@@ -211,11 +214,10 @@ def bidirectional(
             "upper": estimator.upper_bound(vae, x[chunk], z[chunk], part_of(report, 0.5, 1)),
         }
 
-    question = ("bidirectional", estimator)
-    answers = _in_chunks(
-        compute, "evaluating simulated images", vae, x, question, seed, folder, progress
-    )
-    return answers["lower"], answers["upper"]
+    label, stream = "evaluating simulated images", "evaluating simulated images"
+    given = ("bidirectional", estimator)
+    bounds = _in_chunks(compute, label, vae, x, given, stream, seed, folder, progress)
+    return bounds["lower"], bounds["upper"]
 
 
 def _passes(estimators: Mapping[str, Estimator]) -> list[list[str]]:
@@ -234,7 +236,8 @@ def _in_chunks(
     label: str,
     vae: ModelAndGuide,
     x: Images,
-    question: tuple[object, ...],
+    given: tuple[object, ...],
+    stream: str,
     seed: int,
     folder: Path | str | None,
     progress: ShowProgress,
@@ -247,7 +250,9 @@ def _in_chunks(
         label: what is being done, for the progress.
         vae: the pair.
         x: images, ``(N, C, H, W)``.
-        question: what, besides VAE, images and seed, the results depend on.
+        given: what, besides VAE, images and seed, the results depend on.
+        stream: names the random numbers, together with each chunk's place. It must never change:
+            with another name, an evaluation that is continued would get other numbers.
         seed: as for ``estimate_together``.
         folder: likewise.
         progress: likewise.
@@ -261,12 +266,12 @@ def _in_chunks(
             chunk = slice(start, min(start + IMAGES_PER_CHUNK, len(x)))
 
             def compute_chunk(chunk: slice = chunk) -> dict[str, Estimate]:
-                noise = RandomStream(f"{label} {place + chunk.start}", seed, x.device)
+                noise = RandomStream(f"{stream} {place + chunk.start}", seed, x.device)
                 with noise.active():
                     return compute(chunk, _within(report, chunk))
 
-            whole_question = (*question, seed, place + start)
-            chunks.append(cache.read_or_compute(whole_question, x[chunk], compute_chunk))
+            key = (*given, seed, place + start)
+            chunks.append(cache.read_or_compute(key, x[chunk], compute_chunk))
             report(chunk.stop, "")
     return {
         name: TimedEstimate(

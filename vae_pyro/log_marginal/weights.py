@@ -67,7 +67,7 @@ def read_log_weights(
     """The log weights of what two traces hold.
 
     Args:
-        guide_trace: of one draw of all particles.
+        guide_trace: of one run for all particles.
         model_trace: of the model with the same z's.
         shape: ``(K, batch)``.
     """
