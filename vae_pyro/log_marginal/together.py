@@ -91,10 +91,17 @@ def estimate_together(
             return {name: estimator(vae, x[chunk], report)}
 
         span = " .. ".join(dict.fromkeys((names[0], names[-1])))
-        label, stream = f"evaluating {span}", f"evaluating {span}"
-        given = tuple(sorted(family.items()))
         estimates |= _in_chunks(
-            compute, label, vae, x, given, stream, seed, folder, progress, place
+            compute,
+            f"evaluating {span}",
+            vae,
+            x,
+            tuple(sorted(family.items())),
+            seed,
+            folder,
+            progress,
+            place,
+            stream=f"evaluating {span}",
         )
     return {name: estimates[name] for name in estimators}
 
@@ -214,9 +221,17 @@ def bidirectional(
             "upper": estimator.upper_bound(vae, x[chunk], z[chunk], part_of(report, 0.5, 1)),
         }
 
-    label, stream = "evaluating simulated images", "evaluating simulated images"
-    given = ("bidirectional", estimator)
-    bounds = _in_chunks(compute, label, vae, x, given, stream, seed, folder, progress)
+    bounds = _in_chunks(
+        compute,
+        "evaluating simulated images",
+        vae,
+        x,
+        ("bidirectional", estimator),
+        seed,
+        folder,
+        progress,
+        stream="evaluating simulated images",
+    )
     return bounds["lower"], bounds["upper"]
 
 
@@ -237,11 +252,12 @@ def _in_chunks(
     vae: ModelAndGuide,
     x: Images,
     given: tuple[object, ...],
-    stream: str,
     seed: int,
     folder: Path | str | None,
     progress: ShowProgress,
     place: int = 0,
+    *,
+    stream: str,
 ) -> dict[str, TimedEstimate]:
     """Compute chunk by chunk, each with its own random numbers, or read it from the folder.
 
