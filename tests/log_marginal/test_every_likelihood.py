@@ -74,15 +74,15 @@ def test_x_outside_the_support_is_refused_by_the_closed_form() -> None:
 def test_chains_and_particles_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = build_vae(2, (1, 3, 4), MLP((4,)), build("bernoulli"), DiagNormal, seed=None).eval()
     x = torch.bernoulli(torch.full((1, 1, 3, 4), 0.5))
-    answers = []
-    for rows in (1000, 3):
+    estimates = []
+    for rows in (1000, 7):
         for module in ("hamiltonian", "local"):
             monkeypatch.setattr(
                 f"vae_pyro.log_marginal.{module}.rows_per_chunk", lambda *_, rows=rows: rows
             )
         torch.manual_seed(0)
-        answers.append((AIS(5, 10, 2)(vae, x), LocalELBO(20, 10, 500)(vae, x)))
-    (ais, local), (ais_in_blocks, local_in_blocks) = answers
+        estimates.append((AIS(5, 10, 2)(vae, x), LocalELBO(20, 10, 500)(vae, x)))
+    (ais, local), (ais_in_blocks, local_in_blocks) = estimates
     torch.testing.assert_close(ais.value, ais_in_blocks.value, atol=1e-4, rtol=0)
-    difference = local.value - local_in_blocks.value  # its final draws are others
+    difference = local.value - local_in_blocks.value  # its final samples are others
     assert difference.abs() < 4.5 * torch.hypot(local.std_error, local_in_blocks.std_error)

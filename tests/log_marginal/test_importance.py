@@ -172,7 +172,7 @@ def test_progress_ends_at_the_whole() -> None:
 def test_the_gap_has_an_honest_error_bar() -> None:
     """ELBO and log p(x) share their weights: their difference is known better than either."""
     truth = LinearGaussian(shift=0.3, stretch=1.4)
-    x = truth.sample(1000)
+    x = truth.sample(500)
     estimate = ImportanceSampling(1000)(truth.vae, x)
     gap, std_error = (estimate.diagnostics[name] for name in ("elbo_gap", "elbo_gap_std_error"))
     exact = truth.log_marginal(x) - truth.elbo(x).detach()
@@ -199,7 +199,7 @@ def test_other_proposals_have_honest_error_bars_too(inflation: float, prior_shar
 def test_prior_sampling_is_the_average_likelihood_and_falls_short() -> None:
     """Unbiased for p(x); at one budget its log p(x) is noisier than the guide's by far."""
     truth = LinearGaussian(shift=0.1, stretch=1.2)
-    x = truth.sample(1000)
+    x = truth.sample(500)
     exact = truth.log_marginal(x)
     prior, guide = PriorSampling(1000)(truth.vae, x), ImportanceSampling(1000)(truth.vae, x)
     z_scores = (prior.value - exact) / prior.std_error

@@ -33,8 +33,8 @@ class PyroProgram:
     site stands inside ``pyro.plate("images", len(x))``, the rightmost plate. To sample K times per
     image, they are run on a batch that holds every image K times, so they need no code for a
     particle axis. Parameters are those in Pyro's parameter store and in the modules used, as after
-    training; put modules into evaluation mode first. A ``poutine.scale`` never enters; a
-    mask does; a plate with a subsample is refused.
+    training; put modules into evaluation mode first. A ``poutine.scale`` never
+    enters, a mask does, and a plate with a subsample is refused.
 
     Attributes:
         model: samples the latent sites and observes x: p(x, z).
