@@ -195,3 +195,10 @@ def columns(database: Path) -> dict[str, list[tuple[object, ...]]]:
             name: sorted(connection.execute(f"PRAGMA {kind}_info('{name}')").fetchall())
             for kind, name in found
         }
+
+
+@pytest.mark.xdist_group("grouped")
+def test_groups_reach_the_processes_of_tests(request: pytest.FixtureRequest) -> None:
+    """Otherwise each process would set up for itself what one is to set up for all."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@grouped")
