@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help setup sweep test test-fast lint type bench experiments ui lock clean
+.PHONY: help setup sweep test test-fast coverage lint type bench experiments ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: lint type ## lint, types and all tests (about 15 minutes on two cores)
 
 test-fast: $(STAMP) ## the tests without the mark slow (under 2 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow'
+
+coverage: $(STAMP) ## all tests, and the lines that they do not run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term-missing
 
 lint: $(STAMP) ## ruff: style and common mistakes
 	$(BIN)/ruff check .
