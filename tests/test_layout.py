@@ -105,6 +105,7 @@ INNER_LAYERS = {
         "pictures",
         "trainer",
         "evaluator",
+        "report",
         "folder",
         "job",
     ],

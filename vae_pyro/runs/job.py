@@ -11,21 +11,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vae_pyro.config import Config, parse_config
-from vae_pyro.evaluation import Evaluation
+from vae_pyro.config import parse_config
 from vae_pyro.evaluation.names import merge
 from vae_pyro.interruption import uninterrupted
-from vae_pyro.reporting.estimators import advice, comparison
 from vae_pyro.reporting.results import JobResult
-from vae_pyro.reporting.tables import print_table, table_markdown
 from vae_pyro.runs.evaluator import CACHE_FOLDER, Evaluator
 from vae_pyro.runs.fingerprint import Fingerprint, identify_x
 from vae_pyro.runs.folder import continue_or_begin
 from vae_pyro.runs.preparation import Parts, prepare
 from vae_pyro.runs.recording import record_config, record_files, recorded
+from vae_pyro.runs.report import report
 from vae_pyro.runs.trainer import Trainer
 from vae_pyro.saving import MODEL_FOLDER, save_model
-from vae_pyro.tracking import RECORD_FOLDER, Run, deliver_rest
+from vae_pyro.tracking import RECORD_FOLDER, deliver_rest
 from vae_pyro.training.checkpoints import FOLDER as CHECKPOINTS
 from vae_pyro.training.checkpoints import Checkpoints
 
@@ -79,81 +77,43 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         finished = continue_or_begin(job.output, fingerprint, resume=config.resume)
         if finished is not None:
             return _read_back(finished, parts, job)
+        place: dict[str, Any] = {"seed": config.seed, "folder": job.output, "console": console}
+        trainer = Trainer(parts, config.training, config.evaluation.compile, **place)
+        evaluator = Evaluator(parts, config.evaluation, **place)
         checkpoints = Checkpoints(job.output / CHECKPOINTS, config.training.checkpoint_seconds)
         with recorded(
             parts,
             fingerprint,
-            name=job.name,
-            parent=job.parent,
+            job.name,
+            job.parent,
+            job.output,
+            checkpoints,
             is_part_of_sweep=job.sweep is not None,
-            folder=job.output,
-            checkpoints=checkpoints,
         ) as run:
             record_config(run, described, job.choices, job.output)
-            result = _train_and_evaluate(config, parts, job, run, checkpoints, console)
+            trained = trainer.train(run, checkpoints)
+            model = save_model(job.output / MODEL_FOLDER, parts.vae, parts.blueprint)
+            record_files(run, {CHECKPOINTS: checkpoints.paths(), MODEL_FOLDER: model})
+            evaluation, metrics = evaluator.evaluate(run, trained.last_epoch)
+            if job.needs_validation_log_px:
+                metrics = merge(metrics, evaluator.validation_log_px(run, trained.last_epoch))
+            run.log_metrics(trained.metrics, trained.last_epoch)
+            report(evaluation, parts, evaluator.log_cell_volume, run, console)
+            result = JobResult(
+                job.name,
+                dict(job.settings),
+                config.latent_dim,
+                x=parts.x,
+                images=identify_x(parts.dataset, parts.likelihood),
+                log_cell_volume=evaluator.log_cell_volume,
+                metrics=merge(metrics, trained.metrics),
+                sweep=job.sweep,
+            )
             with uninterrupted():
                 run.end("FINISHED")
                 result.write(job.output)
         shutil.rmtree(job.output / CACHE_FOLDER, ignore_errors=True)  # all of it is in the tables
         return result
-
-
-def _train_and_evaluate(
-    config: Config,
-    parts: Parts,
-    job: Job,
-    run: Run,
-    checkpoints: Checkpoints,
-    console: Console,
-) -> JobResult:
-    trainer = Trainer(
-        parts,
-        config.training,
-        config.evaluation.compile,
-        seed=config.seed,
-        folder=job.output,
-        console=console,
-    )
-    evaluator = Evaluator(
-        parts, config.evaluation, seed=config.seed, folder=job.output, console=console
-    )
-    trained = trainer.train(run, checkpoints)
-    record_files(run, checkpoints.paths(), CHECKPOINTS)
-    model = save_model(job.output / MODEL_FOLDER, parts.vae, parts.blueprint)
-    record_files(run, model, MODEL_FOLDER)
-    evaluation, metrics = evaluator.evaluate(run, trained.last_epoch)
-    if job.needs_validation_log_px:
-        metrics = merge(metrics, evaluator.validation_log_px(run, trained.last_epoch))
-    run.log_metrics(trained.metrics, trained.last_epoch)
-    _report(evaluation, parts, evaluator.log_cell_volume, run, console)
-    return JobResult(
-        job.name,
-        dict(job.settings),
-        config.latent_dim,
-        x=parts.x,
-        images=identify_x(parts.dataset, parts.likelihood),
-        log_cell_volume=evaluator.log_cell_volume,
-        metrics=merge(metrics, trained.metrics),
-        sweep=job.sweep,
-    )
-
-
-def _report(
-    evaluation: Evaluation, parts: Parts, log_cell_volume: float | None, run: Run, console: Console
-) -> None:
-    """Print the estimators side by side, where there are further ones, and the notes.
-
-    Both become the run's description.
-    """
-    notes = [*parts.notes, *advice(evaluation, parts.plan)]
-    words = list(notes)
-    if parts.plan.estimators:
-        table = comparison(evaluation, log_cell_volume or 0.0)
-        print_table(table, console)
-        words.insert(0, table_markdown(table))
-    run.describe("\n\n".join(words))
-    for note in notes:
-        logger.info(note)
 
 
 def _read_back(finished: JobResult, parts: Parts, job: Job) -> JobResult:

@@ -28,12 +28,12 @@ FILES = (RECORD_FOLDER, CONFIG_FILE)
 def recorded(
     parts: Parts,
     fingerprint: Fingerprint,
-    *,
     name: str,
     parent: str | None,
-    is_part_of_sweep: bool,
     folder: Path,
     checkpoints: Checkpoints,
+    *,
+    is_part_of_sweep: bool,
 ) -> Iterator[Run]:
     """Open the job's run; where the job fails or is interrupted, close it with that status.
 
@@ -44,9 +44,9 @@ def recorded(
         fingerprint: likewise; becomes a tag.
         name: of the run.
         parent: run id of the sweep.
-        is_part_of_sweep: then a store that does not respond does not stop the job from starting.
         folder: the job's own.
         checkpoints: the last one is written where the job is interrupted.
+        is_part_of_sweep: then a store that does not respond does not stop the job from starting.
 
     Raises:
         TrackingError: where the store does not respond, and the job is no part of a sweep.
@@ -88,10 +88,11 @@ def record_config(
     run.log_file(path)
 
 
-def record_files(run: Run, paths: Sequence[Path], folder: str) -> None:
-    """Upload files into one folder of the run."""
-    for path in paths:
-        run.log_file(path, folder)
+def record_files(run: Run, paths: Mapping[str, Sequence[Path]]) -> None:
+    """Upload files, by the folder of the run that they go into."""
+    for folder, files in paths.items():
+        for path in files:
+            run.log_file(path, folder)
 
 
 def _end_failed(run: Run, error: Exception) -> None:
