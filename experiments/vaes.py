@@ -52,8 +52,8 @@ class Trained:
     seed: int
 
     def x(self, split: Literal["train", "valid", "test"], num_images: int | None = None) -> Tensor:
-        """The first images of a split, prepared for the likelihood: see ``Dataset.prepared``."""
-        return self.dataset.prepared(split, self.vae, num_images)
+        """The first images of a split, or all of them: see ``Dataset.prepared``."""
+        return self.dataset.prepared(split, self.vae)[:num_images]
 
 
 def run_jobs(

@@ -82,7 +82,7 @@ READ_AT_START = (
     "MLFLOW_CONFIGURE",
 )
 # But for those that a forked process can still follow.
-FOLLOWED = ("PYTHONPATH", "OMP_NUM_THREADS")
+FOLLOWED = ("PYTHONPATH", "OMP_NUM_THREADS", "TORCHINDUCTOR_CACHE_DIR")
 _LENGTH = struct.Struct("!I")
 _NUMBER = struct.Struct("!i")
 _AT_START = dict(os.environ)

@@ -151,4 +151,4 @@ def test_the_lines_for_a_notebook_run_without_hydra_and_mlflow(run: Run) -> None
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     block = next(block for block in blocks if "import vae_pyro as vp" in block)
     printed = run("python", "-c", WITHOUT_COMMAND_LINE + block).stdout
-    assert re.search(r"-2[34]\.\d\d ± 0\.\d+ nats per image", printed), printed
+    assert re.search(r"-2[34]\.\d+ ± 0\.\d+ nats per image", printed), printed

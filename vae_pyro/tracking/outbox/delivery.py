@@ -236,10 +236,11 @@ class Delivery:
             self._is_discarded = False
 
     def _count(self, delivered: int) -> None:
+        # First, because a thread that waits for the count may end the process.
+        write_delivered(self._folder, delivered, self.run_id)
         with self._changed:
             self.delivered = delivered
             self._changed.notify_all()
-        write_delivered(self._folder, delivered, self.run_id)
 
     def _open(self) -> StoredRun:
         """The tracker's run; made anew where the tracker has none."""
