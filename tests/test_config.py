@@ -248,6 +248,7 @@ def test_any_value_anywhere_is_accepted_or_refused_in_words(key: str, value: Any
         assert str(error)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(list(GROUPS)), st.dictionaries(st.text(max_size=9), json_values, max_size=3))
 def test_any_options_of_any_group_are_accepted_or_refused_in_words(
     group: str, options: dict[str, Any]

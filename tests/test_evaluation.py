@@ -79,6 +79,7 @@ def test_bits_per_dim_is_of_the_levels() -> None:
     assert m["test/bits_per_dim"] == pytest.approx(-m["test/log_px"] / (6 * math.log(2)))
 
 
+@pytest.mark.slow
 def test_standard_errors_contain_the_dequantisation() -> None:
     """Over fresh draws of x from the same images, the number moves as much as it says."""
     likelihood = Normal(5, scale=0.05)
@@ -132,6 +133,7 @@ EVERYTHING: dict[str, Estimator] = {
 }
 
 
+@pytest.mark.slow
 def test_the_gap_splits_into_what_is_known() -> None:
     """The posterior is in the family, so all of the gap is the encoder's."""
     spoilt = LinearGaussian(shift=0.4, stretch=1.5)
@@ -193,6 +195,7 @@ def evaluated() -> Evaluation:
     )
 
 
+@pytest.mark.slow
 def test_every_number_that_is_estimated_has_both_errors(evaluated: Evaluation) -> None:
     m = evaluated.metrics
     alone = {
@@ -210,6 +213,7 @@ def test_every_number_that_is_estimated_has_both_errors(evaluated: Evaluation) -
     assert compared | {"test/log_px_exact", "simulated/gap"} <= names
 
 
+@pytest.mark.slow
 def test_the_two_errors_are_what_they_say() -> None:
     """Evaluated anew the number moves by the one; with fresh images, by the other."""
     truth = LinearGaussian(shift=0.5, stretch=1.5)

@@ -61,6 +61,7 @@ except DataError as error:
 """
 
 
+@pytest.mark.slow
 def test_nothing_but_unix_has_is_needed(tmp_path: Path) -> None:
     home = str(tmp_path)
     done = subprocess.run(

@@ -233,6 +233,7 @@ def test_divergence_names_the_site_and_moves_no_weight(
     assert torch.allclose(weights(vae), before, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_a_linear_vae_is_probabilistic_pca() -> None:
     """Trained to the end, it reaches the maximum-likelihood solution, which PCA has exactly."""
     x = LinearGaussianImages(num_train=1000).load().train.images
