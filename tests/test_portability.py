@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 # Other packages are loaded as they are; vae_pyro is then loaded a second time, without.
