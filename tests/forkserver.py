@@ -242,7 +242,7 @@ class _Server:
 
 
 class _StoppedError(Exception):
-    """Nobody is there any more to send commands."""
+    """The process that sends the commands has ended."""
 
 
 def serve(control: socket.socket) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What ``pip install`` brings to someone who has no clone: the files, the command, the library."""
+"""The wheel, installed outside the clone: its files, the command and the library."""
 
 import os
 import re

@@ -130,7 +130,7 @@ class AIS(AnnealingBudget, Estimator):
         Chains that start from the posterior have weights whose inverse is unbiased for 1 / p(x).
         So this is an upper bound in expectation where z is a posterior sample, as it is of
         simulated data: see ``bidirectional``. Without z the chains start from where forward chains
-        ended, sampled by their weights: an upper bound in so far as those have reached the
+        ended, sampled by their weights: an upper bound if those have reached the
         posterior.
 
         Args:

@@ -168,7 +168,7 @@ def choose_device(name: str) -> torch.device:
     """``auto`` takes a GPU where there is one.
 
     Raises:
-        ConfigError: where a GPU is asked for and there is none.
+        ConfigError: where the device is ``cuda`` and there is no GPU.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
