@@ -1,5 +1,6 @@
 """Estimators of log p(x), all with one signature: ``estimator(vae, x)``."""
 
+from vae_pyro.log_marginal.adaptive import AdaptiveImportanceSampling
 from vae_pyro.log_marginal.annealed import AIS, AnnealingBudget, ReverseAIS
 from vae_pyro.log_marginal.drawing import log_weights
 from vae_pyro.log_marginal.elbo import ELBOBound, elbo_parts
@@ -32,6 +33,7 @@ IWAE = IWAEBound
 
 __all__ = [
     "AIS",
+    "AdaptiveImportanceSampling",
     "AnnealingBudget",
     "Bound",
     "ELBOBound",

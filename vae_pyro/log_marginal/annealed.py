@@ -262,7 +262,14 @@ class AIS(AnnealingBudget, Estimator):
             diagnostics["pareto_k"] = pareto_k((sign * log_w).topk(tail + 1, dim=0).values)
         num_chains = self._num_pilot_chains + num_passes * self.num_chains
         evaluations = num_chains * (1 + self.num_temperatures * self.num_leapfrog)
-        return Estimate(sign * weights.log_mean, weights.std_error, bound, diagnostics, evaluations)
+        return Estimate(
+            sign * weights.log_mean,
+            weights.std_error,
+            bound,
+            diagnostics,
+            evaluations,
+            self.num_chains,
+        )
 
     @property
     def _num_pilot_chains(self) -> int:

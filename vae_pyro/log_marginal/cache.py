@@ -78,10 +78,10 @@ def _read(path: Path) -> Chunk | None:
     except CheckpointError:
         return None
     estimates = {}
-    for name, (bound, evaluations) in about["estimates"].items():
+    for name, (bound, evaluations, num_weights) in about["estimates"].items():
         own = {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}/")}
         value, std_error = own.pop("value"), own.pop("std_error")
-        estimates[name] = Estimate(value, std_error, Bound(bound), own, evaluations)
+        estimates[name] = Estimate(value, std_error, Bound(bound), own, evaluations, num_weights)
     return estimates, about["seconds"]
 
 
@@ -94,7 +94,9 @@ def _write(path: Path, chunk: Chunk) -> None:
     }
     about = {
         "seconds": seconds,
-        "estimates": {name: [e.bound.value, e.evaluations] for name, e in estimates.items()},
+        "estimates": {
+            name: [e.bound.value, e.evaluations, e.num_weights] for name, e in estimates.items()
+        },
     }
     make_folder(path.parent)
     write_tensors(path, tensors, about)

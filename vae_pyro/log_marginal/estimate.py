@@ -126,11 +126,14 @@ class Estimate(PerImage):
             own estimate of its error, which has no sign and does not average out over images.
         diagnostics: further numbers per image, by name, each ``(batch,)``.
         evaluations: of the decoder, per image; with or without its gradient.
+        num_weights: how many importance weights each value is the log of the mean of; 0 where it
+            is no such mean.
     """
 
     bound: Bound
     diagnostics: Mapping[str, Float[Tensor, " batch"]] = field(default_factory=dict)
     evaluations: float = 0.0
+    num_weights: int = 0
 
     def mean_std_error(self, draws: int = 1) -> float:
         """As ``PerImage.mean_std_error``; for a NUMERIC value the mean of the error estimates.
@@ -146,7 +149,12 @@ class Estimate(PerImage):
         """The estimate for some of the images, index ``(n,)`` or a mask ``(batch,)``."""
         diagnostics = {name: numbers[index] for name, numbers in self.diagnostics.items()}
         return Estimate(
-            self.value[index], self.std_error[index], self.bound, diagnostics, self.evaluations
+            self.value[index],
+            self.std_error[index],
+            self.bound,
+            diagnostics,
+            self.evaluations,
+            self.num_weights,
         )
 
     def to_dataframe(self) -> "DataFrame":
@@ -192,6 +200,7 @@ def concatenate(parts: Sequence[Estimate]) -> Estimate:
             for name in parts[0].diagnostics
         },
         evaluations,
+        parts[0].num_weights,
     )
 
 

@@ -61,6 +61,7 @@ class WeightEstimator(Estimator):
                 "elbo_gap_std_error": summary.gap.std_error,
             },
             summary.num_samples,
+            summary.num_samples if self.group_size == summary.num_samples else 0,
         )
 
     def __call__(

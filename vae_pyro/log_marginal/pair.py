@@ -70,6 +70,12 @@ class Pair(ABC):
         """The width of f_0 in each latent dimension, ``(batch, D)``: the unit of a step."""
 
     @abstractmethod
+    def log_joint_at(
+        self, x: Images, z: Float[Tensor, "points dims"]
+    ) -> Float[Tensor, "points batch"]:
+        """log p(x_i, z_j) of every image at every point, ``(points, batch)``, float64."""
+
+    @abstractmethod
     def log_densities(
         self, x: Images, z: Float[Tensor, "chains batch dims"], start: Start
     ) -> tuple[
@@ -121,6 +127,13 @@ class VAEPair(Pair):
         f_0 = self._first(x, start)
         unit = torch.ones_like(f_0.sample())
         return unit if start == "prior" else f_0.sample((256,)).std(0)
+
+    def log_joint_at(
+        self, x: Images, z: Float[Tensor, "points dims"]
+    ) -> Float[Tensor, "points batch"]:
+        # Every point is decoded once for all images.
+        log_likelihood, log_prior = log_joint(self._vae, x, z[:, None])
+        return log_likelihood.double() + log_prior.double()
 
     def log_densities(
         self, x: Images, z: Float[Tensor, "chains batch dims"], start: Start

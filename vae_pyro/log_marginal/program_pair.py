@@ -103,6 +103,13 @@ class ProgramPair(Pair):
         width = ascending[3 * _DRAWS // 4] - ascending[_DRAWS // 4]
         return width / _NORMAL_QUARTILES
 
+    def log_joint_at(
+        self, x: Images, z: Float[Tensor, "points dims"]
+    ) -> Float[Tensor, "points batch"]:
+        each = z[:, None].expand(-1, len(x), -1)
+        _, log_likelihood, log_prior = self.log_densities(x, each, "prior")
+        return log_likelihood.double() + log_prior.double()
+
     def log_densities(
         self, x: Images, z: Float[Tensor, "chains batch dims"], start: Start
     ) -> tuple[
