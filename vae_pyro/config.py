@@ -56,7 +56,9 @@ class EvaluationConfig:
     """What is measured on the test set after training.
 
     Attributes:
-        num_samples: z's per test image. At least 25, so that Pareto k-hat has a tail to look at.
+        num_samples: z's of the guide per test image; at least 25, so that k-hat has a tail.
+        num_evaluations: of the decoder per test image, for log p(x); None for ``num_samples``, and
+            at least 100 per latent dimension.
         iwae_samples: each K for which the IWAE-K bound is reported, none above ``num_samples``.
         dequantisations: x's drawn per test image where p(x | z) is a density of dequantised
             images; 2 or more, so that the spread between them is known.
@@ -72,6 +74,7 @@ class EvaluationConfig:
     """
 
     num_samples: Annotated[int, Field(ge=25, le=10**9)]
+    num_evaluations: Annotated[int, Field(ge=100, le=10**9)] | None
     iwae_samples: tuple[Positive, ...]
     dequantisations: Annotated[int, Field(ge=2, le=1_000)]
     estimators: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Options]

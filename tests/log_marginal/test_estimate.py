@@ -97,7 +97,10 @@ def test_a_number_has_as_many_digits_as_its_error_allows(
 def test_an_estimate_prints_in_one_line() -> None:
     k = {"pareto_k": torch.tensor([0.1, 0.8, 0.2, math.inf])}
     assert str(Estimate(VALUE, ERROR, Bound.LOWER, k)) == (
-        "3.00 ± 0.12 nats per image (lower bound), k-hat > 0.7: 50%"
+        "3.00 ± 0.12 nats per image (lower bound)"
+    )
+    assert str(Estimate(VALUE, ERROR, Bound.LOWER, k, num_weights=5000)) == (
+        "≥ 3.0 nats per image (lower bound), untrusted: 50% of the images"
     )
     unknown = {"pareto_k": torch.full((4,), math.nan)}
     assert str(Estimate(VALUE, ERROR, Bound.UPPER, unknown)) == (

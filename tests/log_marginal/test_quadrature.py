@@ -10,10 +10,10 @@ from tests.linear_gaussian import LinearGaussian
 from tests.log_marginal.test_importance import log_marginal_by_quadrature
 from vae_pyro.errors import EstimatorError
 from vae_pyro.guide import DiagNormal
-from vae_pyro.likelihoods import Normal
+from vae_pyro.likelihoods import Bernoulli, Normal
 from vae_pyro.log_marginal import Bound, Exact, Quadrature, chunking
 from vae_pyro.model import Model
-from vae_pyro.networks import Linear, Reshape
+from vae_pyro.networks import MLP, Linear, Reshape
 from vae_pyro.vae import VAE, build_vae
 
 
@@ -69,6 +69,55 @@ def test_two_modes_are_both_found() -> None:
         - 0.5 * math.log(6)
     )
     assert Quadrature()(vae, x).value.item() == pytest.approx(one_mode + math.log(2), abs=1e-5)
+
+
+def log_joint_on_grid(
+    vae: VAE, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, points: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nodes of a grid, and log p(x, z) there with one row per node."""
+    ends = zip(lower.tolist(), upper.tolist(), strict=True)
+    axes = [torch.linspace(a, b, points, dtype=torch.float64) for a, b in ends]
+    z = torch.cartesian_prod(*axes).reshape(-1, len(axes))
+    log_x = torch.cat([vae.model.decode(p[:, None]).log_prob(x) for p in z.split(20_000)])
+    return z, log_x + torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1, keepdim=True)
+
+
+def log_marginal_by_dense_grid(vae: VAE, x: torch.Tensor) -> torch.Tensor:
+    """A coarse grid over the prior finds each image's posterior, a dense one integrates it."""
+    dims = vae.model.latent_dim
+    around, dense = {1: (4001, 40_001), 2: (201, 701)}[dims]
+    edge = torch.full((dims,), 8.0, dtype=torch.float64)
+    nodes, coarse = log_joint_on_grid(vae, x, -edge, edge, around)
+    values = []
+    for one, log_f in zip(x.split(1), coarse.T, strict=True):
+        kept = nodes[log_f > log_f.max() - 30]
+        lower, upper = kept.amin(0) - 16 / (around - 1), kept.amax(0) + 16 / (around - 1)
+        _, fine = log_joint_on_grid(vae, one, lower, upper, dense)
+        values.append(fine[:, 0].logsumexp(0) + ((upper - lower) / (dense - 1)).log().sum())
+    return torch.stack(values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("latent_dim", "decoders"), [(1, 60), (2, 16)])
+def test_kinks_of_steep_relu_decoders_are_within_the_error_estimate(
+    latent_dim: int, decoders: int
+) -> None:
+    """The difference between two grids can be small by chance where both are wrong."""
+    ratios = []
+    for seed in range(decoders):
+        vae = build_vae(latent_dim, (1, 4, 4), MLP((16,)), Bernoulli(2), DiagNormal, seed=seed)
+        vae = vae.double()
+        with torch.no_grad():
+            for weights in vae.model.decoder.parameters():
+                weights.mul_(3 + seed % 3)
+            x = vae.model.decode(torch.randn(4, latent_dim, dtype=torch.float64)).sample()
+            truth = log_marginal_by_dense_grid(vae, x)
+        estimate = Quadrature()(vae, x)
+        ratios.append((estimate.value - truth).abs() / estimate.std_error)
+        assert estimate.std_error.max() < 3e-3  # without which any error would be within it
+    ratio = torch.cat(ratios)
+    assert ratio.max() <= 2
+    assert (ratio <= 1).double().mean() >= 0.98
 
 
 @pytest.mark.slow

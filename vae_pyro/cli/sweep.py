@@ -222,7 +222,7 @@ def _panel(group: list[JobResult], results: list[JobResult]) -> Panel:
         ordered=ordered,
         series={
             bound_label(name): [
-                (result.nats(name), result.metrics[f"{name}_std_error"])
+                (result.nats(name), result.shown_error(name))
                 if name in result.metrics
                 else (math.nan, math.nan)
                 for result in group

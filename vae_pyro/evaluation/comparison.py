@@ -67,6 +67,18 @@ class Comparison:
         """Mean difference of two estimates of the same images, in nats."""
         return (self[name].value - self[other].value).mean().item()
 
+    def contradicts(self, name: str, other: str) -> bool:
+        """Whether an estimate lies further from another one than chance and its bound allow.
+
+        A lower bound whose error bar cannot be trusted is one-sided: it may lie below by any
+        distance.
+        """
+        distance = self.difference(name, other)
+        if abs(distance) <= self.largest_by_chance(name, other):
+            return False
+        one_sided = self[name].bound is Bound.LOWER and not self[name].is_trusted
+        return not (one_sided and distance < 0)
+
     def largest_by_chance(self, name: str, other: str) -> float:
         """How large chance lets ``difference`` be, in nats.
 

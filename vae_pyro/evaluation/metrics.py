@@ -24,12 +24,11 @@ from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import (
     AIS,
     Estimate,
-    PerImage,
     TimedEstimate,
     bidirectional,
     estimate_together,
 )
-from vae_pyro.log_marginal.diagnostics import HIGH_PARETO_K
+from vae_pyro.log_marginal.diagnostics import high_pareto_k
 from vae_pyro.log_marginal.together import for_all_images
 from vae_pyro.log_marginal.weights import log_joint
 from vae_pyro.progress import ShowProgress, no_progress
@@ -50,11 +49,13 @@ class Evaluation:
             were run on all images. Their means are metrics under ``test/``.
         compared: all estimators on the same first images. Their means are the metrics under
             ``compared/``.
+        latent_dim: of the VAE.
     """
 
     metrics: dict[str, float]
     estimates: Mapping[str, TimedEstimate]
     compared: Comparison
+    latent_dim: int
 
     @property
     def draws(self) -> int:
@@ -117,7 +118,7 @@ def evaluate(
     standard = estimate_together(plan.standard, vae, x, **how)
     one_draw = x[: len(x) // draws]  # so that N images are counted as N
     about_the_vae = merge(
-        _quality(standard["log_px"].estimate, draws),
+        _quality(standard["log_px"].estimate, standard["elbo"].estimate, draws),
         _bits(standard["log_px"].estimate, draws, vae.model.likelihood, x.shape[1:]),
         {"test/rounding_error": max(rounding_error(vae, p) for p in x.split(_ROUNDED_TOGETHER))},
         _units(vae, one_draw),
@@ -144,7 +145,7 @@ def evaluate(
         if ais is not None and plan.simulated_images
         else {},
     )
-    return Evaluation(metrics, standard | complete, compared)
+    return Evaluation(metrics, standard | complete, compared, vae.model.latent_dim)
 
 
 def rounding_error(vae: VAE, x: Tensor) -> float:
@@ -165,17 +166,19 @@ def rounding_error(vae: VAE, x: Tensor) -> float:
 
 
 def pareto_k_high(estimate: Estimate) -> float:
-    """Share of the images whose Pareto k-hat is above 0.7; NaN where there is no k-hat.
+    """Share of the images whose Pareto k-hat is above its threshold; NaN where there is no k-hat.
 
     >>> from vae_pyro.log_marginal import Bound
     >>> value, k = torch.zeros(4), torch.tensor([0.1, 0.6, 0.8, 0.2])
-    >>> pareto_k_high(Estimate(value, value, Bound.LOWER, {"pareto_k": k}))
+    >>> pareto_k_high(Estimate(value, value, Bound.LOWER, {"pareto_k": k}, num_weights=5000))
     0.25
     """
     k = estimate.diagnostics.get("pareto_k")
     if k is None or k.isnan().any():
         return math.nan
-    return (k > HIGH_PARETO_K).double().mean().item()
+    # Of a bound of the guide the weights are as many as its evaluations.
+    threshold = high_pareto_k(estimate.num_weights or int(estimate.evaluations))
+    return (k > threshold).double().mean().item()
 
 
 def log_cell_volume(likelihood: Likelihood, image_shape: Sequence[int]) -> float | None:
@@ -196,13 +199,12 @@ def log_cell_volume(likelihood: Likelihood, image_shape: Sequence[int]) -> float
     return None if width is None else math.prod(image_shape) * width
 
 
-def _quality(log_px: Estimate, draws: int) -> dict[str, float]:
-    """What the importance weights show about log p(x), and about the guide."""
-    of = log_px.diagnostics
-    gap = PerImage(of["elbo_gap"], of["elbo_gap_std_error"])
-    return metrics_of("test", "gap", gap, draws) | {
-        "test/effective_sample_size": of["effective_sample_size"].mean().item(),
+def _quality(log_px: Estimate, elbo: Estimate, draws: int) -> dict[str, float]:
+    """What the importance weights show about log p(x), and how far below it the ELBO is."""
+    return metrics_of("test", "gap", subtract(log_px, elbo), draws) | {
+        "test/effective_sample_size": log_px.diagnostics["effective_sample_size"].mean().item(),
         "test/pareto_k_high": pareto_k_high(log_px),
+        "test/untrusted": (~log_px.trusted).double().mean().item(),
     }
 
 

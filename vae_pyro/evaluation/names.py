@@ -23,6 +23,7 @@ _OF_EVERY_EVALUATION = (
     "gap",
     "bits_per_dim",
     "pareto_k_high",
+    "untrusted",
     "rounding_error",
     "active_units",
     "kl",

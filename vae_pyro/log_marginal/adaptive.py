@@ -27,6 +27,8 @@ from vae_pyro.log_marginal.program import Images, ModelAndGuide
 from vae_pyro.log_marginal.running import RunningWeights
 from vae_pyro.log_marginal.target import AdaptedProposal, Target
 
+LEAST_EVALUATIONS = 100
+"""With fewer there is nothing left to draw from what was fitted."""
 _LOW = 3  # dimensions, in which samples of the prior find modes
 _SEARCHING_SHARE = {True: 0.2, False: 0.08}  # of the budget, in few dimensions and in more
 _MATCHING_SHARE = 0.25  # at most; each gradient is counted as two evaluations
@@ -87,8 +89,10 @@ class AdaptiveImportanceSampling(Estimator):
     num_evaluations: int = 5000
 
     def __post_init__(self) -> None:
-        if self.num_evaluations < 100:
-            raise ValueError(f"num_evaluations: must be at least 100, got {self.num_evaluations}")
+        if self.num_evaluations < LEAST_EVALUATIONS:
+            raise ValueError(
+                f"num_evaluations: must be at least {LEAST_EVALUATIONS}, got {self.num_evaluations}"
+            )
 
     def __call__(
         self, vae: ModelAndGuide, x: Images, on_progress: OnProgress | None = None

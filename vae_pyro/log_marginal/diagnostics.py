@@ -6,9 +6,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-HIGH_PARETO_K = 0.7  # Vehtari et al. (2024): above, importance sampling is not to be relied on
+HIGH_PARETO_K = 0.7  # with any number of weights
 NO_TAIL = 1e-3  # largest weights that differ by less, relatively, have none but rounding
 MIN_TAIL_SIZE = 5  # weights; fewer do not show the shape of a tail
+
+
+def high_pareto_k(num_weights: int) -> float:
+    """The k-hat above which neither an estimate nor its standard error can be trusted.
+
+    min(1 - 1 / log10(S), 0.7) for S weights: few weights cannot show that a heavy tail is harmless.
+
+    >>> [round(high_pareto_k(size), 2) for size in (100, 1000, 5000)]
+    [0.5, 0.67, 0.7]
+
+    Args:
+        num_weights: S, at least 2.
+
+    Source: Vehtari et al. (2024), section 3.2.4.
+    """
+    return min(1 - 1 / math.log10(max(num_weights, 2)), HIGH_PARETO_K)
 
 
 def effective_sample_size(
@@ -56,8 +72,8 @@ def tail_size(num_samples: int) -> int:
 def pareto_k(largest_log_weights: Float[Tensor, "weights batch"]) -> Float[Tensor, " batch"]:
     """Shape k-hat of a generalised Pareto distribution fitted to each image's largest weights.
 
-    Below 0.5 the weights have a finite variance; up to 0.7 the estimate is still usable; above,
-    it and its standard error are not to be trusted at any practical number of samples. All images
+    Below 0.5 the weights have a finite variance. Above ``high_pareto_k`` the estimate and its
+    standard error are not to be trusted. All images
     are fitted at once. Where the largest weights are all equal, to 0.1%, there is no tail
     to be fitted, and k-hat is -inf.
 

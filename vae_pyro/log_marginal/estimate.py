@@ -8,14 +8,18 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from vae_pyro.log_marginal.diagnostics import HIGH_PARETO_K
+from vae_pyro.log_marginal.diagnostics import high_pareto_k
 from vae_pyro.log_marginal.program import Images, ModelAndGuide
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+MOST_UNTRUSTED = 0.05
+"""Share of the images whose values may be untrusted before the error bar of their mean is."""
+_MOST_ERROR = 0.5  # nats: above, the delta method's standard error of a logarithm is too small
 
 OnProgress = Callable[[float, str], None]
 """Called with (share of the work done, between 0 and 1; a few words on the current state)."""
@@ -135,6 +139,27 @@ class Estimate(PerImage):
     evaluations: float = 0.0
     num_weights: int = 0
 
+    @property
+    def trusted(self) -> Bool[Tensor, " batch"]:
+        """Whether each value's ``std_error`` can be trusted: the one rule for all who show it.
+
+        An exact value can. Any other needs a standard error of at most 0.5 nats; and the log of a
+        mean of weights a k-hat of at most ``high_pareto_k(num_weights)``, where there are enough
+        weights for one. An untrusted value of a lower bound is still one: it is a value that
+        log p(x) is probably not far below, but may be far above.
+        """
+        good = self.std_error <= _MOST_ERROR
+        k = self.diagnostics.get("pareto_k")
+        if self.num_weights and k is not None:
+            # No k-hat of a few weights: the standard error alone is left to judge by.
+            good &= (k <= high_pareto_k(self.num_weights)) | k.isnan()
+        return good
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the error bar of the mean can be: at most 5% of the images are untrusted."""
+        return (~self.trusted).double().mean().item() <= MOST_UNTRUSTED
+
     def mean_std_error(self, draws: int = 1) -> float:
         """As ``PerImage.mean_std_error``; for a NUMERIC value the mean of the error estimates.
 
@@ -166,12 +191,36 @@ class Estimate(PerImage):
         return frame.rename_axis("image")
 
     def __str__(self) -> str:
-        number = with_error(self.mean(), self.mean_std_error())
-        words = f"{number} nats per image ({_BOUND_WORDS[self.bound]})"
-        k = self.diagnostics.get("pareto_k")
-        if k is None or k.isnan().any():
-            return words
-        return f"{words}, k-hat > {HIGH_PARETO_K}: {(k > HIGH_PARETO_K).double().mean():.0%}"
+        words = f"{self.shown()} nats per image ({_BOUND_WORDS[self.bound]})"
+        untrusted = (~self.trusted).double().mean().item()
+        return f"{words}, untrusted: {untrusted:.0%} of the images" if untrusted else words
+
+    def shown(self, offset: float = 0.0, draws: int = 1, sign: str = "") -> str:
+        """``-23.48 ± 0.01``, or ``≥ -23.5`` where the error bar cannot be trusted; ≤ for an upper.
+
+        Args:
+            offset: nats, added to the mean.
+            draws: see ``mean_std_error``.
+            sign: put before a trusted number.
+        """
+        return shown(
+            self.mean() + offset,
+            self.mean_std_error(draws),
+            self.is_trusted,
+            "≤ " if self.bound is Bound.UPPER else "≥ ",
+            sign,
+        )
+
+
+def shown(
+    value: float, std_error: float, is_trusted: bool, one_sided: str = "≥ ", sign: str = ""
+) -> str:
+    """``-23.48 ± 0.01``, or ``≥ -23.5`` where the error bar cannot be trusted.
+
+    >>> shown(-23.481, 0.012, True), shown(-93.112, 0.012, False)
+    ('-23.481 ± 0.012', '≥ -93.1')
+    """
+    return f"{sign}{with_error(value, std_error)}" if is_trusted else f"{one_sided}{value:.1f}"
 
 
 def with_error(value: float, std_error: float) -> str:

@@ -1,5 +1,6 @@
 """The integral over z by a grid, where z has so few dimensions that a grid can be afforded."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,6 +27,11 @@ _LAST_POINTS = {1: 4097, 2: 257, 3: 65}
 _NEGLIGIBLE = 25.0
 _CUT_OFF = 1e-9  # nats: what such heights add up to outside the box
 _IMAGES_AT_ONCE = {1: 100, 2: 100, 3: 25}
+# Parts that a grid is split into along each axis, to compare the parts with the whole. A kink can
+# leave two parts equal and both wrong; among four that did not happen.
+_PARTS = {1: 4, 2: 2, 3: 2}
+# With kinks in two dimensions, 5 of 350 errors exceeded the largest change, by up to 2.04 times.
+_SAFETY = 2.0
 _MAX_MOVES = 30  # of the box around the posterior
 _TYPICAL_GRIDS = 20  # of the first size, per image: to see beforehand whether compiling pays
 
@@ -36,17 +42,26 @@ class Quadrature(Estimator):
 
     A coarse grid over the prior, and the guide's mean as one more point, find where p(x, z) is more
     than e^-25 of its highest value. Grids over the box around that place move its sides in and out
-    until it holds just that, and one takes the integral. For an integrand that is smooth and
-    vanishes at the border the rule's error falls exponentially in the number of points. This
-    error is estimated by leaving out every second point of each axis, and the grid of an image is
-    made twice as fine until that changes log p(x) by less than ``tolerance``. The guide's samples
-    are not used, so that the guide can be compared with the result.
+    until it holds just that, and one takes the integral. The guide's samples are not used, so that
+    the guide can be compared with the result.
+
+    For an integrand that is smooth and vanishes at the border, the rule's error falls exponentially
+    in the number of points. A ReLU decoder has kinks, and there the error falls with the square of
+    the step, and changes its sign with the place of a kink between two points. To estimate the
+    error, each axis is split into every second point and the points between them, or into four
+    such parts where z has one dimension. Each combination of parts is a coarser grid of its own.
+    The grid is made twice as fine until each of these coarser grids gives log p(x) within
+    ``tolerance`` of the whole. One coarser grid would not do: by chance it can agree with the whole
+    where both are wrong.
 
     Limit: a second mode is not found where it is so narrow that neither a point of the coarse grid
     nor the guide's mean comes within 25 nats of the highest value.
 
-    ``std_error`` is that change (far more than the error of the finer grid), plus what is cut off
-    and the rounding of the model's precision; infinite where no box could be found.
+    ``std_error`` is twice the largest of these differences, plus what is cut off and the rounding
+    of the model's precision. It is a bound rather than a typical error: in tests on steep ReLU
+    decoders the error was within it for more than 99% of images, and typically a twentieth of it.
+    It exceeds twice ``tolerance`` where the finest grid does not suffice, and is infinite where no
+    box could be found.
 
     >>> import torch
     >>> from vae_pyro.log_marginal import Quadrature
@@ -61,7 +76,7 @@ class Quadrature(Estimator):
     'NUMERIC'
 
     Args:
-        tolerance: nats.
+        tolerance: by how many nats a coarser grid may differ.
 
     Raises:
         ValueError: where ``tolerance`` is not positive.
@@ -113,9 +128,9 @@ class Quadrature(Estimator):
             log_f = _evaluate(vae, x, grid, left)
             evaluations[left] += points**dims
             value[left] = grid.log_integral(log_f)
-            change = (value[left] - grid.log_integral(log_f, every=2)).abs()
+            change = grid.largest_change(log_f)
             rounding = torch.finfo(x.dtype).eps * value[left].abs()
-            error[left] = change + _CUT_OFF + rounding
+            error[left] = _SAFETY * change + _CUT_OFF + rounding
             left = left[change > self.tolerance] if points < _LAST_POINTS[dims] else left[:0]
             points = 2 * points - 1
         error = torch.where(found, error, torch.inf)
@@ -186,15 +201,28 @@ class _Grid:
         digits = [index // self.points**axis % self.points for axis in reversed(range(dims))]
         return self.lower[box] + torch.stack(digits, -1) * self.step[box]
 
-    def log_integral(self, log_f: Tensor, every: int = 1) -> Tensor:
+    def log_integral(self, log_f: Tensor, start: tuple[int, ...] = (), every: int = 1) -> Tensor:
         """log of the sum over the nodes times a cell's volume, ``(N,)``.
 
         Args:
             log_f: at the nodes, ``(points ** D, N)``.
+            start: the first point of each axis to use; without it, the first of all.
             every: use every second (third, ..) point of each axis only.
         """
-        axes = self._by_axis(log_f)[(slice(None, None, every),) * self.lower.shape[1]]
+        start = start or (0,) * self.lower.shape[1]
+        axes = self._by_axis(log_f)[tuple(slice(first, None, every) for first in start)]
         return axes.flatten(0, -2).logsumexp(0) + (every * self.step).log().sum(-1)
+
+    def largest_change(self, log_f: Tensor) -> Tensor:
+        """How far the coarser grids that make up this one are from it, at most, in nats, ``(N,)``.
+
+        Args:
+            log_f: at the nodes, ``(points ** D, N)``.
+        """
+        dims = self.lower.shape[1]
+        starts = itertools.product(range(_PARTS[dims]), repeat=dims)
+        parts = torch.stack([self.log_integral(log_f, s, _PARTS[dims]) for s in starts])
+        return (parts - self.log_integral(log_f)).abs().amax(0)
 
     def support(
         self, log_f: Tensor, highest: Tensor | None = None

@@ -17,6 +17,7 @@ _SHOWN = {
     "test/gap",
     "test/effective_sample_size",
     "test/pareto_k_high",
+    "test/untrusted",
     "test/active_units",
     "time/train_seconds",
     "time/evaluate_seconds",
@@ -71,6 +72,18 @@ class JobResult:
     def is_bound(self) -> bool:
         """Whether ``nats`` is a bound on log P(image) that was taken from a density."""
         return bool(self.log_cell_volume)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the error bar of log p(x) can be trusted; see ``Estimate.is_trusted``."""
+        from vae_pyro.log_marginal.estimate import MOST_UNTRUSTED  # imports torch
+
+        return self.metrics["test/untrusted"] <= MOST_UNTRUSTED
+
+    def shown_error(self, name: str) -> float:
+        """A metric's standard error for a chart, nats; 0, so no bar, where it cannot be trusted."""
+        is_shown = name != "test/log_px" or self.is_trusted
+        return self.metrics[f"{name}_std_error"] if is_shown else 0.0
 
     @classmethod
     def read(cls, folder: Path) -> "JobResult | None":

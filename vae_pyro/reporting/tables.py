@@ -19,7 +19,7 @@ from vae_pyro.reporting.results import (
 
 _SPARED_FIRST = (
     "ESS",
-    "k-hat > 0.7",
+    "high k-hat",
     "seconds",
     "active units",
     "gap",
@@ -35,6 +35,10 @@ CAPTION = (
 DENSITIES = (
     "≥ marks a density; the number is a lower bound on log P(image): log p(x) of the dequantised x "
     "plus the log volume of the image's cell"
+)
+UNTRUSTED = (
+    "no ± beside log p(x): for over 5% of the images the error bar cannot be trusted (k-hat is too "
+    "high), so the number is a lower bound and the true value may be much higher"
 )
 INCOMPARABLE = (
     "each kind of x has its own table, ranked by log p(x); probabilities of different kinds of x "
@@ -112,13 +116,17 @@ def summary_tables(results: Sequence[JobResult]) -> list[SummaryTable]:
 
 def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """One job's cells by column."""
+    from vae_pyro.log_marginal.estimate import shown  # imports torch
+
     m = result.metrics
     row = {key: setting(result, key) for key in keys}
     for name in names[:-1]:
         row[bound_label(name)] = f"{result.nats(name):.2f}" if name in m else ""
-    row[bound_label(names[-1])] = (
-        f"{'≥ ' * result.is_bound}{result.nats('test/log_px'):.2f} "
-        f"± {m['test/log_px_std_error']:.3f}"
+    row[bound_label(names[-1])] = shown(
+        result.nats("test/log_px"),
+        m["test/log_px_std_error"],
+        result.is_trusted,
+        sign="≥ " * result.is_bound,
     )
     row["± images"] = f"{m['test/log_px_image_std_error']:.2f}"
     if "test/log_px_true" in m:
@@ -127,7 +135,7 @@ def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> dict[s
     if "test/bits_per_dim" in m:
         row["bits/dim"] = f"{m['test/bits_per_dim']:.4f}"
     row["ESS"] = f"{m['test/effective_sample_size']:.0f}"
-    row["k-hat > 0.7"] = f"{m['test/pareto_k_high']:.0%}"
+    row["high k-hat"] = f"{m['test/pareto_k_high']:.0%}"
     row["active units"] = f"{m['test/active_units']:.0f}"
     row["seconds"] = f"{m['time/train_seconds'] + m['time/evaluate_seconds']:.0f}"
     return row
@@ -137,8 +145,11 @@ def summary_notes(results: Sequence[JobResult]) -> list[str]:
     """How to read the numbers and what can be compared, a line each."""
     notes = [CAPTION]
     by_x = groups(results)
-    if any(result.is_bound for group in by_x for result in group):
+    finished = [result for group in by_x for result in group]
+    if any(result.is_bound for result in finished):
         notes.append(DENSITIES)
+    if not all(result.is_trusted for result in finished):
+        notes.append(UNTRUSTED)
     if len(by_x) > 1:
         notes.append(INCOMPARABLE)
     return notes
@@ -169,7 +180,7 @@ def _rich_table(table: SummaryTable, left_out: Sequence[str]) -> Table:
     rich = Table(title=table.title, title_justify="left", box=SIMPLE_HEAVY, padding=(0, 1, 0, 0))
     for index in shown:
         name = table.header[index]
-        for first in ("active", "k-hat", "±", "decoder", "seconds"):
+        for first in ("active", "high", "±", "decoder", "seconds"):
             name = name.replace(f"{first} ", f"{first}\n")
         rich.add_column(name, justify="right", vertical="bottom")
     for row in table.rows:

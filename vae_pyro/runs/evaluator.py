@@ -12,7 +12,7 @@ from vae_pyro.config import EvaluationConfig
 from vae_pyro.evaluation import Evaluation, evaluate, log_cell_volume
 from vae_pyro.evaluation.names import merge
 from vae_pyro.files import write_atomically
-from vae_pyro.log_marginal import ImportanceSampling, estimate_together
+from vae_pyro.log_marginal import estimate_together
 from vae_pyro.progress import ShowProgress, show_progress
 from vae_pyro.reporting.estimators import estimators_csv, latent_csv, per_image_csv
 from vae_pyro.runs.pictures import draw_bounds
@@ -88,7 +88,7 @@ class Evaluator:
         return evaluation, metrics
 
     def validation_log_px(self, run: Run, epoch: int) -> dict[str, float]:
-        """``valid/log_px`` by importance sampling: a search chooses models by it, not by test data.
+        """``valid/log_px`` as ``test/log_px``: a search chooses models by it, not by test data.
 
         Args:
             run: records it.
@@ -98,7 +98,7 @@ class Evaluator:
         x = parts.dataset.prepared("valid", parts.vae)
         with accelerated(x.device, self.options.compile):
             estimate = estimate_together(
-                {"log_px": ImportanceSampling(self.options.num_samples)},
+                {"log_px": parts.plan.standard["log_px"]},
                 parts.vae,
                 x,
                 seed=self.seed,

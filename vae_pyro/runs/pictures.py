@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vae_pyro.evaluation import posterior_means
 from vae_pyro.files import write_atomically
+from vae_pyro.log_marginal.estimate import MOST_UNTRUSTED
 from vae_pyro.randomness import RandomStream
 from vae_pyro.reporting import figures
 from vae_pyro.tracking import Run
@@ -58,10 +59,12 @@ def draw_bounds(
     def with_error(name: str) -> tuple[float, float]:
         return metrics[f"test/{name}"], metrics[f"test/{name}_std_error"]
 
+    log_px = with_error("log_px")
+    if metrics["test/untrusted"] > MOST_UNTRUSTED:
+        log_px = log_px[0], 0.0  # no bar where it cannot be trusted
+
     bounds = {k: with_error(f"iwae_{k}") for k in iwae_samples}
-    figure = figures.bounds_figure(
-        {**bounds, 1: with_error("elbo")}, with_error("log_px"), num_samples
-    )
+    figure = figures.bounds_figure({**bounds, 1: with_error("elbo")}, log_px, num_samples)
     path = folder / BOUNDS_FILE
     write_atomically(path, figures.png(figures.render(figure)))
     run.log_file(path)

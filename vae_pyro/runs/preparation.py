@@ -24,6 +24,8 @@ from vae_pyro.vae import VAE
 
 logger = logging.getLogger(__name__)
 
+_EVALUATIONS_PER_DIMENSION = 100  # of the decoder: a fit in many dimensions needs more
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -160,6 +162,8 @@ def _plan(options: EvaluationConfig, vae: VAE) -> tuple[EvaluationPlan, list[str
         options.num_images,
         options.simulated_images,
         options.latent,
+        options.num_evaluations
+        or max(options.num_samples, _EVALUATIONS_PER_DIMENSION * vae.model.latent_dim),
     )
     return plan, notes
 
