@@ -284,6 +284,7 @@ def test_flattening_keeps_every_leaf(tree: dict[str, Any]) -> None:
 
 
 ESTIMATORS = {
+    "guide": "log_px_guide",
     "defensive": "log_px_defensive",
     "prior": "log_px_prior",
     "ais": "log_px_ais",

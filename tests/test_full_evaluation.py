@@ -36,6 +36,8 @@ SMALL_FULL = (
     "evaluation=full",
     "evaluation.simulated_images=6",
     "evaluation.estimators.log_px_upper.num_temperatures=20",
+    "evaluation.num_evaluations=500",
+    "evaluation.estimators.log_px_guide.num_samples=50",
     "evaluation.estimators.log_px_prior.num_samples=50",
     "evaluation.estimators.log_px_defensive.num_samples=50",
     "evaluation.estimators.elbo_local.num_steps=20",
@@ -45,7 +47,16 @@ SMALL_FULL = (
 def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> None:
     done = run_py("latent_dim=2", *SMALL_FULL, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/m.db")
     assert done.returncode == 0, done.stdout + done.stderr
-    for label in ("importance", "defensive", "prior", "ais", "upper", "quadrature", "ELBO, local"):
+    for label in (
+        "adaptive",
+        "guide",
+        "defensive",
+        "prior",
+        "ais",
+        "upper",
+        "quadrature",
+        "ELBO, local",
+    ):
         assert re.search(rf"^ +{label} +(lower|upper|numeric) ", done.stdout, re.MULTILINE)
     assert "note: log_px_exact was left out: exact log p(x) is known for linear" in done.stdout
     assert "note: on images simulated from the model, the lower and the upper bound" in done.stdout

@@ -57,8 +57,8 @@ class EvaluationConfig:
 
     Attributes:
         num_samples: z's of the guide per test image; at least 25, so that k-hat has a tail.
-        num_evaluations: of the decoder per test image, for log p(x); None for ``num_samples``, and
-            at least 100 per latent dimension.
+        num_evaluations: of the decoder per test image, for log p(x); None for (2 + 0.4
+            latent_dim) ``num_samples``, at most 10 times as many.
         iwae_samples: each K for which the IWAE-K bound is reported, none above ``num_samples``.
         dequantisations: x's drawn per test image where p(x | z) is a density of dequantised
             images; 2 or more, so that the spread between them is known.

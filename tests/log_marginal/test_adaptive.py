@@ -130,7 +130,7 @@ def assert_reliable(estimate: Estimate) -> None:
         (2, 0.0, 1.0),
         (2, 2.0, 0.2),
         (10, 2.0, 0.2),
-        (10, 5.0, 0.1),
+        pytest.param(10, 5.0, 0.1, marks=pytest.mark.slow),
         pytest.param(50, 1.0, 0.3, marks=pytest.mark.slow),
     ],
 )
@@ -341,7 +341,10 @@ class Overflowing(torch.nn.Module):
         return torch.where(far[..., None, None, None, None], torch.nan, self.decoder(z))
 
 
-@pytest.mark.parametrize("radius", [2.0, 0.5])
+@pytest.mark.parametrize(
+    "radius",
+    [2.0, 0.5],
+)
 def test_where_the_decoder_overflows_there_is_no_weight(radius: float) -> None:
     vae, x = digits_like()
     vae.model.decoder = Overflowing(vae.model.decoder, radius)

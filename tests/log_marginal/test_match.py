@@ -8,7 +8,6 @@ from torch import Tensor
 
 from vae_pyro.log_marginal.match import match
 
-
 CONDITION = 100.0  # of the target's covariance
 
 
@@ -63,12 +62,12 @@ def test_the_target_itself_stays_where_it_is(rate: float) -> None:
     torch.testing.assert_close(new, covariance)
 
 
-def test_small_rates_lead_there_in_many_steps() -> None:
+def test_moderate_rates_lead_there_in_many_steps() -> None:
     loc, covariance = correlated(5, 3)
     now, width = torch.zeros_like(loc) + 5, torch.eye(3, dtype=torch.float64).expand(5, -1, -1)
     for _ in range(200):
         z = samples(now, width, 8)
-        now, width = match(now, width, z, score(z, loc, covariance), 1.0)
+        now, width = match(now, width, z, score(z, loc, covariance), 10.0)
     torch.testing.assert_close(now, loc, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(width, covariance, rtol=1e-4, atol=1e-4)
 

@@ -92,6 +92,10 @@ def test_fitting_weighted_samples_recovers_the_means() -> None:
     std_error = mixture.loc.std(0) / math.sqrt(batch)
     assert ((mixture.loc.mean(0) - loc) / std_error).abs().max() < 4.5
     assert mixture.loc.std(0).max() < 0.1
+    # The ridge adds a thousandth to the diagonal, in proportion to how far one step moves.
+    std_error = mixture.scale.std(0) / math.sqrt(batch)
+    ridge = 2e-3 * scale.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+    assert ((mixture.scale.mean(0) - scale).abs() < 4.5 * std_error + ridge).all()
     assert (mixture.share.sum(1) - 1).abs().max() < 1e-12
     # The least share of 0.02 for each is the only thing that moves the shares.
     std_error = mixture.share.std(0) / math.sqrt(batch)

@@ -35,7 +35,7 @@ _MATCHING_SHARE = 0.25  # at most; each gradient is counted as two evaluations
 _MATCHING_ROUNDS = 10
 # Places that are followed, in few dimensions and in more: the guide's mean, and the best others.
 _STARTS = {True: 4, False: 2}
-_FITTING_SHARE = 0.4
+_FITTING_SHARE = {True: 0.3, False: 0.4}
 _FITTING_ROUNDS = 5
 _EM_STEPS = 3  # between two rounds
 _PRIOR_SHARE = {True: 0.2, False: 0.05}  # in few dimensions, and in more
@@ -125,14 +125,18 @@ class AdaptiveImportanceSampling(Estimator):
     def _estimate(self, target: "Target", places: Tensor, on_progress: OnProgress) -> Estimate:
         dims = places.shape[1]
         most = int(_MATCHING_SHARE * self.num_evaluations / 2)
-        starts = max(1, min(_STARTS[dims <= _LOW], most // (6 * dims)))
-        rounds = max(1, min(_MATCHING_ROUNDS, most // (starts * max(8, dims))))
+        least = max(4, dims)  # gradients a round
+        starts = max(1, min(_STARTS[dims <= _LOW], most // (6 * least)))
+        rounds = max(1, min(_MATCHING_ROUNDS, most // (starts * least)))
         batch = most // (starts * rounds)
         mixture = target.matched(target.starts(places, starts), rounds, batch)
-        spent = len(places) + 2 * rounds * batch * starts
+        spent = len(places) * (starts > 1) + 2 * rounds * batch * starts
         on_progress(spent / self.num_evaluations, "matching")
-        proposal = self._fitted(target, mixture, on_progress)
-        num_samples = self.num_evaluations - spent - self._per_round * _FITTING_ROUNDS
+        share = _FITTING_SHARE[dims <= _LOW]
+        per_round = int(share * self.num_evaluations / _FITTING_ROUNDS)
+        proposal = self._fitted(target, mixture, per_round)
+        num_samples = self.num_evaluations - spent - per_round * _FITTING_ROUNDS
+        on_progress(1 - num_samples / self.num_evaluations, "fitting")
         points = target.draw(proposal, num_samples)
         weights = RunningWeights(num_samples, [], len(target.x))
         weights.update((points.log_joint - proposal.log_prob(points)).T.cpu())
@@ -149,14 +153,10 @@ class AdaptiveImportanceSampling(Estimator):
             num_samples,
         )
 
-    @property
-    def _per_round(self) -> int:
-        return int(_FITTING_SHARE * self.num_evaluations / _FITTING_ROUNDS)
-
     def _fitted(
-        self, target: "Target", mixture: StudentMixture, on_progress: OnProgress
+        self, target: "Target", mixture: StudentMixture, per_round: int
     ) -> "AdaptedProposal":
-        """The proposal after all rounds of fitting."""
+        """The proposal after all rounds of fitting, each on so many more samples."""
         dims = mixture.loc.shape[-1]
         is_low = dims <= _LOW
         shares = torch.full_like(mixture.loc[:, 0, 0], 0.3)
@@ -164,14 +164,14 @@ class AdaptiveImportanceSampling(Estimator):
         proposals: list[AdaptedProposal] = []
         points = None
         for number in range(1, _FITTING_ROUNDS + 1):
-            new = target.draw(proposal, self._per_round)
+            new = target.draw(proposal, per_round)
             points = new if points is None else points.joined(new)
             proposals.append(proposal)
             density = torch.stack([past.log_prob(points) for past in proposals]).logsumexp(0)
             log_w = points.log_joint - density + math.log(number)
             enough = min(4.0 * dims + 40, log_w.shape[1] / 2)
             weights = tempered(log_w, enough)
-            raw = log_w.softmax(1)
+            raw = tempered(log_w, 1.0)
             if is_low and number == 1:
                 # What is well covered is fitted by four, in case it is no ellipse.
                 covered = 1 / raw.square().sum(1) >= enough
@@ -186,5 +186,4 @@ class AdaptiveImportanceSampling(Estimator):
                 _PRIOR_SHARE[is_low],
                 proposal.better_guide_share(points, weights),
             )
-            on_progress(_MATCHING_SHARE + _FITTING_SHARE * number / _FITTING_ROUNDS, "fitting")
         return proposal

@@ -10,6 +10,7 @@ from torch import Tensor
 _LEAST_FREEDOM = 5.0  # tails that are heavier than a posterior's keep the weights bounded
 _RIDGE = 1e-3  # of the diagonal, added to a covariance so that it can be inverted
 _TINY = 1e-12
+_NO_DENSITY = -1e300  # nats: finite, so that a power of 0 leaves a number
 _MUCH = 0.2  # of all weight, for one sample
 _LIGHTEST = 0.02  # share that keeps a component alive while others fit better
 
@@ -70,7 +71,8 @@ class StudentMixture:
         constant -= dims / 2 * math.log(nu * math.pi)
         volume = torch.linalg.cholesky(self.scale).diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_t = constant - volume[..., None] - (nu + dims) / 2 * torch.log1p(distances / nu)
-        return log_t + self.share.log()[..., None]
+        log_parts: Tensor = log_t + self.share.log()[..., None]
+        return log_parts
 
     def log_prob(self, z: Float[Tensor, "batch samples dims"]) -> Float[Tensor, "batch samples"]:
         """log density at z, nats, ``(batch, samples)``."""
@@ -208,6 +210,7 @@ def tempered(
 
     Source: Koblents and Miguez (2015), with a power in the place of a cut.
     """
+    log_w = log_w.clamp(min=_NO_DENSITY)
     low, high = torch.zeros_like(log_w[:, :1]), torch.ones_like(log_w[:, :1])
     power = high
     for _ in range(20):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vae_pyro.compilation import Outputs, compiled
+from vae_pyro.compilation import Outputs, compiled, is_compiling
 from vae_pyro.log_marginal.chunking import rows_per_chunk
 from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.hamiltonian import AnnealingPath
@@ -174,7 +174,8 @@ class Target:
         parts = []
         for start in range(0, len(rows), at_once):
             # A graph is of one shape: the last part repeats the last sample.
-            index = torch.arange(start, start + at_once, device=z.device).clamp(max=len(rows) - 1)
+            stop = start + at_once if is_compiling(calls) else min(start + at_once, len(rows))
+            index = torch.arange(start, stop, device=z.device).clamp(max=len(rows) - 1)
             inputs = [self.x, rows[index]]
             run = compiled(
                 evaluate, self._pair.programs, inputs, key="log p(x, z) and log q(z)", calls=calls

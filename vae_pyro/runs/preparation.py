@@ -14,6 +14,7 @@ from vae_pyro.evaluation import EvaluationPlan, first_ais, require_free_names
 from vae_pyro.hardware import CoreMeter, crowding
 from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import Estimator
+from vae_pyro.log_marginal.adaptive import LEAST_EVALUATIONS
 from vae_pyro.objectives import Objective
 from vae_pyro.randomness import RandomStream
 from vae_pyro.runs.fingerprint import describe_x
@@ -24,7 +25,7 @@ from vae_pyro.vae import VAE
 
 logger = logging.getLogger(__name__)
 
-_EVALUATIONS_PER_DIMENSION = 100  # of the decoder: a fit in many dimensions needs more
+_MOST_TIMES = 10  # as many decoder evaluations for log p(x) as samples of the guide
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,15 @@ def _plan(options: EvaluationConfig, vae: VAE) -> tuple[EvaluationPlan, list[str
         options.num_images,
         options.simulated_images,
         options.latent,
-        options.num_evaluations
-        or max(options.num_samples, _EVALUATIONS_PER_DIMENSION * vae.model.latent_dim),
+        options.num_evaluations or _evaluations(options.num_samples, vae.model.latent_dim),
     )
     return plan, notes
+
+
+def _evaluations(num_samples: int, latent_dim: int) -> int:
+    """Of the decoder per image, for log p(x): a fit in many dimensions needs more of them."""
+    times = min(2 + 0.4 * latent_dim, _MOST_TIMES)
+    return max(LEAST_EVALUATIONS, round(times * num_samples))
 
 
 def choose_device(name: str) -> torch.device:
