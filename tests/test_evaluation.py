@@ -208,6 +208,7 @@ def test_every_number_that_is_estimated_has_both_errors(evaluated: Evaluation) -
     alone = {
         "test/effective_sample_size",
         "test/pareto_k_high",
+        "test/untrusted",
         "test/active_units",
         "compared/num_images",
         "test/rounding_error",

@@ -28,6 +28,7 @@ from tests.test_tracking import free_port, wait_until_healthy
 from vae_pyro.data import Dataset
 from vae_pyro.evaluation import validate
 from vae_pyro.log_marginal import ELBOBound
+from vae_pyro.log_marginal.estimate import shown
 from vae_pyro.randomness import RandomStream
 from vae_pyro.runs.pictures import snapshot_epochs
 from vae_pyro.saving import load_model
@@ -189,9 +190,10 @@ def test_the_terminal_ends_with_the_table(sweep: Sweep) -> None:
         assert heading in table
     for run in sweep.children.values():
         m = run.data.metrics
-        assert f"{m['test/log_px']:.2f} ± {m['test/log_px_std_error']:.3f}" in table
+        trusted = m["test/untrusted"] <= 0.05
+        assert shown(m["test/log_px"], m["test/log_px_std_error"], trusted) in table
     assert "training 200/200  valid ELBO" in sweep.output  # plain lines, no bar
-    assert "evaluating elbo .. log_px 300/300  ELBO" in sweep.output
+    assert "evaluating log_px 300/300  log p(x)" in sweep.output
 
 
 def test_the_saved_model_is_the_one_that_was_tested(
