@@ -10,8 +10,10 @@ from scipy.stats import genpareto
 
 from vae_pyro.log_marginal.diagnostics import (
     effective_sample_size,
+    high_pareto_k,
     log_mean_std_error,
     pareto_k,
+    pareto_smoothed,
     tail_size,
 )
 
@@ -92,3 +94,37 @@ def test_a_tail_too_short_is_refused() -> None:
 @pytest.mark.parametrize(("num_samples", "size"), [(25, 5), (500, 68), (5000, 213)])
 def test_tail_size(num_samples: int, size: int) -> None:
     assert tail_size(num_samples) == size
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
+def test_a_pareto_tail_is_smoothed_to_its_own_quantiles(shape: float) -> None:
+    """Weights at the quantiles of a Pareto distribution are left nearly where they are."""
+    size = 400
+    rank = (torch.arange(1, size + 1).double() - 0.5) / size
+    excess = ((1 - rank) ** -shape - 1) / shape
+    weights = torch.cat([torch.ones(1).double(), 1 + excess])
+    smoothed = pareto_smoothed(weights.log()[:, None])[:, 0]
+    assert (smoothed.diff() >= 0).all()
+    assert smoothed[-1] <= weights[-1].log() + 1e-12
+    # The fit is off by its pull towards 0.5, most at the end of the tail.
+    middle = slice(size // 10, 9 * size // 10)
+    torch.testing.assert_close(smoothed[middle], weights[1:].log()[middle], atol=0.02, rtol=0)
+
+
+def test_one_extreme_weight_is_smoothed_away() -> None:
+    log_w = torch.linspace(0, 1, 101).double()[:, None]
+    log_w[-1] = 10.0
+    smoothed = pareto_smoothed(log_w)
+    assert smoothed[-1] < 9.0
+    assert smoothed.logsumexp(0) < log_w.logsumexp(0)
+
+
+def test_equal_weights_are_not_smoothed() -> None:
+    log_w = torch.full((21, 2), 3.0).double()
+    torch.testing.assert_close(pareto_smoothed(log_w), log_w[1:])
+
+
+def test_the_threshold_of_k_hat_rises_with_the_number_of_weights_up_to_its_limit() -> None:
+    assert [high_pareto_k(size) for size in (10, 100, 1000, 2200, 10**6)] == pytest.approx(
+        [0.0, 0.5, 2 / 3, 0.7, 0.7], abs=1e-3
+    )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from vae_pyro.log_marginal.diagnostics import pareto_k, tail_size
+from vae_pyro.log_marginal.diagnostics import pareto_k, pareto_smoothed, tail_size
 from vae_pyro.log_marginal.running import GroupedLogMeanExp, RunningLogSumExp, RunningWeights
 
 
@@ -89,3 +89,16 @@ def test_too_few_weights_have_no_pareto_k() -> None:
     running = RunningWeights(20, [1], 2)
     running.update(torch.randn(20, 2).double())
     assert running.pareto_k.isnan().all()
+
+
+def test_the_smoothed_mean_is_that_of_all_weights_with_another_tail() -> None:
+    log_w = 2 * torch.randn(1000, 3).double()
+    running = RunningWeights(1000, [], 3)
+    for part in log_w.split(170):
+        running.update(part)
+    ascending = log_w.sort(0).values
+    size = tail_size(1000)
+    ascending[-size:] = pareto_smoothed(ascending[-size - 1 :])
+    expected = ascending.logsumexp(0) - math.log(1000)
+    torch.testing.assert_close(running.smoothed_log_mean, expected)
+    assert (running.smoothed_log_mean != running.total.log_mean).all()

@@ -78,6 +78,8 @@ class AdaptiveImportanceSampling(Estimator):
 
     Args:
         num_evaluations: of the decoder per image, in all; a gradient counts as two.
+        smoothed: whether the largest weights are replaced by those that a fitted Pareto expects
+            (``diagnostics.pareto_smoothed``). The mean weight is then no longer unbiased.
 
     Raises:
         ValueError: where it is below 100.
@@ -87,6 +89,7 @@ class AdaptiveImportanceSampling(Estimator):
     """
 
     num_evaluations: int = 5000
+    smoothed: bool = False
 
     def __post_init__(self) -> None:
         if self.num_evaluations < LEAST_EVALUATIONS:
@@ -142,7 +145,7 @@ class AdaptiveImportanceSampling(Estimator):
         weights.update((points.log_joint - proposal.log_prob(points)).T.cpu())
         on_progress(1.0, f"log p(x) {weights.total.log_mean.mean():.2f} nats")
         return Estimate(
-            weights.total.log_mean,
+            weights.smoothed_log_mean if self.smoothed else weights.total.log_mean,
             weights.total.std_error,
             Bound.LOWER,
             {

@@ -90,12 +90,58 @@ def pareto_k(largest_log_weights: Float[Tensor, "weights batch"]) -> Float[Tenso
     Source: Zhang and Stephens (2009) for the fit; Vehtari et al. (2024), appendix C, for the pull
     towards 0.5 with the weight of ten observations.
     """
+    _, exceedances, _ = _tail(largest_log_weights)
+    return _fit(exceedances)[0]
+
+
+def pareto_smoothed(
+    largest_log_weights: Float[Tensor, "weights batch"],
+) -> Float[Tensor, "tail batch"]:
+    """The log weights of each image's tail, replaced by those that the fitted Pareto expects.
+
+    w_j = u + F^-1((j - 1/2) / M), j = 1..M, with u the threshold, and none above the largest raw
+    weight. One extreme weight then no longer makes up the whole sum. The mean of smoothed weights
+    has less variance than that of the raw ones, and is biased.
+
+    Args:
+        largest_log_weights: as for ``pareto_k``, ``(M + 1, batch)``.
+
+    Returns:
+        log weights, ascending, float64, ``(M, batch)``; the raw ones where there is no tail.
+
+    Raises:
+        ValueError: where the tail has fewer than five weights.
+
+    Source: Vehtari et al. (2024), section 3.
+    """
+    descending, exceedances, threshold = _tail(largest_log_weights)
+    k, scale = _fit(exceedances)
+    size = len(exceedances)
+    rank = torch.arange(1, size + 1, dtype=torch.float64, device=k.device)[:, None]
+    survival = torch.log1p(-(rank - 0.5) / size)
+    usable = k.isfinite() & (k.abs() > NO_TAIL)
+    safe_k = torch.where(usable, k, 1.0)
+    excess = scale * torch.expm1(-safe_k * survival) / safe_k
+    smoothed = (threshold + excess).clamp(max=1.0).log() + descending[0]
+    return torch.where(usable, smoothed, descending[:-1].flip(0))
+
+
+def _tail(largest_log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Descending log weights; their ascending excesses over the threshold; the threshold.
+
+    The last two are in units of the largest weight.
+    """
     size = len(largest_log_weights) - 1
     if size < MIN_TAIL_SIZE:
         raise ValueError(f"Pareto k-hat needs a tail of {MIN_TAIL_SIZE} weights, got {size}")
     descending = largest_log_weights.double().sort(dim=0, descending=True).values
     weights = (descending - descending[0]).exp()
-    exceedances = (weights[:-1] - weights[-1]).flip(0)  # ascending, (M, batch)
+    return descending, (weights[:-1] - weights[-1]).flip(0), weights[-1]
+
+
+def _fit(exceedances: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape k-hat and scale of a generalised Pareto distribution, for ascending excesses."""
+    size = len(exceedances)
     largest = exceedances[-1]
     has_tail = largest > NO_TAIL
     # A quartile of 0 (ties at the threshold) would divide by zero; such ties carry no shape.
@@ -107,12 +153,13 @@ def pareto_k(largest_log_weights: Float[Tensor, "weights batch"]) -> Float[Tenso
 
     # theta_j: candidates for -k / sigma; their profile likelihoods weigh the average.
     num_candidates = 30 + int(math.sqrt(size))
-    j = torch.arange(1, num_candidates + 1, dtype=torch.float64, device=weights.device)[:, None]
+    j = torch.arange(1, num_candidates + 1, dtype=torch.float64, device=exceedances.device)[:, None]
     theta = 1 / safe_largest + (1 - (num_candidates / (j - 0.5)).sqrt()) / (3 * safe_quartile)
     shape = torch.log1p(-theta[:, None] * safe_exceedances).mean(1)  # (candidates, batch)
     profile = size * ((-theta / shape).log() - shape - 1)
     theta_hat = (theta * profile.softmax(0)).sum(0)
     k = torch.log1p(-theta_hat * safe_exceedances).mean(0)
+    scale = -k / theta_hat
     prior_weight, prior_k = 10, 0.5
     k = (size * k + prior_weight * prior_k) / (size + prior_weight)
-    return torch.where(has_tail, k, -math.inf)
+    return torch.where(has_tail, k, -math.inf), scale

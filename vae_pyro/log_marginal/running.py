@@ -12,6 +12,7 @@ from vae_pyro.log_marginal.diagnostics import (
     effective_sample_size,
     log_mean_std_error,
     pareto_k,
+    pareto_smoothed,
     tail_size,
 )
 
@@ -148,6 +149,20 @@ class RunningWeights:
         if len(self._largest) <= MIN_TAIL_SIZE:
             return torch.full_like(self.total.log_sum, math.nan)
         return pareto_k(self._largest)
+
+    @property
+    def smoothed_log_mean(self) -> Float[Tensor, " batch"]:
+        """log of the mean weight with a Pareto-smoothed tail, nats, ``(batch,)``.
+
+        The plain log mean where there are too few weights for a tail.
+        """
+        if len(self._largest) <= MIN_TAIL_SIZE:
+            return self.total.log_mean
+        tail = self._largest.topk(len(self._largest) - 1, dim=0).values.logsumexp(0)
+        smoothed = pareto_smoothed(self._largest).logsumexp(0)
+        # log(sum - tail + smoothed) - log(sum)
+        relative = torch.expm1(smoothed - tail) * (tail - self.total.log_sum).exp()
+        return self.total.log_mean + torch.log1p(relative)
 
     @property
     def gap(self) -> Float[Tensor, " batch"]:
