@@ -48,8 +48,8 @@ class AdaptiveImportanceSampling(Estimator):
     """log (1/K) sum_k p(x, z_k) / r(z_k), z_k ~ r: r is a mixture that was fitted to this image.
 
     r(z) = a p(z) + b q(z | x) + (1 - a - b) sum_c v_c t(z | m_c, S_c). It is found in three phases,
-    neither of whose samples enter the estimate; so given r the weights are independent and their
-    mean is unbiased for p(x), and ``std_error`` and k-hat have their usual meaning.
+    none of whose samples enter the estimate. So, given r, the weights are independent, their mean
+    is unbiased for p(x), and ``std_error`` and k-hat have their usual meaning.
 
     1. Searching: log p(x, z) is computed at points of the prior and of the guide of other images,
        which lie where this decoder puts images. The best of them, far from each other, and the
@@ -58,10 +58,10 @@ class AdaptiveImportanceSampling(Estimator):
        log p(x, z), see ``vae_pyro.log_marginal.match``. Those that meet are one.
     3. Fitting: in rounds, samples of r are weighed against all rounds' proposals together, and the
        Student t components are refitted. In up to 3 dimensions a fifth of the samples is the
-       prior's, and there are always four components.
+       prior's, in more a twentieth.
 
     The guide stays a component. Its share b follows the weights of its samples, and is at least
-    0.05: every weight is below 20 times that of the guide alone, however badly the fit went.
+    0.05, so that no weight exceeds 20 times that of the guide alone, however badly the fit went.
 
     Limit: a mode is not found where no gradient from the places that were tried leads to it, and
     then no diagnostic of these samples shows it. Compare with AIS or quadrature on some images.
@@ -123,9 +123,9 @@ class AdaptiveImportanceSampling(Estimator):
             half = math.ceil(_SEARCHING_SHARE[is_low] * self.num_evaluations / 2)
             guide = pair.draw_start(x, "guide", math.ceil(half / len(x))).flatten(0, 1)
             prior = pair.draw_start(x[:1], "prior", half).flatten(0, 1)
-        return torch.cat([prior, guide[torch.randperm(len(guide))[:half]]])
+        return torch.cat([prior, guide[torch.randperm(len(guide), device=guide.device)[:half]]])
 
-    def _estimate(self, target: "Target", places: Tensor, on_progress: OnProgress) -> Estimate:
+    def _estimate(self, target: Target, places: Tensor, on_progress: OnProgress) -> Estimate:
         dims = places.shape[1]
         most = int(_MATCHING_SHARE * self.num_evaluations / 2)
         least = max(4, dims)  # gradients a round
@@ -156,9 +156,7 @@ class AdaptiveImportanceSampling(Estimator):
             num_samples,
         )
 
-    def _fitted(
-        self, target: "Target", mixture: StudentMixture, per_round: int
-    ) -> "AdaptedProposal":
+    def _fitted(self, target: Target, mixture: StudentMixture, per_round: int) -> AdaptedProposal:
         """The proposal after all rounds of fitting, each on so many more samples."""
         dims = mixture.loc.shape[-1]
         is_low = dims <= _LOW

@@ -154,8 +154,7 @@ class Target:
             new = match(loc, covariance, z.double(), finite, batch * dims / round_)
             loc = torch.where(usable[:, None], new[0], loc)
             covariance = torch.where(usable[:, None, None], with_ridge(new[1]), covariance)
-        elbo = elbo.nan_to_num(-math.inf)
-        elbo = elbo.reshape(images, number)
+        elbo = elbo.nan_to_num(-math.inf).reshape(images, number)
         found = StudentMixture(
             loc.reshape(images, number, dims),
             covariance.reshape(images, number, dims, dims),
