@@ -182,7 +182,7 @@ def test_the_parent_holds_table_and_chart(sweep: Sweep, tmp_path: Path) -> None:
 
 
 def last_table(output: str) -> str:
-    return output[output.rindex("\n", 0, output.rindex("log p(x)")) :]
+    return output[output.rindex("\n", 0, output.rindex("  log p(x)")) :]
 
 
 def test_the_terminal_ends_with_the_table(sweep: Sweep) -> None:
