@@ -22,10 +22,10 @@ sweep: $(STAMP) ## train and evaluate with 2, 10 and 20 latent dimensions (about
 	$(BIN)/python run.py latent_dim=2,10,20 -m
 
 # A process of tests per core, each with one thread: most tests wait for processes of one thread.
-test: lint type ## lint, types and all tests (about 22 minutes on two cores)
+test: lint type ## lint, types and all tests (about half an hour on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
-test-fast: $(STAMP) ## the tests without the mark slow (under 2 minutes)
+test-fast: $(STAMP) ## the tests without the mark slow (under 3 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow'
 
 coverage: $(STAMP) ## all tests, and the lines that they do not run

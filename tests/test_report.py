@@ -102,7 +102,10 @@ def test_a_guide_shrunk_tenfold_is_bad_for_the_bounds_and_not_for_log_px(
     assert abs(difference) < 4.5 * error
     # The guide alone is low, but one-sided: it contradicts nothing.
     assert not bad.compared["log_px_guide"].is_trusted
-    assert not any("log_px_guide" in line for line in advice(bad, plan))
+    assert bad.compared.difference("log_px_guide", "log_px") < -bad.compared.largest_by_chance(
+        "log_px_guide", "log_px"
+    )
+    assert not any("further" in line for line in advice(bad, plan))
 
 
 def test_a_perfect_guide_is_not_warned_of() -> None:
