@@ -30,12 +30,15 @@ from vae_pyro.log_marginal.target import AdaptedProposal, Target
 LEAST_EVALUATIONS = 100
 """With fewer there is nothing left to draw from what was fitted."""
 _LOW = 3  # dimensions, in which samples of the prior find modes
-_SEARCHING_SHARE = {True: 0.2, False: 0.08}  # of the budget, in few dimensions and in more
-_MATCHING_SHARE = 0.25  # at most; each gradient is counted as two evaluations
-_MATCHING_ROUNDS = 10
-# Places that are followed, in few dimensions and in more: the guide's mean, and the best others.
-_STARTS = {True: 4, False: 2}
+# Shares of the budget, in few dimensions and in more; a gradient is counted as two evaluations.
+_SEARCHING_SHARE = {True: 0.2, False: 0.04}
+_MATCHING_SHARE = {True: 0.15, False: 0.22}
+_CLIMBING_SHARE = {True: 0.12, False: 0.08}  # at most
 _FITTING_SHARE = {True: 0.3, False: 0.4}
+_MATCHING_ROUNDS = 10
+_CLIMBING_STEPS = 12
+_MOST_STARTS = 12
+_MODES = {True: 3, False: 2}  # components of the fit
 _FITTING_ROUNDS = 5
 _EM_STEPS = 3  # between two rounds
 _PRIOR_SHARE = {True: 0.2, False: 0.05}  # in few dimensions, and in more
@@ -127,16 +130,18 @@ class AdaptiveImportanceSampling(Estimator):
 
     def _estimate(self, target: Target, places: Tensor, on_progress: OnProgress) -> Estimate:
         dims = places.shape[1]
-        most = int(_MATCHING_SHARE * self.num_evaluations / 2)
-        least = max(4, dims)  # gradients a round
-        starts = max(1, min(_STARTS[dims <= _LOW], most // (6 * least)))
-        rounds = max(1, min(_MATCHING_ROUNDS, most // (starts * least)))
-        batch = most // (starts * rounds)
-        mixture = target.matched(target.starts(places, starts), rounds, batch)
-        spent = len(places) * (starts > 1) + 2 * rounds * batch * starts
+        is_low = dims <= _LOW
+        gradients = int(_MATCHING_SHARE[is_low] * self.num_evaluations / 2)
+        rounds = max(1, min(_MATCHING_ROUNDS, gradients // max(4, dims)))
+        mixture = target.matched(rounds, gradients // rounds)
+        spent = 2 * (gradients // rounds) * rounds
+        climbs = int(_CLIMBING_SHARE[is_low] * self.num_evaluations / 2) // _CLIMBING_STEPS
+        starts = min(_MOST_STARTS, climbs - 1)  # one is the matched mode
+        if starts > 0:
+            mixture = target.modes(mixture, places, starts, _CLIMBING_STEPS, _MODES[is_low])
+            spent += len(places) + 2 * _CLIMBING_STEPS * (starts + 1)
         on_progress(spent / self.num_evaluations, "matching")
-        share = _FITTING_SHARE[dims <= _LOW]
-        per_round = int(share * self.num_evaluations / _FITTING_ROUNDS)
+        per_round = int(_FITTING_SHARE[is_low] * self.num_evaluations / _FITTING_ROUNDS)
         proposal = self._fitted(target, mixture, per_round)
         num_samples = self.num_evaluations - spent - per_round * _FITTING_ROUNDS
         on_progress(1 - num_samples / self.num_evaluations, "fitting")

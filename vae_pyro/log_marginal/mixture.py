@@ -31,8 +31,11 @@ class StudentMixture:
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom of every component: 5, or half the dimensions where these are more."""
-        return max(_LEAST_FREEDOM, self.loc.shape[-1] / 2)
+        """Degrees of freedom of every component: 5, or twice the dimensions where these are more.
+
+        In many dimensions fewer would put most samples far from where a normal has its mass.
+        """
+        return max(_LEAST_FREEDOM, 2.0 * self.loc.shape[-1])
 
     def sample(self, num_samples: int) -> Float[Tensor, "batch samples dims"]:
         """Independent samples, ``(batch, num_samples, D)``."""
@@ -145,7 +148,7 @@ class StudentMixture:
         )
         scatter = scatter / mass.clamp(min=_TINY)[..., None, None]
         effective = mass.square() / belongs.square().sum(-1).clamp(min=_TINY**2)
-        trust = (effective / (effective + 3 * (dims + 2)))[..., None, None]
+        trust = (effective / (effective + 6 * (dims + 2)))[..., None, None]
         scale = trust * scatter + (1 - trust) * self.scale
         alive = mass > _TINY**0.5
         share = mass / mass.sum(-1, keepdim=True) + _LIGHTEST * (self.share > 0)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vae_pyro.compilation import Outputs, compiled, is_compiling
 from vae_pyro.log_marginal.chunking import rows_per_chunk
+from vae_pyro.log_marginal.climb import Slope, climb
 from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.hamiltonian import AnnealingPath
 from vae_pyro.log_marginal.match import match
@@ -16,9 +17,9 @@ from vae_pyro.log_marginal.program import Images, ModelAndGuide
 
 _GUIDE_DRAWS = 256  # to find mean and width of the guide; they are not decoded
 _GOOD_PLACES = 5  # effective number of places among which starts are chosen
-_SAME_PLACE = 4.0  # squared distance per dimension, in a component's own scale
+_SAME_PLACE = 4.0  # squared distance, in standard deviations of a mode
 _LEAST_GUIDE, _MOST_GUIDE = 0.05, 0.5  # share of the samples
-_LEAST_EVIDENCE = -4.0  # nats below the best mode, at which a mode's share no longer falls
+_LEAST_EVIDENCE = -4.0  # nats below the highest mode, at which a share no longer falls
 
 
 @dataclass(frozen=True)
@@ -104,63 +105,75 @@ class Target:
         z = torch.where(u < proposal.prior_share, prior, torch.where(u < b, guide, fitted))
         return self._decoded(z.to(self._dtype))
 
-    def starts(self, places: Tensor, number: int) -> StudentMixture:
-        """Where to look for modes: the guide, and the best places, far from each other.
+    def matched(self, rounds: int, batch: int) -> StudentMixture:
+        """One component for each image: the guide's normal, moved to a mode by gradients.
 
         Args:
-            places: that are tried, ``(M, D)``.
-            number: of starts, the guide's counted.
-
-        Returns:
-            as many components, each of the guide's width.
-        """
-        guide = self._pair.draw_start(self.x, "guide", _GUIDE_DRAWS)
-        loc, scale = guide.double().mean(0)[:, None], torch.diag_embed(guide.double().var(0))
-        if number > 1:
-            parts = places.split(self._at_once)
-            log_joint = torch.cat([self._pair.log_joint_at(self.x, part) for part in parts])
-            weights = tempered(log_joint.T.nan_to_num(-math.inf), _GOOD_PLACES)
-            each = places.double().expand(len(self.x), -1, -1)
-            loc = torch.cat([loc, spread_out(each, weights, number - 1).loc], 1)
-        share = torch.full_like(loc[..., 0], 1 / number)
-        scales = with_ridge(scale)[:, None].expand(-1, number, -1, -1)
-        return StudentMixture(loc, scales.contiguous(), share)
-
-    def matched(self, starts: StudentMixture, rounds: int, batch: int) -> StudentMixture:
-        """Every component moved to a mode by gradients; of those that meet, the best is kept.
-
-        Args:
-            starts: from ``starts``.
             rounds: of gradients.
-            batch: gradients a round, for each image and start.
+            batch: gradients a round, for each image.
         """
-        images, number, dims = starts.loc.shape
-        path = AnnealingPath(self._vae, self.x, "prior", self._times * rounds)
-        loc, covariance = starts.loc.flatten(0, 1), starts.scale.flatten(0, 1)
-        elbo = torch.full_like(loc[:, 0], -math.inf)
+        guide = self._pair.draw_start(self.x, "guide", _GUIDE_DRAWS).double()
+        loc, covariance = guide.mean(0), with_ridge(torch.diag_embed(guide.var(0)))
+        images, dims = loc.shape
+        slope = self._slope(rounds)
         for round_ in range(1, rounds + 1):
             factor = torch.linalg.cholesky(covariance)
-            noise = torch.randn(len(loc), batch, dims, dtype=loc.dtype, device=loc.device)
-            z = (loc[:, None] + noise @ factor.mT).to(self._dtype)
-            rows = z.reshape(images, number * batch, dims).transpose(0, 1).contiguous()
-            point = path.at(rows)
-            gradient = point.grad_joint.transpose(0, 1).reshape(z.shape).double()
-            log_joint = point.log_joint.T.reshape(len(z), batch).double()
-            # Up to a constant, the evidence lower bound of this normal.
-            elbo = log_joint.mean(1) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            noise = torch.randn(images, batch, dims, dtype=loc.dtype, device=loc.device)
+            z = (loc[:, None] + noise @ factor.mT).to(self._dtype).double()
+            log_joint, gradient = slope(z)
             # A step from where the decoder overflows is not made.
-            usable = elbo.isfinite() & gradient.isfinite().flatten(1).all(1)
-            finite = torch.where(usable[:, None, None], gradient, 0.0)
-            new = match(loc, covariance, z.double(), finite, batch * dims / round_)
+            usable = log_joint.isfinite().all(1)
+            new = match(loc, covariance, z, gradient, batch * dims / round_)
             loc = torch.where(usable[:, None], new[0], loc)
             covariance = torch.where(usable[:, None, None], with_ridge(new[1]), covariance)
-        elbo = elbo.nan_to_num(-math.inf).reshape(images, number)
-        found = StudentMixture(
-            loc.reshape(images, number, dims),
-            covariance.reshape(images, number, dims, dims),
-            torch.ones_like(elbo),
+        share = torch.ones_like(loc[:, :1])
+        return StudentMixture(loc[:, None], covariance[:, None].contiguous(), share)
+
+    def modes(
+        self, found: StudentMixture, places: Tensor, number: int, steps: int, kept: int
+    ) -> StudentMixture:
+        """The modes that are reached uphill from the one that is known, and from good places.
+
+        Args:
+            found: one component for each image, near a mode.
+            places: z's that are tried, ``(M, D)``; the first half is of one kind, and the rest of
+                another, and two thirds of the starts are of the first kind.
+            number: of the places to start from.
+            steps: gradients for each start.
+            kept: how many modes are returned for each image, the highest first. Where there are
+                fewer, the others have no share.
+        """
+        parts = places.split(self._at_once)
+        log_joint = torch.cat([self._pair.log_joint_at(self.x, part) for part in parts])
+        kinds = zip(
+            log_joint.T.nan_to_num(-math.inf).tensor_split([len(places) // 2], 1),
+            places.double().tensor_split([len(places) // 2]),
+            (number - number // 3, number // 3),
+            strict=True,
         )
-        return _distinct(found, elbo)
+        starts = [found.loc]
+        for log_joint, kind, some in kinds:
+            if some:
+                each = kind.expand(len(self.x), -1, -1)
+                starts.append(spread_out(each, tempered(log_joint, _GOOD_PLACES), some).loc)
+        loc, height = climb(self._slope(steps), torch.cat(starts, 1), found.scale[:, 0], steps)
+        return _distinct(loc, height.nan_to_num(-math.inf), found.scale, kept)
+
+    def _slope(self, times: int) -> Slope:
+        """log p(x, z) and its gradient in z; this batch of images evaluates it so many times."""
+        path = AnnealingPath(self._vae, self.x, "prior", self._times * times)
+
+        def slope(z: Tensor) -> tuple[Tensor, Tensor]:
+            point = path.at(z.to(self._dtype).transpose(0, 1).contiguous())
+            log_joint = point.log_joint.T.double()
+            gradient = point.grad_joint.transpose(0, 1).double()
+            usable = log_joint.isfinite() & gradient.isfinite().all(-1)
+            return (
+                torch.where(usable, log_joint, -math.inf),
+                torch.where(usable[..., None], gradient, 0.0),
+            )
+
+        return slope
 
     def _decoded(self, z: Tensor) -> Points:
         def evaluate(vae: ModelAndGuide, x: Tensor, z: Tensor) -> Outputs:
@@ -186,17 +199,25 @@ class Target:
         return Points(z.double(), log_guide, log_prior, log_joint.nan_to_num(-math.inf))
 
 
-def _distinct(found: StudentMixture, elbo: Tensor) -> StudentMixture:
-    """Shares by the components' evidence; none for one that lies within a better one."""
-    order = elbo.argsort(1, descending=True)
-    dims = found.loc.shape[-1]
-    loc = found.loc.gather(1, order[..., None].expand_as(found.loc))
-    scale = found.scale.gather(1, order[..., None, None].expand_as(found.scale))
-    sorted_ = StudentMixture(loc, scale, found.share)
-    within = sorted_.distances(loc) < _SAME_PLACE * dims  # (image, of the component, this mean)
-    kept = ~within.triu(1).any(1)
-    kept[:, 0] = True
-    log_share = elbo.gather(1, order)
-    best = log_share[:, :1].nan_to_num(0.0, 0.0, 0.0)
-    share = (log_share - best).clamp(_LEAST_EVIDENCE, 0.0).exp() * kept
-    return StudentMixture(loc, scale, share / share.sum(1, keepdim=True))
+def _distinct(loc: Tensor, height: Tensor, scale: Tensor, kept: int) -> StudentMixture:
+    """The highest points, each far from those before it; shares by height, all of one scale."""
+    batch, number, dims = loc.shape
+    each = StudentMixture(loc, scale.expand(-1, number, -1, -1), torch.ones_like(height))
+    near = each.distances(loc) < _SAME_PLACE + dims / 4  # (batch, of this point, that point)
+    rows = torch.arange(batch, device=loc.device)
+    left = height
+    chosen, heights = [], []
+    for _ in range(kept):
+        best = left.argmax(1)
+        chosen.append(best)
+        heights.append(left[rows, best])
+        left = left.masked_fill(near[rows, best], -math.inf)
+    index, relative = torch.stack(chosen, 1), torch.stack(heights, 1) - heights[0][:, None]
+    # Nothing is left of a mode that is a repetition. The first stays, whatever it is.
+    share = relative.clamp(min=_LEAST_EVIDENCE).exp() * relative.isfinite()
+    share[:, 0] = 1.0
+    return StudentMixture(
+        loc.gather(1, index[..., None].expand(-1, -1, dims)),
+        scale.expand(-1, kept, -1, -1).contiguous(),
+        share / share.sum(1, keepdim=True),
+    )
