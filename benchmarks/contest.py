@@ -168,14 +168,21 @@ def _processor() -> str:
     return f"{model or platform.processor()} ({', '.join(wide)})"
 
 
-def write(name: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) -> None:
-    """Write the result as JSON, and its table into the page on performance.
+def write(
+    name: str,
+    result: Mapping[str, Any],
+    table: Sequence[Sequence[str]],
+    page: Path | None = None,
+) -> None:
+    """Write the result as JSON, and its table into a page of the documentation.
 
     Args:
         name: the name of the benchmark.
         result: plain numbers, lists and strings.
         table: rows of cells; the first row is the head.
+        page: with marks where the table belongs; by default the page on performance.
     """
+    page = page or PAGE
     RESULTS.mkdir(exist_ok=True)
     whole = {"machine": machine(), **result}
     (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
@@ -183,8 +190,8 @@ def write(name: str, result: Mapping[str, Any], table: Sequence[Sequence[str]]) 
     aligned = ["---", *["---:"] * (len(head) - 1)]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, aligned, *rows)]
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = PAGE.read_text()
+    text = page.read_text()
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    PAGE.write_text("\n".join([before + begin, *lines, end + after]))
+    page.write_text("\n".join([before + begin, *lines, end + after]))
     print("\n".join(lines), flush=True)

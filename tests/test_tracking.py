@@ -82,6 +82,7 @@ def test_everything_comes_back(uri: str, tmp_path: Path) -> None:
     (tmp_path / "folder" / "a.txt").write_text("a")
     run.log_file(tmp_path / "folder", "model")
     run.log_file(tmp_path / "folder" / "a.txt")
+    run.tag("log_px_trusted", "no")
     run.describe("| a table |")
     run.end("FINISHED")
     parent.end("FAILED")
@@ -92,6 +93,7 @@ def test_everything_comes_back(uri: str, tmp_path: Path) -> None:
     assert stored.info.run_name == "a job"
     assert stored.data.tags["mlflow.parentRunId"] == parent.run_id
     assert stored.data.tags["fingerprint"] == "abc"
+    assert stored.data.tags["log_px_trusted"] == "no"
     assert stored.data.tags["mlflow.note.content"] == "| a table |"
     assert stored.data.params == {f"group.key_{i}": str(i) for i in range(130)}
     history = client.get_metric_history(run.run_id, "valid/elbo")

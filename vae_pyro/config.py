@@ -59,6 +59,8 @@ class EvaluationConfig:
         num_samples: z's of the guide per test image; at least 25, so that k-hat has a tail.
         num_evaluations: of the decoder per test image, for log p(x); None for (2 + 0.4
             latent_dim) ``num_samples``, at most 10 times as many.
+        repeated_images: for the first so many test images, log p(x) is estimated a second time, to
+            see whether both agree; 0 for none.
         iwae_samples: each K for which the IWAE-K bound is reported, none above ``num_samples``.
         dequantisations: x's drawn per test image where p(x | z) is a density of dequantised
             images; 2 or more, so that the spread between them is known.
@@ -75,6 +77,7 @@ class EvaluationConfig:
 
     num_samples: Annotated[int, Field(ge=25, le=10**9)]
     num_evaluations: Annotated[int, Field(ge=100, le=10**9)] | None
+    repeated_images: Annotated[int, Field(ge=0, le=10**9)]
     iwae_samples: tuple[Positive, ...]
     dequantisations: Annotated[int, Field(ge=2, le=1_000)]
     estimators: Mapping[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Options]

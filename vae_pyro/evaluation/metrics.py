@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,8 @@ def evaluate(
         estimator.check(vae)
     how: dict[str, Any] = {"seed": seed, "folder": folder, "progress": progress}
     standard = estimate_together(plan.standard, vae, x, **how)
+    if plan.repeated_images:
+        standard["log_px"] = _checked(standard["log_px"], plan, vae, x[: len(x) // draws], how)
     one_draw = x[: len(x) // draws]  # so that N images are counted as N
     about_the_vae = merge(
         _quality(standard["log_px"].estimate, standard["elbo"].estimate, draws),
@@ -204,7 +206,29 @@ def _quality(log_px: Estimate, elbo: Estimate, draws: int) -> dict[str, float]:
     return metrics_of("test", "gap", subtract(log_px, elbo), draws) | {
         "test/effective_sample_size": log_px.diagnostics["effective_sample_size"].mean().item(),
         "test/pareto_k_high": pareto_k_high(log_px),
-        "test/untrusted": (~log_px.trusted).double().mean().item(),
+        "test/untrusted": log_px.untrusted_share,
+        **_disagreement(log_px),
+    }
+
+
+def _checked(
+    log_px: TimedEstimate, plan: EvaluationPlan, vae: VAE, x: Tensor, how: Mapping[str, Any]
+) -> TimedEstimate:
+    """log p(x), and how far a second estimate for the first images is from it."""
+    index = torch.arange(min(plan.repeated_images, len(x)))
+    again = {"log_px_again": plan.standard["log_px"]}
+    second = estimate_together(again, vae, x[index.to(x.device)], **how)["log_px_again"]
+    return replace(log_px, estimate=log_px.estimate.checked_by(second.estimate, index))
+
+
+def _disagreement(log_px: Estimate) -> dict[str, float]:
+    """Of the images that were estimated twice, the share on which both estimates disagree."""
+    if not log_px.num_checked:
+        return {}
+    disagreeing = int(log_px.disagreeing.sum()) / log_px.num_checked
+    return {
+        "compared/repeated_images": float(log_px.num_checked),
+        "compared/disagreeing": disagreeing,
     }
 
 

@@ -15,6 +15,7 @@ _DIAGNOSTICS = (
     "elbo_gap",
     "elbo_gap_std_error",
     "acceptance",
+    "disagreement",
 )
 _OF_EVERY_EVALUATION = (
     "elbo",
@@ -24,6 +25,8 @@ _OF_EVERY_EVALUATION = (
     "bits_per_dim",
     "pareto_k_high",
     "untrusted",
+    "repeated_images",
+    "disagreeing",
     "rounding_error",
     "active_units",
     "kl",

@@ -31,6 +31,8 @@ class EvaluationPlan:
             with a true upper bound; 0 for none. Needs an AIS among the estimators.
         latent: whether to measure the information in the latent space.
         num_evaluations: of the decoder per image, for log p(x); None for ``num_samples``.
+        repeated_images: for the first so many images, log p(x) is estimated a second time. Where
+            the two disagree, a part of the posterior was missed; see ``Estimate.trusted``.
 
     Raises:
         ValueError: where the name of an estimator is taken; see ``require_free_names``.
@@ -48,6 +50,7 @@ class EvaluationPlan:
     simulated_images: int = 0
     latent: bool = False
     num_evaluations: int | None = None
+    repeated_images: int = 50
 
     def __post_init__(self) -> None:
         require_free_names(self.estimators)

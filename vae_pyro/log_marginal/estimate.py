@@ -3,12 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from vae_pyro.log_marginal.diagnostics import high_pareto_k
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MOST_UNTRUSTED = 0.05
 """Share of the images whose values may be untrusted before the error bar of their mean is."""
 _MOST_ERROR = 0.5  # nats: above, the delta method's standard error of a logarithm is too small
+_ROUNDING = 1e-3  # nats, of float32
+_DISAGREEMENT = "disagreement"
+_MOST_DISAGREEMENT = 5.0  # standard errors of the difference; see docs/accuracy.md
 
 OnProgress = Callable[[float, str], None]
 """Called with (share of the work done, between 0 and 1; a few words on the current state)."""
@@ -143,11 +146,50 @@ class Estimate(PerImage):
     def trusted(self) -> Bool[Tensor, " batch"]:
         """Whether each value's ``std_error`` can be trusted: the one rule for all who show it.
 
-        An exact value can. Any other needs a standard error of at most 0.5 nats; and the log of a
-        mean of weights a k-hat of at most ``high_pareto_k(num_weights)``, where there are enough
-        weights for one. An untrusted value of a lower bound is still one: it is a value that
-        log p(x) is probably not far below, but may be far above.
+        An exact value can. Any other needs a standard error of at most 0.5 nats; the log of a mean
+        of weights a k-hat of at most ``high_pareto_k(num_weights)``, where there are enough weights
+        for one; and a value that was estimated twice (``checked_by``) a second value within 5
+        standard errors of their difference. An untrusted value of a lower bound is still one: it is
+        a value that log p(x) is probably not far below, but may be far above.
         """
+        return self._looks_good & ~self.disagreeing
+
+    @property
+    def disagreeing(self) -> Bool[Tensor, " batch"]:
+        """Whether a second estimate differs by more than both error bars allow.
+
+        Then one of the two missed a part of the posterior, which its own weights cannot show.
+        False for images that were estimated once.
+        """
+        distance = self.diagnostics.get(_DISAGREEMENT)
+        if distance is None:
+            return torch.zeros_like(self.value, dtype=torch.bool)
+        return self._looks_good & (distance > _MOST_DISAGREEMENT)
+
+    @property
+    def num_checked(self) -> int:
+        """How many values were estimated twice."""
+        distance = self.diagnostics.get(_DISAGREEMENT)
+        return 0 if distance is None else int((~distance.isnan()).sum())
+
+    @property
+    def untrusted_share(self) -> float:
+        """Share of the images whose error bar cannot be trusted.
+
+        The share that disagrees is known of the images that were estimated twice, and is taken to
+        be the same among the others.
+        """
+        share = (~self._looks_good).double().mean().item()
+        return share + int(self.disagreeing.sum()) / max(self.num_checked, 1)
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the error bar of the mean can be: at most 5% of the images are untrusted."""
+        return self.untrusted_share <= MOST_UNTRUSTED
+
+    @property
+    def _looks_good(self) -> Bool[Tensor, " batch"]:
+        """Whether the value's own standard error and weights raise no doubt."""
         good = self.std_error <= _MOST_ERROR
         k = self.diagnostics.get("pareto_k")
         if self.num_weights and k is not None:
@@ -155,10 +197,30 @@ class Estimate(PerImage):
             good &= (k <= high_pareto_k(self.num_weights)) | k.isnan()
         return good
 
-    @property
-    def is_trusted(self) -> bool:
-        """Whether the error bar of the mean can be: at most 5% of the images are untrusted."""
-        return (~self.trusted).double().mean().item() <= MOST_UNTRUSTED
+    def checked_by(self, second: "Estimate", index: Int[Tensor, " n"]) -> "Estimate":
+        """The same estimate, with a diagnostic of how far a second one is from it.
+
+        ``disagreement`` is the distance in standard errors of the difference, NaN where there is no
+        second value. Two runs that find different parts of a posterior disagree, which neither can
+        tell from its own samples.
+
+        Args:
+            second: of the images ``index``, from other random numbers.
+            index: places of these images, ``(n,)``.
+
+        >>> import torch
+        >>> from vae_pyro.log_marginal import Bound, Estimate
+        >>> error = torch.full((2,), 0.1, dtype=torch.float64)
+        >>> first = Estimate(torch.tensor([-9.0, -7.0]).double(), error, Bound.LOWER)
+        >>> second = Estimate(torch.tensor([-7.0]).double(), error[:1], Bound.LOWER)
+        >>> checked = first.checked_by(second, torch.tensor([0]))
+        >>> checked.disagreeing, checked.untrusted_share
+        (tensor([ True, False]), 1.0)
+        """
+        distance = torch.full_like(self.value, math.nan)
+        error = torch.hypot(self.std_error[index], second.std_error).clamp(min=_ROUNDING)
+        distance[index] = (self.value[index] - second.value).abs() / error
+        return replace(self, diagnostics={**self.diagnostics, _DISAGREEMENT: distance})
 
     def mean_std_error(self, draws: int = 1) -> float:
         """As ``PerImage.mean_std_error``; for a NUMERIC value the mean of the error estimates.
@@ -192,7 +254,7 @@ class Estimate(PerImage):
 
     def __str__(self) -> str:
         words = f"{self.shown()} nats per image ({_BOUND_WORDS[self.bound]})"
-        untrusted = (~self.trusted).double().mean().item()
+        untrusted = self.untrusted_share
         return f"{words}, untrusted: {untrusted:.0%} of the images" if untrusted else words
 
     def shown(self, offset: float = 0.0, draws: int = 1, sign: str = "") -> str:

@@ -114,18 +114,26 @@ def advice(evaluation: Evaluation, plan: EvaluationPlan) -> list[str]:
 
 def _about_weights(evaluation: Evaluation, plan: EvaluationPlan) -> Iterable[str]:
     log_px = evaluation.estimates["log_px"].estimate
-    if log_px.is_trusted:
+    number = int(log_px.disagreeing.sum())
+    if log_px.is_trusted and not number:
         return
-    share = evaluation.metrics["test/untrusted"]
     name = "quadrature" if evaluation.latent_dim <= MAX_DIM else "ais"
     ways_out = [f"more evaluations (evaluation.num_evaluations={_MORE * log_px.evaluations:.0f})"]
     if f"log_px_{name}" not in plan.estimators:
         ways_out.insert(0, f"{_REMEDIES[name]} (evaluation/estimators=[{name}])")
-    yield (
-        f"for {share:.0%} of the test images the error bar of log p(x) cannot be trusted (k-hat is "
-        f"too high), so no ± is printed: log p(x) may be higher than shown. Use "
-        f"{' or '.join(ways_out)}"
-    )
+    use = f"log p(x) may be higher than shown. Use {' or '.join(ways_out)}"
+    if number:
+        yield (
+            f"log p(x) was estimated twice for {log_px.num_checked} test images. For {number} of "
+            f"them the two values differ by more than their error bars allow, because a part of "
+            f"the posterior was missed: {use}"
+        )
+    if not log_px.is_trusted:
+        share = evaluation.metrics["test/untrusted"]
+        yield (
+            f"for {share:.0%} of the test images the error bar of log p(x) cannot be trusted "
+            f"(k-hat is too high, or a second estimate disagrees), so no ± is printed: {use}"
+        )
 
 
 def _about_quadrature(compared: Comparison) -> Iterable[str]:
@@ -218,7 +226,7 @@ def estimators_csv(evaluation: Evaluation) -> str:
             "image_std_error": timed.estimate.image_std_error(draws),
             "minus_reference": "" if known is None else compared.difference(name, known),
             "pareto_k_high": pareto_k_high(timed.estimate),
-            "untrusted": (~timed.estimate.trusted).double().mean().item(),
+            "untrusted": timed.estimate.untrusted_share,
             "decoder_evaluations_per_image": timed.estimate.evaluations,
             "seconds_per_image": _seconds_per_image(timed),
         }

@@ -37,8 +37,9 @@ DENSITIES = (
     "plus the log volume of the image's cell"
 )
 UNTRUSTED = (
-    "no ± beside log p(x): for over 5% of the images the error bar cannot be trusted (k-hat is too "
-    "high), so the number is a lower bound and the true value may be much higher"
+    "no ± beside log p(x): for over 5% of the images the error bar cannot be trusted (k-hat is "
+    "too high, or a second estimate disagrees), so the number is a lower bound and the true value "
+    "may be much higher"
 )
 INCOMPARABLE = (
     "each kind of x has its own table, ranked by log p(x); probabilities of different kinds of x "

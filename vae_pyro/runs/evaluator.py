@@ -74,6 +74,8 @@ class Evaluator:
         own["time/evaluate_seconds"] = time.perf_counter() - start
         metrics = merge(evaluation.metrics, own)
         run.log_metrics(metrics, step=epoch)
+        is_trusted = evaluation.estimates["log_px"].estimate.is_trusted
+        run.tag("log_px_trusted", "yes" if is_trusted else "no")
         draw_bounds(
             metrics,
             self.options.iwae_samples,

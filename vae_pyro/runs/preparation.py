@@ -164,6 +164,7 @@ def _plan(options: EvaluationConfig, vae: VAE) -> tuple[EvaluationPlan, list[str
         options.simulated_images,
         options.latent,
         options.num_evaluations or _evaluations(options.num_samples, vae.model.latent_dim),
+        options.repeated_images,
     )
     return plan, notes
 

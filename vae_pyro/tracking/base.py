@@ -53,6 +53,10 @@ class Run(ABC):
         """
 
     @abstractmethod
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag, by which runs can be found and filtered."""
+
+    @abstractmethod
     def describe(self, markdown: str) -> None:
         """Set the text that is shown first when the run is opened."""
 
@@ -148,6 +152,9 @@ class SilentRun(StoredRun):
         pass
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
+        pass
+
+    def tag(self, name: str, value: str) -> None:
         pass
 
     def describe(self, markdown: str) -> None:

@@ -249,6 +249,9 @@ class _MLflowRun(StoredRun):
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifact(self.run_id, str(path), folder)
 
+    def tag(self, name: str, value: str) -> None:
+        self._client.set_tag(self.run_id, name, value)
+
     def describe(self, markdown: str) -> None:
         self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
 

@@ -37,6 +37,8 @@ def hand_over(entry: Entry, folder: Path, run: StoredRun, *, is_repeated: bool) 
         path = _inside(folder.parent, folder / entry["path"])
         if path.exists():
             run.log_file(path, entry["folder"])
+    elif entry["op"] == "tag":
+        run.tag(entry["name"], entry["value"])
     elif entry["op"] == "describe":
         run.describe(entry["markdown"])
     elif entry["op"] == "end":

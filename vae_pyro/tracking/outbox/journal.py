@@ -39,6 +39,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "metrics": {"metrics": Mapping[str, float], "step": _Step, "at": _Time},
     "image": {"key": _Name, "step": _Step, "file": _Name},
     "file": {"path": _Path, "folder": _Name | None},
+    "tag": {"name": _Name, "value": str},
     "describe": {"markdown": str},
     "end": {"status": Status},
 }

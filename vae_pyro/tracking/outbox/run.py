@@ -150,6 +150,9 @@ class OutboxRun(Run):
         relative = Path(os.path.relpath(path, self._folder)).as_posix()
         self._add({"op": "file", "path": relative, "folder": folder})
 
+    def tag(self, name: str, value: str) -> None:
+        self._add({"op": "tag", "name": name, "value": value})
+
     def describe(self, markdown: str) -> None:
         self._add({"op": "describe", "markdown": markdown})
 
