@@ -8,9 +8,12 @@ import itertools
 import math
 import multiprocessing
 import os
+import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from operator import truediv
 from pathlib import Path
 
 import torch
@@ -139,7 +142,7 @@ class Measured:
             standard error, both root mean squares over the images.
         median_spread: the same ratio for each image, and of these the median.
         effective: effective sample size / number of weights.
-        seconds: median over seeds, for all images.
+        seconds: of each seed, for all images.
     """
 
     difference: float
@@ -150,10 +153,12 @@ class Measured:
     spread: float
     median_spread: float
     effective: float
-    seconds: float
+    seconds: Sequence[float]
 
 
-def summary(estimates: list[Estimate], seconds: list[float], reference: Estimate) -> Measured:
+def summary(
+    estimates: Sequence[Estimate], seconds: Sequence[float], reference: Estimate
+) -> Measured:
     """What the estimates with several seeds show together."""
     value = torch.stack([e.value for e in estimates])
     std_error = torch.stack([e.std_error for e in estimates])
@@ -174,7 +179,7 @@ def summary(estimates: list[Estimate], seconds: list[float], reference: Estimate
         (value.var(0).mean().sqrt() / std_error.square().mean().sqrt()).item(),
         (value.std(0) / std_error.square().mean(0).sqrt()).median().item(),
         (ess / (estimates[0].num_weights or BUDGET)).mean().item(),
-        sorted(seconds)[len(seconds) // 2],
+        seconds,
     )
 
 
@@ -245,5 +250,5 @@ def row(cell: Cell, found: dict[str, Measured]) -> list[str]:
         f"{adaptive.spread:.2f}",
         f"{adaptive.median_spread:.2f}",
         f"{adaptive.effective:.2f}",
-        f"{adaptive.seconds / guide.seconds:.2f}",
+        f"{statistics.median(map(truediv, adaptive.seconds, guide.seconds)):.2f}",
     ]

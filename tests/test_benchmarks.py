@@ -1,6 +1,7 @@
 """The contestants do equal work, and what is written down is what was measured."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import accuracy, importance, training, workload
 from benchmarks import contest as contest_module
-from benchmarks import importance, training, workload
 from benchmarks.contest import Contestant, Times, Unit, contest, ratio, write
 from benchmarks.peers import torch_vae
 from tests.conftest import ROOT
 from vae_pyro.errors import DataError
-from vae_pyro.log_marginal import ImportanceSampling
+from vae_pyro.log_marginal import Bound, Estimate, ImportanceSampling
 
 CPU = torch.device("cpu")
+PAGES = {"accuracy": "accuracy"}
 
 
 @pytest.fixture
@@ -98,6 +100,33 @@ def test_a_contest_takes_turns_and_names_who_is_absent() -> None:
     assert skipped["peerless"].startswith("No module named 'peerless'; pip install")
 
 
+def test_the_accuracy_of_estimates_with_known_errors_is_found() -> None:
+    """30 seeds, 100 images: right error bars; ones that are half as wide; and a bias."""
+    truth = Estimate(torch.randn(100).double(), torch.full((100,), 1e-6).double(), Bound.NUMERIC)
+    found = {}
+    for name, stated, bias in (("right", 0.1, 0.0), ("narrow", 0.05, 0.0), ("biased", 0.1, 0.3)):
+        estimates = []
+        for _ in range(30):
+            value = truth.value + bias + 0.1 * torch.randn(100).double()
+            extra = {
+                "pareto_k": torch.full((100,), 0.8).index_fill_(0, torch.arange(90), 0.2),
+                "effective_sample_size": torch.full((100,), 500.0),
+            }
+            error = torch.full((100,), stated).double()
+            estimates.append(Estimate(value, error, Bound.LOWER, extra, num_weights=1000))
+        found[name] = accuracy.summary(estimates, [1.0], truth)
+    right, narrow, biased = found.values()
+    of_the_mean = 0.1 / math.sqrt(3000)
+    assert abs(right.difference) < 4.5 * of_the_mean
+    assert right.difference_std_error == pytest.approx(of_the_mean, rel=0.6)
+    assert biased.difference == pytest.approx(0.3, abs=4.5 * of_the_mean)
+    assert right.pareto_k_high == right.untrusted == pytest.approx(0.1)
+    assert right.effective == pytest.approx(0.5)
+    for measured, expected in ((right, 1.0), (narrow, 2.0)):
+        for number in (measured.z, measured.spread, measured.median_spread):
+            assert number == pytest.approx(expected, rel=0.08)
+
+
 def test_the_ratio_is_that_of_the_same_rounds() -> None:
     times = {"slow": Times([2.0, 20.0, 6.0], []), "fast": Times([1.0, 10.0, 2.0], [])}
     assert ratio(times, "slow", "fast") == 2.0
@@ -119,11 +148,11 @@ def test_a_table_replaces_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
     assert kept["machine"]["cores"] >= 1
 
 
-def test_the_page_has_a_place_for_every_benchmark() -> None:
-    page = (ROOT / "docs" / "performance.md").read_text()
+def test_a_page_has_a_place_for_every_benchmark() -> None:
     names = [path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")]
-    assert sorted(names) == ["importance", "scaling", "startup", "training"]
+    assert sorted(names) == ["accuracy", "importance", "scaling", "startup", "training"]
     for name in names:
+        page = (ROOT / "docs" / f"{PAGES.get(name, 'performance')}.md").read_text()
         assert page.count(f"<!-- {name} -->\n| ") == page.count(f"<!-- end of {name} -->") == 1
 
 
@@ -134,5 +163,6 @@ def test_an_unknown_benchmark_is_named() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "error: no benchmark 'trainign'; there are training, importance, scaling, startup\n"
+        "error: no benchmark 'trainign'; there are training, importance, scaling, startup, "
+        "accuracy\n"
     )

@@ -31,7 +31,7 @@ BUDGETS = {
     "how_to_estimate_p_of_x": (
         "experiment.large=3",
         "experiment.images=2",
-        "experiment.draws=[1,10]",
+        "experiment.draws=[1,100]",
         "experiment.temperatures=[2]",
         "experiment.reference_draws=100",
         "experiment.reference_temperatures=3",

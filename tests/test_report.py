@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.evaluation import Evaluation, EvaluationPlan, evaluate
 from vae_pyro.guide import DiagNormal
-from vae_pyro.likelihoods import Bernoulli
+from vae_pyro.likelihoods import Bernoulli, Normal
 from vae_pyro.log_marginal import (
     AIS,
     ELBOBound,
@@ -29,7 +29,8 @@ from vae_pyro.log_marginal import (
     Quadrature,
     ReverseAIS,
 )
-from vae_pyro.networks import MLP
+from vae_pyro.model import Model
+from vae_pyro.networks import MLP, Reshape
 from vae_pyro.progress import ShowProgress, no_progress
 from vae_pyro.reporting.estimators import (
     advice,
@@ -85,6 +86,69 @@ def test_an_untrusted_error_bar_is_told_of_with_the_remedy_of_its_dimension(
     (warning,) = advice(spoilt(good, 0.2), plan)
     for words in ("20% of the test images", "num_evaluations=10000", f"estimators=[{remedy}]"):
         assert words in warning
+
+
+class Folded(torch.nn.Module):
+    """A decoder that is given |z_0| in the place of z_0."""
+
+    def __init__(self, decoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z: Tensor) -> Tensor:
+        decoded: Tensor = self.decoder(torch.cat([z[..., :1].abs(), z[..., 1:]], -1))
+        return decoded
+
+
+def two_modes() -> tuple[VAE, Tensor]:
+    """z_0 and -z_0 are equally likely, in ten dimensions; the guide has the positive one only."""
+    dims, scale = 10, 0.4
+    decoder, encoder = torch.nn.Linear(dims, dims), torch.nn.Linear(dims, 2 * dims)
+    variance = scale**2 / (1 + scale**2)
+    with torch.no_grad():
+        decoder.weight.copy_(torch.eye(dims))
+        decoder.bias.zero_()
+        encoder.weight.zero_()
+        encoder.weight[:dims] = torch.eye(dims) / (1 + scale**2)
+        encoder.bias[:dims] = 0.0
+        encoder.bias[dims:] = math.log(math.expm1(variance**0.5))
+    decode = torch.nn.Sequential(Folded(decoder), Reshape((1, 1, 2, 5)))
+    guide = DiagNormal(dims, lambda _: torch.nn.Sequential(torch.nn.Flatten(-3), encoder))
+    vae = VAE(Model(dims, decode, Normal(None, scale)), guide, (1, 2, 5)).double().eval()
+    x = torch.randn(100, 1, 2, 5, dtype=torch.float64)
+    x[:, 0, 0, 0] = 1.5 + torch.rand(100)
+    return vae, x
+
+
+@pytest.mark.parametrize("evaluations", [800, 5000])
+def test_a_mode_that_only_one_of_two_estimates_found_is_told_of(evaluations: int) -> None:
+    """With few evaluations there is one start besides the guide's, and it is often wrong."""
+    vae, x = two_modes()
+    more = {"num_evaluations": evaluations, "repeated_images": 60}
+    evaluation, plan = ask(vae, x, {}, **more)
+    metrics = evaluation.metrics
+    assert metrics["compared/repeated_images"] == 60
+    lines = [line for line in advice(evaluation, plan) if "estimated twice for 60" in line]
+    log_px = evaluation.estimates["log_px"].estimate
+    if evaluations == 5000:
+        assert metrics["compared/disagreeing"] == 0
+        assert lines == []
+        assert log_px.is_trusted
+    else:
+        assert metrics["compared/disagreeing"] > 0.1
+        (line,) = lines
+        assert f"For {round(60 * metrics['compared/disagreeing'])} of them" in line
+        assert "evaluation/estimators=[ais]" in line
+        assert metrics["test/untrusted"] >= metrics["compared/disagreeing"]
+        assert not log_px.is_trusted
+        assert log_px.shown().startswith("≥ ")
+
+
+def test_nothing_is_estimated_twice_where_it_is_not_wanted() -> None:
+    truth = LinearGaussian()
+    evaluation, _ = ask(truth.vae, truth.sample(20), {}, repeated_images=0)
+    assert not any(name.startswith("compared/") for name in evaluation.metrics)
+    assert "disagreement" not in per_image_csv(evaluation)
 
 
 def test_a_guide_shrunk_tenfold_is_bad_for_the_bounds_and_not_for_log_px(

@@ -1,4 +1,4 @@
-"""log p(x) by the prior, the encoder and annealing: error against decoder evaluations."""
+"""log p(x) by prior, encoder, adaptive proposal and annealing: error against evaluations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from experiments.numbers import Number, over_seeds
 from experiments.vaes import Trained, VAESpec
 from vae_pyro.log_marginal import (
     AIS,
+    AdaptiveImportanceSampling,
     Estimator,
     ImportanceSampling,
     IWAEBound,
@@ -25,11 +26,17 @@ from vae_pyro.log_marginal import (
     estimate_together,
     log_weights,
 )
+from vae_pyro.log_marginal.adaptive import LEAST_EVALUATIONS
 from vae_pyro.log_marginal.proposals import THE_GUIDE, Proposal
 from vae_pyro.log_marginal.quadrature import MAX_DIM
 from vae_pyro.randomness import RandomStream
 
-NAMES = {"prior": "z from the prior", "encoder": "z from the encoder (IWAE-K)", "ais": "AIS"}
+NAMES = {
+    "prior": "z from the prior",
+    "encoder": "z from the encoder (IWAE-K)",
+    "adaptive": "z from a proposal fitted to the image",
+    "ais": "AIS",
+}
 PRIOR = Proposal(prior_share=1.0)
 FACTOR = 10  # times exp(KL): a number of samples that should suffice
 
@@ -42,7 +49,8 @@ class EstimateOptions(Options):
         small: latent dimensions of the first VAE; at most 3, so that quadrature is the reference.
         large: latent dimensions of the second VAE.
         images: test images whose log p(x) is estimated.
-        draws: samples per image from the prior and from the encoder, one number per budget.
+        draws: samples per image from the prior and from the encoder, one number per budget; those
+            of at least 100 are also budgets of adaptive importance sampling.
         temperatures: of AIS, one number per budget.
         chains: of AIS, per image.
         reference_draws: samples of the importance sampling that is the reference without a grid.
@@ -71,9 +79,22 @@ class EstimateOptions(Options):
             chosen = getattr(self, name)
             if min(chosen, default=0) < 1 or list(chosen) != sorted(set(chosen)):
                 raise ValueError(f"{name}: needs rising numbers from 1 up, got {list(chosen)}")
+        if not self.adaptive:
+            raise ValueError(
+                f"draws: one must be {LEAST_EVALUATIONS} or more, got {list(self.draws)}"
+            )
         if self.large == self.small:
             raise ValueError(f"large: must not be that of small, {self.small}")
         self.at_least(images=1, large=1, shown_draws=2)
+
+    @property
+    def adaptive(self) -> tuple[int, ...]:
+        """Budgets of adaptive importance sampling: decoder evaluations, the fit included."""
+        return tuple(number for number in self.draws if number >= LEAST_EVALUATIONS)
+
+    def budgets(self, name: str) -> tuple[int, ...]:
+        """The budgets of one estimator."""
+        return {"ais": self.temperatures, "adaptive": self.adaptive}.get(name, self.draws)
 
 
 @dataclass(frozen=True)
@@ -133,28 +154,33 @@ def run(context: Context) -> Result:
         context.tell(f"estimating with {vaes[0].vae.model.latent_dim} latent dimensions")
         measured[size] = [measure(trained, options) for trained in vaes]
         numbers |= summary(size, measured[size], options)
-    shown = min(options.draws, key=lambda k: abs(k - 1_000))  # the budget that the answer is about
+    shown = min(options.draws, key=lambda k: abs(k - 1_000))  # the predictions' budget
     every = measured["small"] + measured["large"]
     below = shortfalls(every, options, -math.inf, 0)
     above = shortfalls(every, options, math.log(FACTOR), math.inf)
     for name, found in (("too_few", below), ("plenty", above)):
         if found:
             numbers[f"shortfall_{name}"] = images_mean(found)
-    prior, encoder, ais = (
-        {size: [numbers[f"{name}_{size}_{b}"].value for b in budgets] for size in measured}
-        for name, budgets in (
-            ("prior", options.draws),
-            ("encoder", options.draws),
-            ("ais", options.temperatures),
-        )
+    prior, encoder, adaptive, ais = (
+        {
+            size: [numbers[f"{name}_{size}_{b}"].value for b in options.budgets(name)]
+            for size in measured
+        }
+        for name in NAMES
     )
     index = options.draws.index(shown)
     predictions = {
         "prior_worse_in_many_dimensions": prior["large"][index] > prior["small"][index],
         "encoder_beats_prior_in_many": encoder["large"][index] < prior["large"][index],
         "ais_beats_prior_in_many": ais["large"][-1] < prior["large"][-1],
+        "adaptive_beats_encoder": all(
+            adaptive[size][-1] < encoder[size][options.draws.index(options.adaptive[-1])]
+            for size in measured
+        ),
         "all_low_with_few": all(
-            numbers[f"short_{name}_{size}"].value > 0 for name in NAMES for size in measured
+            numbers[f"short_{name}_{size}"].value > 0
+            for name in ("prior", "encoder", "ais")
+            for size in measured
         ),
         "exp_kl_decides": bool(below and above) and mean(below) > 1 > mean(above),
         "references_agree": all(
@@ -163,12 +189,12 @@ def run(context: Context) -> Result:
             for size in measured
         ),
     }
+    most = options.adaptive[-1]
     answer = (
-        f"Average weighted z's of the encoder, not z's of the prior: with {shown:,} decoder "
-        f"evaluations and {options.large} latent dimensions, log p of an image is off by "
-        f"{numbers[f'prior_large_{shown}']} nats when z comes from the prior, of whose draws "
-        f"{numbers['effective_prior_large']} count, and by {numbers[f'encoder_large_{shown}']} "
-        f"when z comes from the encoder."
+        "Sample z where this image's posterior is, and weight each sample by p(x, z) / q(z | x): a "
+        f"proposal that is fitted to each image gives log p(x) to within "
+        f"{numbers[f'adaptive_large_{most}']} nats per image ({most:,} decoder evaluations, "
+        f"{options.large} latent dimensions, {options.images} test images)."
     )
     figure = draw(both[1][0], measured, options)
     return Result(numbers, predictions, answer, figure)
@@ -180,6 +206,7 @@ def measure(trained: Trained, options: EstimateOptions) -> Measured:
     families: dict[str, dict[int, Estimator]] = {
         "prior": {k: PriorSampling(k) for k in options.draws},
         "encoder": {k: IWAEBound(k, k) for k in options.draws},
+        "adaptive": {k: AdaptiveImportanceSampling(k) for k in options.adaptive},
         "ais": {t: AIS(t, options.chains) for t in options.temperatures},
     }
     defensive = ImportanceSampling(options.reference_draws, inflation=1.2, prior_share=0.1)
@@ -222,8 +249,7 @@ def summary(size: str, found: Sequence[Measured], options: EstimateOptions) -> d
     nats = "nats per image"
     numbers = {}
     for name in NAMES:
-        budgets = options.temperatures if name == "ais" else options.draws
-        for place, budget in enumerate(budgets):
+        for place, budget in enumerate(options.budgets(name)):
             numbers[f"{name}_{size}_{budget}"] = over_seeds(
                 [m.errors[name].typical[place] for m in found], nats
             )

@@ -147,13 +147,22 @@ def test_a_narrow_and_shifted_guide_is_mended(dims: int, shift: float, stretch: 
         assert (plain.value - exact).mean() < -5 * (estimate.value - exact).abs().mean()
 
 
-@pytest.mark.parametrize(("dims", "budget"), [(2, 3000), (4, 5000)])
+@pytest.mark.parametrize(
+    ("dims", "budget"),
+    [
+        (2, 3000),
+        (4, 5000),
+        (10, 5000),
+        pytest.param(20, 5000, marks=pytest.mark.slow),
+        pytest.param(50, 15_000, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("stretch", [1.0, 0.3])
 def test_a_mode_that_the_guide_does_not_know_is_found(
     dims: int, budget: int, stretch: float
 ) -> None:
     truth = TwoModes(dims, stretch)
-    x = truth.sample(200)
+    x = truth.sample(200 if dims < 50 else 60)
     exact = truth.log_marginal(x)
     estimate = AdaptiveImportanceSampling(budget)(truth.program, x)
     assert_exact(estimate, exact)

@@ -114,6 +114,34 @@ def test_an_estimate_prints_in_one_line() -> None:
     assert repr(PerImage(VALUE, ERROR)) == "<PerImage of 4 images: 3.00 ± 0.12 per image>"
 
 
+def test_a_second_value_that_is_far_away_costs_the_trust() -> None:
+    """5 standard errors of the difference are the limit; what was not repeated is not judged."""
+    once = Estimate(VALUE, torch.full_like(ERROR, 0.1), Bound.LOWER)
+    assert once.num_checked == 0
+    assert once.untrusted_share == 0
+    limit = 5 * 0.1 * math.sqrt(2)
+    index = torch.tensor([2, 0])
+    moved = once.value[index] + torch.tensor([0.99 * limit, -1.01 * limit])
+    second = Estimate(moved, once.std_error[index], Bound.LOWER)
+    twice = once.checked_by(second, index)
+    assert twice.disagreeing.tolist() == [True, False, False, False]
+    assert twice.trusted.tolist() == [False, True, True, True]
+    assert twice.num_checked == 2
+    assert twice.untrusted_share == 0.5
+    assert not twice.is_trusted
+    assert str(twice) == "≥ 3.0 nats per image (lower bound), untrusted: 50% of the images"
+    assert torch.equal(twice.value, once.value)
+    # An image of which the weights raise a doubt is counted once.
+    k = torch.tensor([0.9, 0.1, 0.1, 0.1])
+    doubtful = Estimate(VALUE, once.std_error, Bound.LOWER, {"pareto_k": k}, num_weights=5000)
+    assert doubtful.checked_by(second, index).untrusted_share == 0.25
+
+
+def test_equal_values_without_an_error_agree() -> None:
+    exact = Estimate(VALUE, 0 * ERROR, Bound.LOWER)
+    assert exact.checked_by(exact, torch.arange(4)).is_trusted
+
+
 def test_an_estimate_is_a_table_with_one_row_per_image() -> None:
     table = Estimate(VALUE, ERROR, Bound.LOWER, {"pareto_k": 2 * VALUE}).to_dataframe()
     assert list(table.columns) == ["value", "std_error", "pareto_k"]

@@ -22,7 +22,7 @@ def a_mixture(batch: int, components: int, dims: int) -> StudentMixture:
 @pytest.mark.parametrize(("components", "dims"), [(1, 1), (3, 2), (2, 10), (4, 30)])
 def test_the_density_is_that_of_pyros_student_t(components: int, dims: int) -> None:
     mixture = a_mixture(5, components, dims)
-    assert mixture.freedom == max(5, dims / 2)
+    assert mixture.freedom == max(5, 2 * dims)
     z = 4 * torch.randn(5, 7, dims, dtype=torch.float64)
     df = torch.tensor(mixture.freedom, dtype=torch.float64)
     parts = dist.MultivariateStudentT(df, mixture.loc, torch.linalg.cholesky(mixture.scale))
