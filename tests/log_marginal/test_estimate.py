@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vae_pyro.log_marginal import Bound, Estimate, PerImage, TimedEstimate
-from vae_pyro.log_marginal.estimate import concatenate, part_of, with_error
+from vae_pyro.log_marginal.estimate import concatenate, with_error
+from vae_pyro.log_marginal.estimator import part_of
 
 VALUE = torch.tensor([1.0, 2.0, 4.0, 5.0], dtype=torch.float64)
 ERROR = torch.tensor([0.3, 0.4, 0.0, 0.0], dtype=torch.float64)

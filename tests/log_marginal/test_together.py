@@ -32,7 +32,7 @@ from vae_pyro.log_marginal import (
 )
 from vae_pyro.log_marginal.cache import digest_of
 from vae_pyro.log_marginal.chunking import multiply_adds
-from vae_pyro.log_marginal.estimate import OnProgress
+from vae_pyro.log_marginal.estimator import OnProgress
 from vae_pyro.log_marginal.program import ModelAndGuide
 from vae_pyro.log_marginal.together import for_all_images, is_cheap
 from vae_pyro.networks import MLP, Conv, Network

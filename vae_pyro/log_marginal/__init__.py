@@ -4,13 +4,8 @@ from vae_pyro.log_marginal.adaptive import AdaptiveImportanceSampling
 from vae_pyro.log_marginal.annealed import AIS, AnnealingBudget, ReverseAIS
 from vae_pyro.log_marginal.drawing import log_weights
 from vae_pyro.log_marginal.elbo import ELBOBound, elbo_parts
-from vae_pyro.log_marginal.estimate import (
-    Bound,
-    Estimate,
-    Estimator,
-    OnProgress,
-    PerImage,
-)
+from vae_pyro.log_marginal.estimate import Bound, Estimate, PerImage
+from vae_pyro.log_marginal.estimator import Estimator, OnProgress
 from vae_pyro.log_marginal.exact import Exact
 from vae_pyro.log_marginal.importance import (
     GuideEstimator,

@@ -14,14 +14,8 @@ from torch import Tensor
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.chunking import num_alike
 from vae_pyro.log_marginal.drawing import pair_of
-from vae_pyro.log_marginal.estimate import (
-    Bound,
-    Estimate,
-    Estimator,
-    OnProgress,
-    concatenate,
-    part_of,
-)
+from vae_pyro.log_marginal.estimate import Bound, Estimate, concatenate
+from vae_pyro.log_marginal.estimator import Estimator, OnProgress, part_of
 from vae_pyro.log_marginal.mixture import StudentMixture, spread_out, tempered
 from vae_pyro.log_marginal.program import Images, ModelAndGuide
 from vae_pyro.log_marginal.running import RunningWeights
@@ -54,11 +48,11 @@ class AdaptiveImportanceSampling(Estimator):
     none of whose samples enter the estimate. So, given r, the weights are independent, their mean
     is unbiased for p(x), and ``std_error`` and k-hat have their usual meaning.
 
-    1. Searching: log p(x, z) is computed at points of the prior and of the guide of other images,
-       which lie where this decoder puts images. The best of them, far from each other, and the
-       guide's own mean are the starts of the next phase.
-    2. Matching: from each start a normal is moved to a mode of the posterior by gradients of
-       log p(x, z), see ``vae_pyro.log_marginal.match``. Those that meet are one.
+    1. Matching: the guide's normal is moved to a mode of the posterior by gradients of log p(x, z),
+       see ``vae_pyro.log_marginal.match``.
+    2. Climbing: log p(x, z) is computed at points of the prior and of the guides of all images,
+       which lie where this decoder puts images. From the best of them, far from each other, further
+       modes are climbed to, see ``vae_pyro.log_marginal.climb``. The highest modes are kept.
     3. Fitting: in rounds, samples of r are weighed against all rounds' proposals together, and the
        Student t components are refitted. In up to 3 dimensions a fifth of the samples is the
        prior's, in more a twentieth.
@@ -67,7 +61,8 @@ class AdaptiveImportanceSampling(Estimator):
     0.05, so that no weight exceeds 20 times that of the guide alone, however badly the fit went.
 
     Limit: a mode is not found where no gradient from the places that were tried leads to it, and
-    then no diagnostic of these samples shows it. Compare with AIS or quadrature on some images.
+    then no diagnostic of these samples shows it. A second estimate from other random numbers can
+    (``Estimate.checked_by``); AIS and quadrature do not depend on the guide.
 
     >>> import torch
     >>> from vae_pyro.log_marginal import AdaptiveImportanceSampling
@@ -88,7 +83,8 @@ class AdaptiveImportanceSampling(Estimator):
         ValueError: where it is below 100.
 
     Source: Cornuet et al. (2012), adaptive multiple importance sampling, for the fit; Hesterberg
-    (1995) for the shares of prior and guide; Cai et al. (2024) for the matching.
+    (1995) for the shares of prior and guide; Cai et al. (2024) for the matching; Nocedal and Wright
+    (2006), section 6.1, for the climbing.
     """
 
     num_evaluations: int = 5000

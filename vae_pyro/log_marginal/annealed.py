@@ -19,14 +19,8 @@ from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.chunking import num_alike, rows_per_chunk
 from vae_pyro.log_marginal.diagnostics import MIN_TAIL_SIZE, pareto_k, tail_size
 from vae_pyro.log_marginal.drawing import pair_of
-from vae_pyro.log_marginal.estimate import (
-    Bound,
-    Estimate,
-    Estimator,
-    OnProgress,
-    concatenate,
-    part_of,
-)
+from vae_pyro.log_marginal.estimate import Bound, Estimate, concatenate
+from vae_pyro.log_marginal.estimator import Estimator, OnProgress, part_of
 from vae_pyro.log_marginal.hamiltonian import AnnealingPath, Point
 from vae_pyro.log_marginal.pair import Start
 from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae

@@ -12,7 +12,8 @@ from torch.distributions import LowRankMultivariateNormal
 from vae_pyro.errors import EstimatorError
 from vae_pyro.likelihoods import Normal, NormalLearnedScale
 from vae_pyro.log_marginal.drawing import pair_of
-from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress
+from vae_pyro.log_marginal.estimate import Bound, Estimate
+from vae_pyro.log_marginal.estimator import Estimator, OnProgress
 from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
 from vae_pyro.networks import Bias, Reshape
 

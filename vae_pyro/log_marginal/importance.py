@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from vae_pyro.log_marginal.drawing import pair_of
-from vae_pyro.log_marginal.estimate import Bound, Estimate, Estimator, OnProgress
+from vae_pyro.log_marginal.estimate import Bound, Estimate
+from vae_pyro.log_marginal.estimator import Estimator, OnProgress
 from vae_pyro.log_marginal.program import Images, ModelAndGuide
 from vae_pyro.log_marginal.proposals import Proposal
 from vae_pyro.log_marginal.summary import WeightSummary, summarise_log_weights

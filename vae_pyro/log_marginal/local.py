@@ -13,14 +13,8 @@ from vae_pyro.errors import EstimatorError
 from vae_pyro.guide import CholeskyNormal
 from vae_pyro.log_marginal.chunking import rows_per_chunk
 from vae_pyro.log_marginal.drawing import pair_of
-from vae_pyro.log_marginal.estimate import (
-    Bound,
-    Estimate,
-    Estimator,
-    OnProgress,
-    concatenate,
-    part_of,
-)
+from vae_pyro.log_marginal.estimate import Bound, Estimate, concatenate
+from vae_pyro.log_marginal.estimator import Estimator, OnProgress, part_of
 from vae_pyro.log_marginal.pair import blank_images
 from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
 from vae_pyro.log_marginal.weights import log_joint

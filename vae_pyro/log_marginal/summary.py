@@ -11,7 +11,8 @@ from torch import Tensor
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.chunking import CHUNK_SIZE, num_alike, rows_per_chunk
 from vae_pyro.log_marginal.drawing import drawing_log_weights, pair_of
-from vae_pyro.log_marginal.estimate import OnProgress, PerImage
+from vae_pyro.log_marginal.estimate import PerImage
+from vae_pyro.log_marginal.estimator import OnProgress
 from vae_pyro.log_marginal.program import Images, ModelAndGuide
 from vae_pyro.log_marginal.proposals import THE_GUIDE, Proposal
 from vae_pyro.log_marginal.running import RunningWeights

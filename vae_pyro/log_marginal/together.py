@@ -14,7 +14,8 @@ from vae_pyro.log_marginal.annealed import AIS
 from vae_pyro.log_marginal.cache import ChunkCache
 from vae_pyro.log_marginal.chunking import multiply_adds, rows_per_chunk
 from vae_pyro.log_marginal.drawing import pair_of
-from vae_pyro.log_marginal.estimate import Estimate, Estimator, OnProgress, concatenate, part_of
+from vae_pyro.log_marginal.estimate import Estimate, concatenate
+from vae_pyro.log_marginal.estimator import Estimator, OnProgress, part_of
 from vae_pyro.log_marginal.importance import WeightEstimator, read_together
 from vae_pyro.log_marginal.pair import blank_images
 from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
