@@ -355,7 +355,7 @@ TAKEN = (
     "log_px_image_std_error",
     "log_px_pareto_k",
     "log_px_true",
-    "elbo_gap",
+    "disagreeing",
     "gap",
     "kl",
     "kl_to_posterior",

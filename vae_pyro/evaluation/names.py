@@ -12,8 +12,6 @@ _ERRORS = ("std_error", "image_std_error")
 _DIAGNOSTICS = (
     "effective_sample_size",
     "pareto_k",
-    "elbo_gap",
-    "elbo_gap_std_error",
     "acceptance",
     "disagreement",
 )

@@ -58,8 +58,6 @@ class WeightEstimator(Estimator):
             {
                 "effective_sample_size": summary.effective_sample_size,
                 "pareto_k": summary.pareto_k,
-                "elbo_gap": summary.gap.value,
-                "elbo_gap_std_error": summary.gap.std_error,
             },
             summary.num_samples,
             summary.num_samples if self.group_size == summary.num_samples else 0,

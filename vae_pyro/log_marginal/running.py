@@ -18,7 +18,7 @@ from vae_pyro.log_marginal.diagnostics import (
 
 
 class RunningLogSumExp:
-    """log sum_k w_k, log sum_k w_k^2 and sum_k w_k log w_k / sum_k w_k of each image.
+    """log sum_k w_k and log sum_k w_k^2 of each image.
 
     Args:
         batch: the number of images.
@@ -28,15 +28,11 @@ class RunningLogSumExp:
         self.count = 0
         self.log_sum = torch.full((batch,), -math.inf, dtype=torch.float64)
         self.log_sum_squares = self.log_sum.clone()
-        self.weighted_mean = torch.zeros(batch, dtype=torch.float64)
 
     def update(self, log_w: Float[Tensor, "some batch"]) -> None:
         """Take in the next log weights, float64, ``(any, batch)``."""
         self.count += len(log_w)
-        new = log_w.logsumexp(0)
-        self.log_sum = torch.logaddexp(self.log_sum, new)
-        weighted = (log_w.softmax(0) * log_w).sum(0)
-        self.weighted_mean += (new - self.log_sum).exp() * (weighted - self.weighted_mean)
+        self.log_sum = torch.logaddexp(self.log_sum, log_w.logsumexp(0))
         self.log_sum_squares = torch.logaddexp(self.log_sum_squares, (2 * log_w).logsumexp(0))
 
     @property
@@ -130,7 +126,7 @@ class RunningWeights:
     """
 
     def __init__(self, num_samples: int, group_sizes: Sequence[int], batch: int) -> None:
-        self.bounds = {k: GroupedLogMeanExp(k, batch) for k in {1, *group_sizes}}
+        self.bounds = {k: GroupedLogMeanExp(k, batch) for k in group_sizes}
         self.total = RunningLogSumExp(batch)
         self._largest = torch.empty(0, batch, dtype=torch.float64)
         self._num_largest = tail_size(num_samples) + 1
@@ -163,21 +159,3 @@ class RunningWeights:
         # log(sum - tail + smoothed) - log(sum)
         relative = torch.expm1(smoothed - tail) * (tail - self.total.log_sum).exp()
         return self.total.log_mean + torch.log1p(relative)
-
-    @property
-    def gap(self) -> Float[Tensor, " batch"]:
-        """log (1/K) sum_k w_k - (1/K) sum_k log w_k, nats, ``(batch,)``."""
-        return self.total.log_mean - self.bounds[1].value
-
-    @property
-    def gap_std_error(self) -> Float[Tensor, " batch"]:
-        """Of ``gap``, whose two terms rise and fall together, ``(batch,)``; NaN for one weight.
-
-        By the delta method sqrt(Var(a - l) / K), with a = w / mean(w) and l = log w.
-        """
-        if self.total.count == 1:
-            return torch.full_like(self.gap, math.nan)
-        between = self.total.weighted_mean - self.bounds[1].value  # Cov(a, l) (K - 1) / K
-        covariance = between / (self.total.count - 1)
-        variance = self.total.std_error**2 + self.bounds[1].std_error ** 2 - 2 * covariance
-        return variance.clamp(min=0).sqrt()

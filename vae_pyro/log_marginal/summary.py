@@ -11,7 +11,6 @@ from torch import Tensor
 from vae_pyro.compilation import accelerated
 from vae_pyro.log_marginal.chunking import CHUNK_SIZE, num_alike, rows_per_chunk
 from vae_pyro.log_marginal.drawing import drawing_log_weights, pair_of
-from vae_pyro.log_marginal.estimate import PerImage
 from vae_pyro.log_marginal.estimator import OnProgress
 from vae_pyro.log_marginal.program import Images, ModelAndGuide
 from vae_pyro.log_marginal.proposals import THE_GUIDE, Proposal
@@ -31,14 +30,12 @@ class WeightSummary:
             over the K // k disjoint groups: an unbiased estimate of the IWAE-k bound.
         effective_sample_size: between 1 and K.
         pareto_k: k-hat of the largest weights; NaN where K is too small to fit a tail.
-        gap: log (1/K) sum_k w_k - (1/K) sum_k log w_k, its error from the same weights.
     """
 
     num_samples: int
     bounds: dict[int, tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]]
     effective_sample_size: Float[Tensor, " batch"]
     pareto_k: Float[Tensor, " batch"]
-    gap: PerImage
 
 
 def summarise_log_weights(
@@ -102,10 +99,6 @@ def summarise_log_weights(
         },
         effective_sample_size=torch.cat([part.total.effective_sample_size for part in parts]),
         pareto_k=torch.cat([part.pareto_k for part in parts]),
-        gap=PerImage(
-            torch.cat([part.gap for part in parts]),
-            torch.cat([part.gap_std_error for part in parts]),
-        ),
     )
 
 

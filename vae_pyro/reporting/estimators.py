@@ -267,9 +267,8 @@ def _columns(name: str, estimate: Estimate) -> dict[str, Tensor]:
     if estimate.bound is not Bound.EXACT:
         columns[f"{name}_std_error"] = estimate.std_error
     for key, numbers in estimate.diagnostics.items():
-        # The ELBO and the IWAE bounds were computed from the same weights as log p(x).
-        is_repeated = is_standard(name) or "elbo_gap" in key
-        if name == "log_px" or not is_repeated:
+        # Those of the guide's weights would be repeated for the ELBO and every IWAE bound.
+        if name == "log_px" or not is_standard(name):
             columns[f"{name}_{key}"] = numbers
     return columns
 
