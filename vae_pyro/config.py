@@ -57,7 +57,7 @@ class EvaluationConfig:
 
     Attributes:
         num_samples: z's of the guide per test image; at least 25, so that k-hat has a tail.
-        num_evaluations: of the decoder per test image, for log p(x); None for (2 + 0.4
+        num_evaluations: of the decoder per test image, for log p(x); None for (3 + 0.35
             latent_dim) ``num_samples``, at most 10 times as many.
         repeated_images: for the first so many test images, log p(x) is estimated a second time, to
             see whether both agree; 0 for none.

@@ -171,7 +171,7 @@ def _plan(options: EvaluationConfig, vae: VAE) -> tuple[EvaluationPlan, list[str
 
 def _evaluations(num_samples: int, latent_dim: int) -> int:
     """Of the decoder per image, for log p(x): a fit in many dimensions needs more of them."""
-    times = min(2 + 0.4 * latent_dim, _MOST_TIMES)
+    times = min(3 + 0.35 * latent_dim, _MOST_TIMES)
     return max(LEAST_EVALUATIONS, round(times * num_samples))
 
 
