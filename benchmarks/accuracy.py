@@ -141,6 +141,8 @@ class Measured:
         spread: empirical standard deviation of an image's estimate over the seeds / the stated
             standard error, both root mean squares over the images.
         median_spread: the same ratio for each image, and of these the median.
+        disagreeing: share of the images, over pairs of seeds, whose two estimates differ by more
+            than their error bars allow (``Estimate.checked_by``).
         effective: effective sample size / number of weights.
         seconds: of each seed, for all images.
     """
@@ -152,6 +154,7 @@ class Measured:
     z: float
     spread: float
     median_spread: float
+    disagreeing: float
     effective: float
     seconds: Sequence[float]
 
@@ -164,6 +167,11 @@ def summary(
     std_error = torch.stack([e.std_error for e in estimates])
     k = torch.stack([e.diagnostics["pareto_k"] for e in estimates])
     ess = torch.stack([e.diagnostics["effective_sample_size"] for e in estimates])
+    all_images = torch.arange(len(reference.value))
+    pairs = [
+        a.checked_by(b, all_images).disagreeing
+        for a, b in zip(estimates[::2], estimates[1::2], strict=False)
+    ]
     apart = value - reference.value
     number = len(reference.value)
     means = value.mean(1)
@@ -178,6 +186,7 @@ def summary(
         (apart / std_error).std().item(),
         (value.var(0).mean().sqrt() / std_error.square().mean().sqrt()).item(),
         (value.std(0) / std_error.square().mean(0).sqrt()).median().item(),
+        torch.stack(pairs).double().mean().item(),
         (ess / (estimates[0].num_weights or BUDGET)).mean().item(),
         seconds,
     )
@@ -232,6 +241,7 @@ HEADER = [
     "z",
     "spread",
     "median",
+    "disagree",
     "ESS / weights",
     "time",
 ]
@@ -249,6 +259,7 @@ def row(cell: Cell, found: dict[str, Measured]) -> list[str]:
         f"{adaptive.z:.2f}" if cell.has_grid else "",
         f"{adaptive.spread:.2f}",
         f"{adaptive.median_spread:.2f}",
+        f"{adaptive.disagreeing:.2%}",
         f"{adaptive.effective:.2f}",
         f"{statistics.median(map(truediv, adaptive.seconds, guide.seconds)):.2f}",
     ]

@@ -121,6 +121,8 @@ def test_the_accuracy_of_estimates_with_known_errors_is_found() -> None:
     assert right.difference_std_error == pytest.approx(of_the_mean, rel=0.6)
     assert biased.difference == pytest.approx(0.3, abs=4.5 * of_the_mean)
     assert right.pareto_k_high == right.untrusted == pytest.approx(0.1)
+    assert right.disagreeing < 1e-3  # 5 standard errors
+    assert narrow.disagreeing > 0.005  # 2.5
     assert right.effective == pytest.approx(0.5)
     for measured, expected in ((right, 1.0), (narrow, 2.0)):
         for number in (measured.z, measured.spread, measured.median_spread):
