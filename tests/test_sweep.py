@@ -52,6 +52,8 @@ CONTRACT = {
     "test/effective_sample_size",
     "test/pareto_k_high",
     "test/untrusted",
+    "compared/repeated_images",
+    "compared/disagreeing",
     "test/active_units",
     "test/rounding_error",
     "time/train_seconds",
