@@ -20,9 +20,8 @@ from vae_pyro import saving as checkpoint
 from vae_pyro.config import parse_config
 from vae_pyro.errors import CheckpointError, ConfigError, UserError
 from vae_pyro.files import read_tensors
-from vae_pyro.hardware import available_memory
 from vae_pyro.networks import MLP
-from vae_pyro.saving import Blueprint, load_model, save_model
+from vae_pyro.saving import Blueprint, available_memory, load_model, save_model
 from vae_pyro.training.checkpoints import Checkpoints
 from vae_pyro.vae import VAE, build_vae
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_pyro.hardware import CoreMeter, available_cores, crowding, quota
+from vae_pyro.runs.cores import CoreMeter, available_cores, crowding, quota
 
 
 def write(path: Path, text: str) -> None:

@@ -16,7 +16,6 @@ LAYERS = [
     "errors",
     "interruption",
     "credentials",
-    "hardware",
     "files",
     "config",
     "randomness",
@@ -104,6 +103,7 @@ INNER_LAYERS = {
     "tracking": ["base", "reasons", "reach", "outbox", "mlflow_store"],
     "tracking.outbox": ["journal", "entries", "delivery", "run"],
     "runs": [
+        "cores",
         "manifest",
         "fingerprint",
         "preparation",
@@ -166,14 +166,14 @@ def test_the_house_is_small_and_its_arrows_few() -> None:
     floors: dict[str, int] = {}
     for room in LAYERS:  # from the bottom up
         floors[room] = 1 + max((floors[other] for other in arrows[room]), default=0)
-    assert len(arrows) <= 24
+    assert len(arrows) <= 23
     assert max(floors.values()) <= 10
     assert sum(map(len, arrows.values())) <= 90
 
 
 def test_what_computes_is_known() -> None:
     """The fingerprint covers what computes, and that imports nothing else but plain tools."""
-    tools = {"errors", "files", "progress", "hardware", "interruption", "config"}
+    tools = {"errors", "files", "progress", "interruption", "config"}
     writers = {"reporting", "tracking", "runs"}  # of the parts of a run that only record
     computing = {name.partition("/")[0].removesuffix(".py") for name in COMPUTING}
     assert computing | tools | writers | {"cli", "credentials"} == set(LAYERS)

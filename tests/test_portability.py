@@ -38,9 +38,10 @@ for name in names:
 
 import torch
 
-from vae_pyro import files, hardware
+from vae_pyro import files, saving
 from vae_pyro.data import MNIST
 from vae_pyro.errors import DataError
+from vae_pyro.runs import cores
 from vae_pyro.runs.folder import claim
 
 files.write_atomically(Path("a.json"), b"[1]")
@@ -48,10 +49,10 @@ assert files.parse_json(files.read_regular(Path("a.json"), 10)) == [1]
 with claim(Path("job")):
     files.write_tensors(Path("job/t"), {"x": torch.ones(2)}, {"y": 1})
 assert files.read_tensors(Path("job/t"))[1] == {"y": 1}
-assert hardware.available_cores() >= 1
-assert hardware.available_memory(torch.device("cpu")) > 10**8
-hardware._MEMORY = Path("none")
-assert hardware.available_memory(torch.device("cpu")) == math.inf
+assert cores.available_cores() >= 1
+assert saving.available_memory(torch.device("cpu")) > 10**8
+saving._MEMORY = Path("none")
+assert saving.available_memory(torch.device("cpu")) == math.inf
 Path("MNIST/raw").mkdir(parents=True)
 for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
     Path(f"MNIST/raw/{name}-ubyte").write_bytes(b"damaged")

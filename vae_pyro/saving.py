@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import math
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,6 @@ from vae_pyro.files import (
     write_atomically,
 )
 from vae_pyro.guide import Guide
-from vae_pyro.hardware import available_memory
 from vae_pyro.likelihoods import Likelihood
 from vae_pyro.networks import Network
 from vae_pyro.vae import VAE, build_vae
@@ -33,6 +35,7 @@ MODEL_FOLDER = "model"
 _WEIGHTS = "weights.safetensors"
 _BLUEPRINT = "model.json"
 _MOST_WORDS = 1_000_000  # bytes of a blueprint, and of the header that safetensors have
+_MEMORY = Path("/proc/meminfo")
 _MOST_JOBS = 50  # named in a message
 _COPIES = (
     5  # of every weight in training: itself, its gradient, Adam's two moments, the best so far
@@ -262,3 +265,22 @@ def _refuse_unknown_module(target: str) -> None:
             f"the model is made of {target}: import {module or target} before loading it, "
             "if you trust it"
         )
+
+
+def available_memory(device: torch.device) -> float:
+    """Bytes that can be allocated on a device without swapping; on a CPU an estimate.
+
+    If what is available is unknown: all memory of the machine (macOS), or infinity if that is
+    unknown too (Windows).
+    """
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    with suppress(OSError):
+        for line in _MEMORY.read_text().splitlines():
+            name, _, amount = line.partition(":")
+            if name == "MemAvailable":
+                return int(amount.removesuffix("kB")) * 1024
+    with suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return math.inf

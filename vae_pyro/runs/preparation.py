@@ -11,12 +11,12 @@ from vae_pyro.config import Config, EvaluationConfig, build
 from vae_pyro.data import Dataset, ImageSource
 from vae_pyro.errors import ConfigError, DataError, EstimatorError
 from vae_pyro.evaluation import EvaluationPlan, first_ais, require_free_names
-from vae_pyro.hardware import CoreMeter, crowding
 from vae_pyro.likelihoods import Likelihood
 from vae_pyro.log_marginal import Estimator
 from vae_pyro.log_marginal.adaptive import LEAST_EVALUATIONS
 from vae_pyro.objectives import Objective
 from vae_pyro.randomness import RandomStream
+from vae_pyro.runs.cores import CoreMeter, crowding
 from vae_pyro.runs.fingerprint import describe_x
 from vae_pyro.saving import Blueprint
 from vae_pyro.tracking import Tracker

@@ -1,4 +1,4 @@
-"""Free cores and memory of this machine.
+"""Free cores of this machine.
 
 All of it is known on Linux: what other programs use, and the limits of a container. On other
 systems less is known; then the whole machine counts as free.
@@ -10,12 +10,9 @@ import time
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-import torch
-
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _STATISTICS = Path("/proc/stat")
-_MEMORY = Path("/proc/meminfo")
 _ROUNDING = 0.5  # cores that come and go
 
 
@@ -99,22 +96,3 @@ def crowding(threads: int, others: float) -> str | None:
     )
     fewer = max(1, int(free))
     return f"{line}; OMP_NUM_THREADS={fewer} is often faster then" if fewer < threads else line
-
-
-def available_memory(device: torch.device) -> float:
-    """Bytes that can be allocated on a device without swapping; on a CPU an estimate.
-
-    If what is available is unknown: all memory of the machine (macOS), or infinity if that is
-    unknown too (Windows).
-    """
-    if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free
-    with suppress(OSError):
-        for line in _MEMORY.read_text().splitlines():
-            name, _, amount = line.partition(":")
-            if name == "MemAvailable":
-                return int(amount.removesuffix("kB")) * 1024
-    with suppress(AttributeError, OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return math.inf
