@@ -22,6 +22,12 @@ from vae_pyro.tracking.outbox import JOURNAL, read_journal
 PICTURE = np.zeros((4, 5, 3), np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def _a_slow_machine_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that gives up on a store that only stalls leaves a thread that still delivers."""
+    monkeypatch.setattr("vae_pyro.tracking.outbox.delivery._PATIENCE", 300.0)
+
+
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
