@@ -28,7 +28,6 @@ from tests.test_tracking import free_port, wait_until_healthy
 from vae_pyro.data import Dataset
 from vae_pyro.evaluation import validate
 from vae_pyro.log_marginal import ELBOBound
-from vae_pyro.log_marginal.estimate import shown
 from vae_pyro.randomness import RandomStream
 from vae_pyro.runs.pictures import snapshot_epochs
 from vae_pyro.saving import load_model
@@ -173,12 +172,28 @@ def test_artifacts_follow_the_contract(sweep: Sweep, tmp_path: Path) -> None:
 
 def test_the_parent_holds_table_and_chart(sweep: Sweep, tmp_path: Path) -> None:
     folder = Path(sweep.client.download_artifacts(sweep.parent.info.run_id, "sweep", str(tmp_path)))
-    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    rows = list(csv.DictReader((folder / "runs.csv").open()))
     assert [int(row["latent_dim"]) for row in rows] == [2, 10, 20]
     for row in rows:
         metrics = sweep.children[int(row["latent_dim"])].data.metrics
         for name in ("test/elbo", "test/log_px", "test/log_px_std_error", "test/gap"):
-            assert float(row[name]) == metrics[name]
+            assert float(row[name]) == pytest.approx(metrics[name], rel=1e-6)
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    assert [(int(row["latent_dim"]), row["seeds"]) for row in rows] == [
+        (2, "1"),
+        (10, "1"),
+        (20, "1"),
+    ]
+    pairs = list(csv.DictReader((folder / "comparison.csv").open()))
+    assert len(pairs) == 3
+    for pair in pairs:
+        first, second = (
+            sweep.children[int(pair[name].removeprefix("latent_dim="))].data.metrics["test/log_px"]
+            for name in ("first", "second")
+        )
+        assert float(pair["difference"]) == pytest.approx(first - second, rel=1e-4)
+        assert float(pair["std_error"]) > float(pair["monte_carlo_std_error"]) > 0
+        assert pair["is_about"] == "weights"
     assert np.asarray(Image.open(folder / "elbo_vs_iwae.png")).std() > 10
     assert "log p(x)" in sweep.parent.data.tags["mlflow.note.content"]
 
@@ -189,12 +204,13 @@ def last_table(output: str) -> str:
 
 def test_the_terminal_ends_with_the_table(sweep: Sweep) -> None:
     table = last_table(sweep.output)
-    for heading in ("ELBO", "IWAE-5", "IWAE-50", "log p(x)", "gap", "units", "seconds"):
+    for heading in ("ELBO", "IWAE-5", "IWAE-50", "log p(x)", "gap", "units", "seconds", "rank"):
         assert heading in table
     for run in sweep.children.values():
         m = run.data.metrics
-        trusted = m["test/untrusted"] <= 0.05
-        assert shown(m["test/log_px"], m["test/log_px_std_error"], trusted) in table
+        sign = "" if m["test/untrusted"] <= 0.05 else "≥ "
+        assert f" {sign}{m['test/log_px']:.2f} " in table
+    assert "these trained weights" in sweep.output
     assert "training 200/200  valid ELBO" in sweep.output  # plain lines, no bar
     assert "evaluating log_px 300/300  log p(x)" in sweep.output
 

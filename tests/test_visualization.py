@@ -1,5 +1,7 @@
 """Pictures show what their titles say, where they say it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,13 @@ import torch
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP
+from vae_pyro.reporting.chart import ChartPoint, Panel, sweep_figure
 from vae_pyro.reporting.figures import (
-    Panel,
     bounds_figure,
     latent_figure,
     reconstruction_grid,
     render,
     sample_grid,
-    sweep_figure,
     tile,
 )
 from vae_pyro.vae import VAE, build_vae
@@ -92,25 +93,53 @@ def test_what_fills_no_row_is_left_out(
     assert shown.shape[:2] == (2 * rows * 9 + 1, per_row * 9 + 1)
 
 
+def points(*values: float, singles: int = 3) -> list[ChartPoint]:
+    return [ChartPoint(v, v - 0.3, v + 0.2, [v + 0.1 * i for i in range(singles)]) for v in values]
+
+
 def test_every_kind_of_x_has_its_own_panel() -> None:
-    series = {"ELBO": [(-3.0, 0.1), (-2.0, 0.1)], "log p(x)": [(-2.5, 0.2), (-1.5, 0.2)]}
+    series = {"ELBO": points(-3.0, -2.0), "log p(x)": points(-2.5, -1.5)}
     ordered = Panel("binary pixels", ["2", "10"], "latent_dim", ordered=True, series=series)
-    others = Panel("17 levels", ["beta, 2", "normal, 2"], "likelihood", False, series)
+    differences = points(-1.0, 0.0)
+    others = Panel("17 levels", ["beta, 2", "normal, 2"], "likelihood", False, series, differences)
     figure = sweep_figure([ordered, others], ["not to be compared"])
     assert figure.get_supxlabel() == "not to be compared"
     assert sweep_figure([ordered]).get_supxlabel() == ""
-    upright, lying = figure.axes
+    upright, lying, right = figure.get_axes()
     assert upright.get_title() == "binary pixels"
     assert lying.get_title() == "17 levels"
     drawn = [line.get_ydata().tolist() for line in upright.lines]
     assert [-3.0, -2.0] in drawn
     assert [-2.5, -1.5] in drawn
+    assert [-3.3, -2.3] in drawn  # the lower ends of the bars
     assert [text.get_text() for text in upright.get_xticklabels()] == ["2", "10"]
     drawn = [list(line.get_xdata()) for line in lying.lines]
     assert [-3.0, -2.0] in drawn
     assert [-2.5, -1.5] in drawn
     assert [text.get_text() for text in lying.get_yticklabels()] == ["beta, 2", "normal, 2"]
     assert lying.yaxis_inverted()  # the first, the best, on top
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["log p(x)", "ELBO"]  # once for both, log p(x) on top
+    assert [-1.0, 0.0] in [list(line.get_xdata()) for line in right.lines]
+    assert "paired" in right.get_title()
+    for legend in (part.legends[0] for part in figure.subfigs):
+        assert [text.get_text() for text in legend.get_texts()] == ["log p(x)", "ELBO"]
+    assert render(figure).std() > 5
+
+
+def test_seeds_are_dots_and_one_seed_has_no_bars() -> None:
+    series = {"ELBO": points(-3.0, -2.0), "log p(x)": points(-2.5, -1.5)}
+    below = points(-1.0, 0.0)
+    panel = Panel("digits", ["2", "10"], "latent_dim", True, series, below, is_about_seeds=True)
+    figure = sweep_figure([panel])
+    upper, lower = figure.get_axes()
+    dots = [dot.get_offsets()[:, 1].tolist() for dot in upper.collections if len(dot.get_offsets())]
+    assert [pytest.approx([-2.5, -2.4, -2.3])] == [d for d in dots if d[0] == -2.5]
+    assert "dots: single seeds" in figure.get_suptitle()
+    assert "other seeds" in " ".join(lower.get_title().split())
+    one = [ChartPoint(-3.0, math.nan, math.nan, [-3.0]), ChartPoint(-2.0, -math.inf, -1.5, [-2.0])]
+    figure = sweep_figure([Panel("digits", ["2", "10"], "latent_dim", True, {"ELBO": one}, one)])
+    assert "one training seed" in figure.get_suptitle()
+    upper, lower = figure.get_axes()
+    assert "these weights" in " ".join(lower.get_title().split())
+    ends = [line.get_ydata().tolist() for line in upper.lines]
+    assert [-3.0, -1.5] in ends  # an end that is not finite is not drawn
     assert render(figure).std() > 5

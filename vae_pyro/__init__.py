@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vae_pyro import data, guide, likelihoods, log_marginal, networks, objectives
+    from vae_pyro.evaluation.comparison import compare
     from vae_pyro.training.fit import fit
     from vae_pyro.vae import VAE, build_vae
 
@@ -28,6 +29,7 @@ __all__ = [
     "VAE",
     "__version__",
     "build_vae",
+    "compare",
     "data",
     "fit",
     "guide",
@@ -38,7 +40,12 @@ __all__ = [
     "objectives",
 ]
 
-_HOMES = {"VAE": "vae_pyro.vae", "build_vae": "vae_pyro.vae", "fit": "vae_pyro.training.fit"}
+_HOMES = {
+    "VAE": "vae_pyro.vae",
+    "build_vae": "vae_pyro.vae",
+    "compare": "vae_pyro.evaluation.comparison",
+    "fit": "vae_pyro.training.fit",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,10 @@ class EstimatorError(UserError):
     """An estimator that does not apply to this VAE."""
 
 
+class ReportError(UserError):
+    """Runs that cannot be compared, or whose files are missing or damaged."""
+
+
 class StorageError(UserError, OSError):
     """A disk that is full, or a folder that cannot be written."""
 

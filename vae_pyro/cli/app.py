@@ -16,7 +16,7 @@ from vae_pyro.cli.console import make_console, print_notes
 from vae_pyro.cli.slurm import is_restart, requeue_if_preempted
 from vae_pyro.errors import StorageError, UserError
 from vae_pyro.interruption import Interrupted, interruptible, leave_if_told
-from vae_pyro.reporting.tables import print_summary
+from vae_pyro.reporting.tables import print_run
 from vae_pyro.runs.folder import claim
 from vae_pyro.runs.job import Job, run_job
 from vae_pyro.runs.manifest import StartedJob, Sweep, relevant_overrides, task_overrides
@@ -83,7 +83,7 @@ def main(cfg: DictConfig) -> float | None:
             sys.exit(1)
         return None
     if sweep is None:
-        print_summary([result], console)
+        print_run(result, console)
         console.print(f"pictures and weights: {output}", highlight=False, soft_wrap=True)
     return result.metrics.get("valid/log_px")
 

@@ -1,5 +1,6 @@
 """The command: ``vae-pyro`` where the package is installed, ``python run.py`` in a clone."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_pyro.cli import startup
 from vae_pyro.cli.presets import Presets, conf_folder
+
+_COMMANDS = ("compare", "deliver")  # no overrides: they hold no =
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -27,6 +30,9 @@ def main() -> None:
     searched last: a file in it does not replace a module of the same name that is installed.
     """
     startup.prepare()
+    if sys.argv[1:2] and sys.argv[1] in _COMMANDS:
+        command = importlib.import_module(f"vae_pyro.cli.{sys.argv[1]}")
+        sys.exit(command.main(sys.argv[2:]))
     startup.arrange_arguments()
     sys.path.append(os.getcwd())
     Plugins.instance().register(Presets)

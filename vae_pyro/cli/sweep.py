@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import multiprocessing
 import signal
 import sys
@@ -35,14 +34,14 @@ from vae_pyro.runs.manifest import (
 )
 
 if TYPE_CHECKING:
-    from vae_pyro.reporting.figures import Panel
     from vae_pyro.reporting.results import JobResult
     from vae_pyro.tracking import Run, Status
 
 logger = logging.getLogger(__name__)
 
 _GRACE = 10.0  # seconds for jobs to leave a checkpoint
-_SUMMARY, _CHART = "summary.csv", "elbo_vs_iwae.png"  # in the sweep's folder
+# What a sweep leaves in its folder.
+_FILES = ("summary.csv", "runs.csv", "comparison.csv", "elbo_vs_iwae.png")
 
 
 class SweepCallback(Callback):
@@ -97,7 +96,7 @@ class SweepCallback(Callback):
         self._token = earlier.token if earlier else uuid.uuid4().hex
         record = self._folder / RECORD_FOLDER
         if earlier is None:  # another sweep may have used this folder before
-            set_aside(self._folder, (_SUMMARY, _CHART, RECORD_FOLDER))
+            set_aside(self._folder, (*_FILES, RECORD_FOLDER))
         # Before the run is opened: killed in between, the next start continues this one.
         Sweep(overrides, self._token, earlier.parent if earlier else None).write(self._folder)
         options = OmegaConf.to_container(config.tracking, resolve=True)
@@ -115,19 +114,28 @@ class SweepCallback(Callback):
     def _report(self, results: list[JobResult]) -> None:
         from vae_pyro.cli.console import make_console
         from vae_pyro.files import write_atomically
-        from vae_pyro.reporting.tables import print_summary, summary_csv, summary_markdown
+        from vae_pyro.reporting.configurations import grouped
+        from vae_pyro.reporting.sweeps import (
+            comparison_csv,
+            print_sweep,
+            runs_csv,
+            summary_csv,
+            sweep_chart,
+            sweep_markdown,
+        )
 
-        finished = [result for result in results if result.error is None]
-        if not finished or self._run is None:
+        if self._run is None or all(result.error is not None for result in results):
             return
-        summary = self._folder / _SUMMARY
-        write_atomically(summary, summary_csv(results).encode())
-        self._run.log_file(summary, "sweep")
-        self._run.log_file(self._draw(finished), "sweep")
-        self._run.describe(summary_markdown(results))
+        groups = grouped(results)
+        tables = (summary_csv(groups), runs_csv(groups), comparison_csv(groups))
+        contents = (*(table.encode() for table in tables), sweep_chart(groups))
+        for name, content in zip(_FILES, contents, strict=True):
+            write_atomically(self._folder / name, content)
+            self._run.log_file(self._folder / name, "sweep")
+        self._run.describe(sweep_markdown(groups))
         console = make_console()
-        print_summary(results, console)
-        console.print(f"table and chart: {self._folder}", highlight=False, soft_wrap=True)
+        print_sweep(groups, console)
+        console.print(f"tables and chart: {self._folder}", highlight=False, soft_wrap=True)
 
     def _close(self, results: list[JobResult]) -> None:
         from vae_pyro.cli.app import fail
@@ -173,18 +181,6 @@ class SweepCallback(Callback):
         mine = {job: s for job, s in found.items() if s is not None and s.sweep == self._token}
         return dict(sorted(mine.items(), key=lambda item: (len(item[0].name), item[0].name)))
 
-    def _draw(self, results: list[JobResult]) -> Path:
-        from vae_pyro.files import write_atomically
-        from vae_pyro.reporting.figures import png, render, sweep_figure
-        from vae_pyro.reporting.results import groups
-        from vae_pyro.reporting.tables import summary_notes
-
-        panels = [_panel(group, results) for group in groups(results)]
-        figure = sweep_figure(panels, summary_notes(results)[1:])  # the axes have the first
-        path = self._folder / _CHART
-        write_atomically(path, png(render(figure)))
-        return path
-
     def _abandon(self) -> None:
         if self._run is not None:
             hasten()
@@ -193,43 +189,6 @@ class SweepCallback(Callback):
             else:
                 self._run.discard()
         leave_if_told()
-
-
-def _panel(group: list[JobResult], results: list[JobResult]) -> Panel:
-    """The bounds of the jobs that share one kind of x."""
-    from vae_pyro.reporting.figures import Panel
-    from vae_pyro.reporting.results import (
-        bound_label,
-        bound_names,
-        setting,
-        shared_settings,
-        varying_settings,
-    )
-
-    keys = varying_settings(group)
-    ordered = keys == ["latent_dim"]
-    group = sorted(
-        group,
-        key=lambda result: (result.latent_dim or 0) if ordered else -result.nats("test/log_px"),
-    )
-    return Panel(
-        title=", ".join(filter(None, [group[0].x, shared_settings(group, results)])),
-        labels=[
-            ", ".join(setting(result, key) for key in keys) + " (≥)" * result.is_bound
-            for result in group
-        ],
-        axis=", ".join(keys),
-        ordered=ordered,
-        series={
-            bound_label(name): [
-                (result.nats(name), result.shown_error(name))
-                if name in result.metrics
-                else (math.nan, math.nan)
-                for result in group
-            ]
-            for name in bound_names(group)
-        },
-    )
 
 
 def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str) -> Path:

@@ -1,6 +1,7 @@
 """From a trained VAE and held-out images to metrics, and to measures of the latent space."""
 
-from vae_pyro.evaluation.comparison import Comparison
+from vae_pyro.evaluation.agreement import EstimatorComparison
+from vae_pyro.evaluation.comparison import Comparison, Difference, compare
 from vae_pyro.evaluation.latent import (
     ACTIVE_VARIANCE,
     Information,
@@ -19,16 +20,22 @@ from vae_pyro.evaluation.metrics import (
 )
 from vae_pyro.evaluation.names import require_free_names
 from vae_pyro.evaluation.plan import EvaluationPlan, first_ais
+from vae_pyro.evaluation.scores import Components, Scores
 from vae_pyro.evaluation.validation import validate
 
 __all__ = [
     "ACTIVE_VARIANCE",
     "Comparison",
+    "Components",
+    "Difference",
+    "EstimatorComparison",
     "Evaluation",
     "EvaluationPlan",
     "Information",
+    "Scores",
     "active_units",
     "active_units_std_error",
+    "compare",
     "evaluate",
     "first_ais",
     "information",

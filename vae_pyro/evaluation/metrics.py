@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_pyro.compilation.precision import fast_matmul
-from vae_pyro.evaluation.comparison import Comparison, subtract
+from vae_pyro.evaluation.agreement import EstimatorComparison, subtract
 from vae_pyro.evaluation.latent import (
     active_units,
     active_units_std_error,
@@ -54,7 +54,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     estimates: Mapping[str, TimedEstimate]
-    compared: Comparison
+    compared: EstimatorComparison
     latent_dim: int
 
     @property
@@ -136,7 +136,9 @@ def evaluate(
         name: TimedEstimate(timed.estimate.select(first), timed.seconds * share)
         for name, timed in standard.items()
     }
-    compared = Comparison(plan.standard | dict(plan.estimators), of_the_first | further, draws)
+    compared = EstimatorComparison(
+        plan.standard | dict(plan.estimators), of_the_first | further, draws
+    )
     ais = first_ais(plan.estimators)
     metrics = merge(
         *(metrics_of("test", name, timed.estimate, draws) for name, timed in standard.items()),

@@ -9,7 +9,7 @@ from torch import Tensor
 from vae_pyro.errors import EstimatorError
 from vae_pyro.evaluation import (
     ACTIVE_VARIANCE,
-    Comparison,
+    EstimatorComparison,
     Evaluation,
     EvaluationPlan,
     first_ais,
@@ -136,7 +136,7 @@ def _about_weights(evaluation: Evaluation, plan: EvaluationPlan) -> Iterable[str
         )
 
 
-def _about_quadrature(compared: Comparison) -> Iterable[str]:
+def _about_quadrature(compared: EstimatorComparison) -> Iterable[str]:
     for name in compared:
         if compared[name].bound is Bound.NUMERIC:
             inexact = compared[name].std_error > _INEXACT
@@ -147,7 +147,7 @@ def _about_quadrature(compared: Comparison) -> Iterable[str]:
                 )
 
 
-def _about_agreement(compared: Comparison) -> Iterable[str]:
+def _about_agreement(compared: EstimatorComparison) -> Iterable[str]:
     """Estimators further from the reference, or below the best bound, than chance allows."""
     is_known = compared.reference is not None
     best = compared.reference or compared.tightest
@@ -164,7 +164,7 @@ def _about_agreement(compared: Comparison) -> Iterable[str]:
         )
 
 
-def _about_upper(compared: Comparison) -> Iterable[str]:
+def _about_upper(compared: EstimatorComparison) -> Iterable[str]:
     for name in compared:
         if isinstance(compared.estimators[name], ReverseAIS):
             yield (

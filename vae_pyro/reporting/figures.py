@@ -2,9 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from textwrap import wrap
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -28,9 +26,9 @@ CLASS_COLOURS = (
     "#aa4499",
     "#777777",
 )
-# From the loosest bound to log p(x), the last one.
-_BOUND_COLOURS = ("#cc6677", "#ddcc77", "#44aa99", "#88ccee", "#aa4499", "#332288")
-_AXIS = "nats per test image (higher is better)"
+# From the loosest bound to log p(x), the last one; warm and cold in turn (after Okabe and Ito).
+BOUND_COLOURS = ("#d55e00", "#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#332288")
+AXIS = "nats per test image (higher is better)"
 
 
 def render(figure: Figure) -> np.ndarray:
@@ -211,89 +209,20 @@ def bounds_figure(
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(ks, values - 2 * errors, values + 2 * errors, color="#88ccee", alpha=0.6)
-    axes.plot(ks, values, "o-", color=_BOUND_COLOURS[2], label="IWAE-K bound (K = 1: ELBO)")
+    axes.plot(ks, values, "o-", color=BOUND_COLOURS[2], label="IWAE-K bound (K = 1: ELBO)")
     axes.errorbar(
         [num_samples],
         [log_px[0]],
         [2 * log_px[1]],
         fmt="D",
-        color=_BOUND_COLOURS[-1],
+        color=BOUND_COLOURS[-1],
         capsize=4,
         label=f"log p(x), {num_samples:,} samples",
     )
-    axes.set(xscale="log", xlabel="importance samples K", ylabel=_AXIS)
+    axes.set(xscale="log", xlabel="importance samples K", ylabel=AXIS)
     axes.set_xticks(ks, [f"{k:,}" for k in ks])
     axes.minorticks_off()
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower right")
     axes.set_title("the bound rises to log p(x); band: 2 Monte Carlo standard errors")
-    return figure
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The jobs of a sweep with one kind of x.
-
-    Attributes:
-        title: what x is.
-        labels: one per job.
-        axis: the quantity that the labels are values of.
-        ordered: whether the labels are steps of one quantity; lines then join the jobs.
-        series: by name, from the loosest bound to log p(x): one (value, standard error) per job.
-    """
-
-    title: str
-    labels: Sequence[str]
-    axis: str
-    ordered: bool
-    series: Mapping[str, Sequence[tuple[float, float]]]
-
-
-def sweep_figure(panels: Sequence[Panel], notes: Sequence[str] = ()) -> Figure:
-    """ELBO, IWAE-K and log p(x) of every job, +- 2 standard errors; one panel for each kind of x.
-
-    Ordered jobs stand side by side, others one above the other.
-
-    Args:
-        panels: from top to bottom.
-        notes: how to compare the panels, a line each, under the last one.
-    """
-    heights = [4.5 if panel.ordered else 1.2 + 0.32 * len(panel.labels) for panel in panels]
-    width = max(8 if panel.ordered else 10 for panel in panels)
-    figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
-    all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, panel in zip(all_axes, panels, strict=True):
-        for index, (name, points) in enumerate(panel.series.items()):
-            values, errors = (np.array([point[i] for point in points]) for i in (0, 1))
-            last = index == len(panel.series) - 1
-            axes.errorbar(
-                *((range(len(values)), values) if panel.ordered else (values, range(len(values)))),
-                **{"yerr" if panel.ordered else "xerr": 2 * errors},
-                fmt="D" if last else "osv^<>"[index % 6],
-                ls="-" if panel.ordered else "",
-                color=_BOUND_COLOURS[-1 if last else index % (len(_BOUND_COLOURS) - 1)],
-                capsize=4,
-                label=name,
-            )
-        if panel.ordered:
-            axes.set_xticks(range(len(panel.labels)), panel.labels)
-            axes.set(xlabel=panel.axis, ylabel=_AXIS)
-        else:
-            axes.set_yticks(range(len(panel.labels)), panel.labels)
-            axes.invert_yaxis()
-            axes.set(ylabel=panel.axis, xlabel=_AXIS)
-        axes.grid(axis="y" if panel.ordered else "both", alpha=0.3)
-        axes.set_title(panel.title)
-    handles = {
-        name: handle
-        for axes in all_axes
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        list(handles.values())[::-1], list(handles)[::-1], loc="outside right upper", frameon=False
-    )
-    figure.suptitle("from the ELBO up to log p(x); bars: 2 Monte Carlo standard errors")
-    if notes:
-        lines = [line for note in notes for line in wrap(note, 130)]
-        figure.supxlabel("\n".join(lines), fontsize="small", x=0.02, horizontalalignment="left")
     return figure

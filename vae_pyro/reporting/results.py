@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vae_pyro.files import parse_file, write_atomically
@@ -39,6 +39,7 @@ class JobResult:
             image as levels: 0 for probabilities; None for real-valued data.
         metrics: final metrics by their contract names.
         sweep: token of the sweep that the job belongs to, see ``manifest.Sweep``.
+        folder: where it was read from, with the job's other files; not written.
     """
 
     name: str
@@ -50,6 +51,7 @@ class JobResult:
     log_cell_volume: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     sweep: str | None = None
+    folder: Path | None = field(default=None, compare=False)
 
     def write(self, folder: Path) -> None:
         """Write ``result.json``.
@@ -57,7 +59,8 @@ class JobResult:
         Raises:
             StorageError: where the folder cannot be written.
         """
-        write_atomically(folder / RESULT_FILE, json.dumps(asdict(self), indent=2).encode())
+        written = {name: value for name, value in asdict(self).items() if name != "folder"}
+        write_atomically(folder / RESULT_FILE, json.dumps(written, indent=2).encode())
 
     def nats(self, name: str) -> float:
         """A metric, in nats per image; for a density, as a lower bound on log P(image).
@@ -74,24 +77,24 @@ class JobResult:
         return bool(self.log_cell_volume)
 
     @property
+    def is_complete(self) -> bool:
+        """Whether it has all metrics that tables show."""
+        return self.metrics.keys() >= _SHOWN
+
+    @property
     def is_trusted(self) -> bool:
         """Whether the error bar of log p(x) can be trusted; see ``Estimate.is_trusted``."""
         from vae_pyro.log_marginal.estimate import MOST_UNTRUSTED  # imports torch
 
         return self.metrics["test/untrusted"] <= MOST_UNTRUSTED
 
-    def shown_error(self, name: str) -> float:
-        """A metric's standard error for a chart, nats; 0, so no bar, where it cannot be trusted."""
-        is_shown = name != "test/log_px" or self.is_trusted
-        return self.metrics[f"{name}_std_error"] if is_shown else 0.0
-
     @classmethod
     def read(cls, folder: Path) -> "JobResult | None":
         """Read ``result.json``; None where there is none, or metrics of the table are missing."""
         result = parse_file(cls, folder / RESULT_FILE)
-        if result is None or (result.error is None and not result.metrics.keys() >= _SHOWN):
+        if result is None or (result.error is None and not result.is_complete):
             return None
-        return result
+        return replace(result, folder=folder)
 
 
 def varying_settings(results: Sequence[JobResult]) -> list[str]:
@@ -106,13 +109,6 @@ def setting(result: JobResult, key: str) -> str:
     if key == "latent_dim" and result.latent_dim is not None:
         return str(result.latent_dim)
     return result.settings.get(key, "")
-
-
-def shared_settings(group: Sequence[JobResult], results: Sequence[JobResult]) -> str:
-    """The settings that all jobs of a group share, and some other job does not: ``seed=1, ..``."""
-    own = varying_settings(group)
-    shared = [key for key in varying_settings(results) if key not in own]
-    return ", ".join(f"{key}={setting(group[0], key)}" for key in shared)
 
 
 def bound_names(results: Sequence[JobResult]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The tables of a job and of a sweep: on a terminal, as Markdown, as CSV."""
+"""Tables on a terminal, as Markdown, LaTeX and CSV; and the one of a run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,21 @@ from vae_pyro.reporting.results import (
     JobResult,
     bound_label,
     bound_names,
-    groups,
     setting,
-    varying_settings,
 )
 
 _SPARED_FIRST = (
     "ESS",
-    "high k-hat",
     "seconds",
+    "IWAE-5",
     "active units",
     "gap",
+    "high k-hat",
     "bits/dim",
-    "rank",
     "± images",
     "decoder evaluations",
 )
+_LATEX = {"±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$"}
 CAPTION = (
     "nats per test image, higher is better; ± is one Monte Carlo standard error (the same images "
     "evaluated again); ± images is one standard error for other images of the same kind"
@@ -37,13 +36,9 @@ DENSITIES = (
     "plus the log volume of the image's cell"
 )
 UNTRUSTED = (
-    "no ± beside log p(x): for over 5% of the images the error bar cannot be trusted (k-hat is "
+    "≥ without ±: for over 5% of the images the error bar of log p(x) cannot be trusted (k-hat is "
     "too high, or a second estimate disagrees), so the number is a lower bound and the true value "
     "may be much higher"
-)
-INCOMPARABLE = (
-    "each kind of x has its own table, ranked by log p(x); probabilities of different kinds of x "
-    "are not to be compared"
 )
 
 
@@ -66,24 +61,6 @@ def to_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> str:
     return text
 
 
-def summary_csv(results: Sequence[JobResult]) -> str:
-    """Every finished job and every final metric, one row per job."""
-    keys = varying_settings(results)
-    finished = [result for result in results if result.error is None]
-    metrics = list({name: None for result in finished for name in result.metrics})
-    rows: list[dict[str, object]] = [
-        {
-            "x": result.x,
-            "images": result.images,
-            "log_cell_volume": "" if result.log_cell_volume is None else result.log_cell_volume,
-            **{key: setting(result, key) for key in keys},
-            **result.metrics,
-        }
-        for result in finished
-    ]
-    return to_csv(rows, ["x", "images", "log_cell_volume", *keys, *metrics])
-
-
 @dataclass(frozen=True)
 class SummaryTable:
     """A table in words, for instance of the jobs of one group.
@@ -98,31 +75,15 @@ class SummaryTable:
     rows: list[list[str]]
 
 
-def summary_tables(results: Sequence[JobResult]) -> list[SummaryTable]:
-    """One table for each kind of x, in nats per test image; jobs are ranked within a table."""
-    keys = varying_settings(results)
-    tables = []
-    for group in groups(results):
-        names = bound_names(group)
-        rows = [_row(result, keys, names) for result in group]
-        if len(group) > 1:
-            best_first = sorted((result.nats("test/log_px") for result in group), reverse=True)
-            for row, result in zip(rows, group, strict=True):
-                row["rank"] = str(1 + best_first.index(result.nats("test/log_px")))
-        header = list({name: None for row in rows for name in row})
-        cells = [[row.get(name, "") for name in header] for row in rows]
-        tables.append(SummaryTable(group[0].x, header, cells))
-    return tables
-
-
-def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """One job's cells by column."""
+def run_table(result: JobResult) -> SummaryTable:
+    """The results of one run with their error bars, nats per test image."""
     from vae_pyro.log_marginal.estimate import shown  # imports torch
 
     m = result.metrics
-    row = {key: setting(result, key) for key in keys}
+    names = bound_names([result])
+    row = {"latent_dim": setting(result, "latent_dim")}
     for name in names[:-1]:
-        row[bound_label(name)] = f"{result.nats(name):.2f}" if name in m else ""
+        row[bound_label(name)] = f"{result.nats(name):.2f}"
     row[bound_label(names[-1])] = shown(
         result.nats("test/log_px"),
         m["test/log_px_std_error"],
@@ -139,28 +100,29 @@ def _row(result: JobResult, keys: Sequence[str], names: Sequence[str]) -> dict[s
     row["high k-hat"] = f"{m['test/pareto_k_high']:.0%}"
     row["active units"] = f"{m['test/active_units']:.0f}"
     row["seconds"] = f"{m['time/train_seconds'] + m['time/evaluate_seconds']:.0f}"
-    return row
+    return SummaryTable(result.x, list(row), [list(row.values())])
 
 
-def summary_notes(results: Sequence[JobResult]) -> list[str]:
-    """How to read the numbers and what can be compared, a line each."""
-    notes = [CAPTION]
-    by_x = groups(results)
-    finished = [result for group in by_x for result in group]
-    if any(result.is_bound for result in finished):
-        notes.append(DENSITIES)
-    if not all(result.is_trusted for result in finished):
-        notes.append(UNTRUSTED)
-    if len(by_x) > 1:
-        notes.append(INCOMPARABLE)
-    return notes
+def print_run(result: JobResult, console: Console) -> None:
+    """Print the table of one run, and how to read it."""
+    print_table(run_table(result), console)
+    notes = bound_notes(any_bound=result.is_bound, all_trusted=result.is_trusted)
+    print_notes([CAPTION, *notes], console)
 
 
-def print_summary(results: Sequence[JobResult], console: Console) -> None:
-    """Print the tables of a sweep, or of one job, and how to read them."""
-    for table in summary_tables(results):
-        print_table(table, console)
-    for note in summary_notes(results):
+def bound_notes(*, any_bound: bool, all_trusted: bool) -> list[str]:
+    """What ``≥`` means, where a table has one.
+
+    Args:
+        any_bound: whether a row is a density's.
+        all_trusted: whether all error bars of log p(x) can be trusted.
+    """
+    return [DENSITIES] * any_bound + [UNTRUSTED] * (not all_trusted)
+
+
+def print_notes(notes: Sequence[str], console: Console) -> None:
+    """Print how to read a table, a line each."""
+    for note in notes:
         console.print(note, style="italic dim", highlight=False)
 
 
@@ -189,12 +151,6 @@ def _rich_table(table: SummaryTable, left_out: Sequence[str]) -> Table:
     return rich
 
 
-def summary_markdown(results: Sequence[JobResult]) -> str:
-    """The tables and their notes as Markdown."""
-    tables = [table_markdown(table) for table in summary_tables(results)]
-    return "\n\n".join([*tables, *summary_notes(results)])
-
-
 def table_markdown(table: SummaryTable) -> str:
     """One table as Markdown.
 
@@ -208,3 +164,24 @@ def table_markdown(table: SummaryTable) -> str:
     lines = [table.header, ["---:"] * len(table.header), *table.rows]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"**{table.title}**\n\n{rows}"
+
+
+def table_latex(table: SummaryTable) -> str:
+    """One table as LaTeX, with the rules of the package booktabs.
+
+    >>> print(table_latex(SummaryTable("digits", ["ELBO"], [["-24.50 ± 0.02"]])))
+    \\begin{tabular}{r}
+    \\toprule
+    ELBO \\\\
+    \\midrule
+    -24.50 $\\pm$ 0.02 \\\\
+    \\bottomrule
+    \\end{tabular}
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(table.rows, columns=table.header)
+    text: str = frame.to_latex(index=False, escape=True, column_format="r" * len(table.header))
+    for sign, command in _LATEX.items():
+        text = text.replace(sign, command)
+    return text.rstrip()

@@ -17,6 +17,7 @@ from vae_pyro.files import code_digest, parse_json, read_regular, write_atomical
 from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.runs.manifest import NOT_IN_FINGERPRINT
 
+FINGERPRINT_FILE = "fingerprint.json"
 _LIBRARIES = ("torch", "pyro-ppl")
 _MOST_BYTES = 10_000_000  # of a fingerprint
 
@@ -57,6 +58,11 @@ class Fingerprint:
     def digest(self) -> str:
         """SHA-256 of all of it, in hexadecimal."""
         return hashlib.sha256(self._json()).hexdigest()
+
+    @property
+    def code_digest(self) -> str:
+        """SHA-256 of the code and the versions alone."""
+        return hashlib.sha256(json.dumps(dict(self.code), sort_keys=True).encode()).hexdigest()
 
     def changes_since(self, earlier: "Fingerprint") -> str:
         """The differences in words, for instance ``latent_dim=10 (was 2), code of vae_pyro``."""

@@ -9,10 +9,9 @@ from vae_pyro.errors import ResumeError
 from vae_pyro.files import cannot_write, lock, make_folder, remove_leftovers
 from vae_pyro.reporting.results import RESULT_FILE, JobResult
 from vae_pyro.runs import evaluator, pictures, recording, trainer
-from vae_pyro.runs.fingerprint import Fingerprint
+from vae_pyro.runs.fingerprint import FINGERPRINT_FILE, Fingerprint
 from vae_pyro.saving import MODEL_FOLDER
 
-FINGERPRINT_FILE = "fingerprint.json"
 _LOCK = ".lock"
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 
 from vae_pyro.config import flatten
 from vae_pyro.errors import StorageError
+from vae_pyro.evaluation import log_cell_volume
 from vae_pyro.files import write_atomically
 from vae_pyro.interruption import uninterrupted
-from vae_pyro.runs.fingerprint import Fingerprint, git_tags
+from vae_pyro.runs.fingerprint import FINGERPRINT_FILE, Fingerprint, git_tags, identify_x
 from vae_pyro.runs.preparation import Parts
 from vae_pyro.tracking import RECORD_FOLDER, Run, SilentRun, open_run
 from vae_pyro.training.checkpoints import Checkpoints
@@ -52,9 +53,12 @@ def recorded(
         TrackingError: where the store does not respond, and the job is no part of a sweep.
         StorageError: where the disk is full.
     """
+    volume = log_cell_volume(parts.likelihood, parts.dataset.image_shape)
     tags = {
         "fingerprint": fingerprint.digest,
         "x": parts.x,
+        "images": identify_x(parts.dataset, parts.likelihood),
+        "log_cell_volume": "" if volume is None else repr(volume),
         "log_px": "density" if parts.likelihood.support.is_continuous else "probability",
         **git_tags(),
     }
@@ -81,11 +85,15 @@ def recorded(
 def record_config(
     run: Run, tree: Mapping[str, Any], choices: Mapping[str, str], folder: Path
 ) -> None:
-    """The resolved configuration, as parameters of the run and as ``config.yaml``."""
+    """The resolved configuration, as parameters of the run and as ``config.yaml``.
+
+    The fingerprint, which ``continue_or_begin`` has left in the folder, goes along.
+    """
     run.log_params({**choices, **flatten(tree)})
     path = folder / CONFIG_FILE
     write_atomically(path, OmegaConf.to_yaml(dict(tree)).encode())
     run.log_file(path)
+    run.log_file(folder / FINGERPRINT_FILE)
 
 
 def record_files(run: Run, paths: Mapping[str, Sequence[Path]]) -> None:

@@ -1,14 +1,16 @@
 """Where a run is recorded: in MLflow, through an outbox on disk, or nowhere."""
 
 from vae_pyro.tracking.base import NoTracking, Run, SilentRun, Status, StoredRun, Tracker
-from vae_pyro.tracking.mlflow_store import MLflow, downloaded
+from vae_pyro.tracking.mlflow_store import MLflow
 from vae_pyro.tracking.outbox import RECORD_FOLDER, OutboxRun, deliver_rest, open_run
+from vae_pyro.tracking.reading import RecordedRun, downloaded, recorded_runs
 
 __all__ = [
     "RECORD_FOLDER",
     "MLflow",
     "NoTracking",
     "OutboxRun",
+    "RecordedRun",
     "Run",
     "SilentRun",
     "Status",
@@ -17,4 +19,5 @@ __all__ = [
     "deliver_rest",
     "downloaded",
     "open_run",
+    "recorded_runs",
 ]

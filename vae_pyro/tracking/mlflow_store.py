@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from vae_pyro.tracking.reasons import reason
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_PARENT = "mlflow.parentRunId"
+PARENT = "mlflow.parentRunId"
 _A_MOMENT = 0.2  # seconds
 _IN_FILE = re.compile(r"sqlite:///(?!:memory:|file:)[^?]+")
 
@@ -57,7 +56,7 @@ class MLflow(Tracker):
         client, experiment_id = self._open()
         tags = dict(tags)
         if parent is not None:
-            tags[_PARENT] = parent
+            tags[PARENT] = parent
         try:
             run = client.create_run(experiment_id, run_name=name, tags=tags)
         except Exception as error:
@@ -186,39 +185,6 @@ class MLflow(Tracker):
         )
 
 
-@contextmanager
-def downloaded(run_id: str, artifact: str, uri: str | None = None) -> Iterator[Path]:
-    """A copy of a run's artifact, in a folder that is removed afterwards.
-
-    Args:
-        run_id: MLflow's.
-        artifact: a file or folder of the run.
-        uri: of the tracking store; by default $MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db``.
-
-    Raises:
-        TrackingError: where the store does not respond, or has no such run or artifact.
-    """
-    store = MLflow(uri or os.environ.get("MLFLOW_TRACKING_URI") or MLflow.uri)
-    if store.uri.startswith("sqlite:///"):
-        database = Path(store.uri.removeprefix("sqlite:///"))
-        if not database.is_file():  # asking MLflow would create it
-            raise TrackingError(
-                f"there is no {database.absolute()}: name the tracking store that the run is in "
-                "(tracking_uri=..., or $MLFLOW_TRACKING_URI)"
-            )
-    client = store.client()
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = client.download_artifacts(run_id, artifact, folder)
-        except Exception as error:  # the stores raise their own kinds, from many libraries
-            raise TrackingError(
-                f"runs:/{run_id} in {store.uri} has no {artifact!r}: {reason(error)}. Name a run "
-                "that has finished, and the tracking store it is in (tracking_uri=..., or "
-                "$MLFLOW_TRACKING_URI)"
-            ) from error
-        yield Path(path)
-
-
 class _MLflowRun(StoredRun):
     def __init__(self, client: "MlflowClient", run_id: str) -> None:
         self._run_id = run_id
@@ -270,7 +236,7 @@ class _MLflowRun(StoredRun):
         return any(map(mine.fullmatch, names))
 
     def set_parent(self, parent: str) -> None:
-        self._client.set_tag(self.run_id, _PARENT, parent)
+        self._client.set_tag(self.run_id, PARENT, parent)
 
     def discard(self) -> None:
         self._client.delete_run(self.run_id)

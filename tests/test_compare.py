@@ -1,0 +1,153 @@
+"""``vae-pyro compare``: runs from folders and from MLflow, in one table, or refused in words."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests import forkserver
+from tests.conftest import QUICK, ROOT
+from vae_pyro.cli.compare import main
+
+pytestmark = pytest.mark.slow
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return forkserver.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sweeps over seeds, of different latent dimensions; and one job of another x."""
+    folder = tmp_path_factory.mktemp("compare")
+    for name, *overrides in (
+        ("small", "latent_dim=2", "seed=0,1,2", "-m"),
+        ("large", "latent_dim=5", "network=conv", "seed=0,1,2", "-m"),
+        ("grey", "likelihood=categorical"),
+        ("other", "data.binarisation=static"),
+    ):
+        where = "sweep" if "-m" in overrides else "run"
+        done = run(folder, *QUICK, *overrides, f"hydra.{where}.dir={name}")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_sweeps_are_compared_over_seeds(sweeps: Path) -> None:
+    done = run(sweeps, "compare", "small", "large")
+    assert done.returncode == 0, done.stderr
+    assert "latent_dim  network" in done.stdout
+    assert "other training seeds" in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["2", "MLP", "3"] in [line[:3] for line in lines]
+    assert ["5", "Conv", "3"] in [line[:3] for line in lines]
+    (pair,) = rows(run(sweeps, "compare", "small", "large", "--format", "csv").stdout)
+    assert (pair["first_seeds"], pair["second_seeds"], pair["num_images"]) == ("3", "3", "300")
+    assert pair["is_about"] == "configurations"
+    means = []
+    for name in ("small", "large"):
+        results = [json.loads(path.read_text()) for path in (sweeps / name).glob("*/result.json")]
+        means.append(sum(result["metrics"]["test/log_px"] for result in results) / 3)
+    assert float(pair["difference"]) == pytest.approx(means[0] - means[1], rel=1e-5)
+
+
+def test_runs_in_mlflow_give_the_same_as_their_folders(
+    sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the sweep's run and by those of single jobs; the sweep has three children."""
+    monkeypatch.chdir(sweeps)
+    client = MlflowClient(f"sqlite:///{sweeps}/mlflow.db")
+    experiment = client.get_experiment_by_name("vae-pyro")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if r.data.tags.get("sweep") == "parent"]
+    assert len(parents) == 2
+    assert main(["small", "large", "--format", "csv"]) == 0
+    (expected,) = rows(capsys.readouterr().out)
+    parents.sort(key=lambda r: r.info.start_time)
+    ids = [parents[0].info.run_id, f"runs:/{parents[1].info.run_id}"]
+    assert main([*ids, "--format", "csv"]) == 0
+    assert rows(capsys.readouterr().out) == [expected]
+    job = json.loads((sweeps / "small" / "0" / "result.json").read_text())
+    (one,) = [r for r in runs if r.info.run_name == job["name"] and r.data.params["seed"] == "0"]
+    assert (
+        main([one.info.run_id, "large/1", "--uri", "sqlite:///mlflow.db", "--format", "csv"]) == 0
+    )
+    (pair,) = rows(capsys.readouterr().out)
+    assert pair["is_about"] == "weights"
+
+
+def test_markdown_and_latex_are_whole_documents_of_a_table(
+    sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sweeps)
+    assert main(["small", "large", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert "| latent_dim | network | seeds |" in text
+    assert "training seeds" in text
+    assert main(["small", "large", "--format", "latex"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(r"\begin{tabular}")
+    assert r"latent\_dim" in text
+    assert "±" not in "".join(line for line in text.splitlines() if not line.startswith("%"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["small", "grey"], "different kinds of x"),
+        (["small", "other"], "kinds of x"),
+        (["nothing"], "there is no folder nothing"),
+        (["empty"], "no finished run"),
+        (["0" * 32], "there is no run 0000"),
+        (["0" * 32, "--uri", "sqlite:///missing.db"], "missing.db"),
+        (["broken"], "fingerprint.json"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    sweeps: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(sweeps)
+    (sweeps / "empty").mkdir(exist_ok=True)
+    if arguments == ["broken"]:
+        shutil.copytree("grey", "broken")
+        (sweeps / "broken" / "fingerprint.json").write_text("{")
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert words in captured.err
+    assert captured.out == ""
+
+
+def test_runs_of_other_code_are_another_configuration(
+    sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sweeps)
+    shutil.copytree("small/0", "earlier")
+    path = sweeps / "earlier" / "fingerprint.json"
+    fingerprint = json.loads(path.read_text())
+    fingerprint["code"]["vae_pyro"] = "0" * 64
+    path.write_text(json.dumps(fingerprint))
+    assert main(["small/0", "earlier", "--format", "csv"]) == 0
+    (pair,) = rows(capsys.readouterr().out)
+    assert "code=" in pair["first"]
+    assert float(pair["difference"]) == 0
+    assert pair["verdict"] == "undecided"
