@@ -7,7 +7,7 @@ from vae_pyro.cli import startup
 from vae_pyro.errors import UserError
 
 SPEED = ("training", "importance", "scaling", "startup")
-NAMES = (*SPEED, "accuracy")
+NAMES = (*SPEED, "accuracy", "calibration")
 
 
 def main() -> None:

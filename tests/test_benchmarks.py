@@ -20,7 +20,7 @@ from vae_pyro.errors import DataError
 from vae_pyro.log_marginal import Bound, Estimate, ImportanceSampling
 
 CPU = torch.device("cpu")
-PAGES = {"accuracy": "accuracy"}
+PAGES = {"accuracy": "accuracy", "calibration": "comparing_models"}
 
 
 @pytest.fixture
@@ -152,7 +152,14 @@ def test_a_table_replaces_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_page_has_a_place_for_every_benchmark() -> None:
     names = [path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")]
-    assert sorted(names) == ["accuracy", "importance", "scaling", "startup", "training"]
+    assert sorted(names) == [
+        "accuracy",
+        "calibration",
+        "importance",
+        "scaling",
+        "startup",
+        "training",
+    ]
     for name in names:
         page = (ROOT / "docs" / f"{PAGES.get(name, 'performance')}.md").read_text()
         assert page.count(f"<!-- {name} -->\n| ") == page.count(f"<!-- end of {name} -->") == 1
@@ -166,5 +173,5 @@ def test_an_unknown_benchmark_is_named() -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "error: no benchmark 'trainign'; there are training, importance, scaling, startup, "
-        "accuracy\n"
+        "accuracy, calibration\n"
     )

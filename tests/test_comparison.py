@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,12 +12,21 @@ from scipy import stats
 from torch import Tensor
 
 import vae_pyro as vp
+from benchmarks import calibration
+from benchmarks.calibration import simulate, wrong_in
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.evaluation import Comparison, Scores
 from vae_pyro.evaluation.comparison import Scope, rank_set, seed_interval
 from vae_pyro.log_marginal import Bound, Estimate, Exact, ImportanceSampling
 
-DIMS = 10
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection() -> Iterator[None]:
+    """statsmodels collects garbage at every call, which takes longer the more there is."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def scores(value: Tensor, error: float = 0.0, **more: float | bool) -> Scores:
@@ -102,74 +111,28 @@ def test_components_are_those_of_the_simulation() -> None:
     assert one.images == pytest.approx(value[0].var().item())
 
 
-def trained(
-    variances: Sequence[Tensor], tau: float, seeds: int, images: int, generator: torch.Generator
-) -> Comparison:
-    """Linear-Gaussian models of x ~ N(0, I): every seed has a mean of its own, N(0, tau^2 I)."""
-    x = torch.randn(images, DIMS, generator=generator, dtype=torch.float64)
-    found = {}
-    for number, variance in enumerate(variances):
-        means = tau * torch.randn(seeds, 1, DIMS, generator=generator, dtype=torch.float64)
-        p_x = torch.distributions.Normal(means, variance.sqrt())
-        noise = 0.05 * torch.randn(seeds, images, generator=generator, dtype=torch.float64)
-        found[str(number)] = scores(p_x.log_prob(x).sum(-1) + noise, 0.05)
-    return Comparison(found)
-
-
-def wrong_in(direction: int | None) -> Tensor:
-    """The variance of x under a model that is wrong in one direction."""
-    variance = torch.ones(DIMS, dtype=torch.float64)
-    if direction is not None:
-        variance[direction] = 0.7
-    return variance
-
-
-def expected_log_px(variance: Tensor, tau: float) -> float:
-    """Of one seed and one image, both random."""
-    terms = (2 * math.pi * variance).log() / 2 + (1 + tau**2) / (2 * variance)
-    return -terms.sum().item()
-
-
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("tau", [0.05, 0.2], ids=["images-matter", "seeds-matter"])
 @pytest.mark.parametrize("better", [0, None], ids=["equal", "different"])
 def test_intervals_cover_the_truth(seeds: int, tau: float, better: int | None) -> None:
     """95% of 400 are 380 ± 4.4; docs/comparing_models.md has more of them."""
-    generator = torch.Generator().manual_seed(4)
-    models = wrong_in(better), wrong_in(1)
-    truth = expected_log_px(models[0], tau) - expected_log_px(models[1], tau)
-    hits = 0
-    for _ in range(400):
-        low, high = trained(models, tau, seeds, 200, generator).differences[0].interval()
-        hits += low <= truth <= high
-    assert 366 <= hits <= 396
-
-
-@pytest.fixture
-def quick_collection() -> Iterator[None]:
-    """statsmodels collects garbage at every call, which takes longer the more there is."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    found = calibration.coverage((wrong_in(better), wrong_in(1)), tau, seeds, 400)
+    assert 366 <= 400 * found["satterthwaite"] <= 396
+    if tau == 0.2:
+        assert found["images"] < 0.8  # the error of the images is not that of the seeds
+        assert found["monte_carlo"] < 0.5
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_collection")
 @pytest.mark.parametrize(("models", "repeats"), [(3, 300), (8, 100)])
 def test_equals_are_seldom_ranked(models: int, repeats: int) -> None:
-    generator = torch.Generator().manual_seed(5)
-    equal = [wrong_in(direction) for direction in range(models)]
-    wrong = sum(
-        any(ranks != (1, models) for ranks in trained(equal, 0.2, 3, 200, generator).ranks.values())
-        for _ in range(repeats)
-    )
+    wrong = repeats * calibration.false_ranks(models, 0.2, 3, repeats)
     assert wrong <= stats.binom.ppf(0.999, repeats, 0.05)
 
 
 def test_who_is_far_better_is_ranked_first() -> None:
     models = [wrong_in(None) * scale for scale in (1.0, 2.0, 4.0)]
-    comparison = trained(models, 0.05, 5, 200, torch.Generator().manual_seed(6))
+    comparison = simulate(models, 0.05, 5, torch.Generator().manual_seed(6))
     assert comparison.ranks == {"0": (1, 1), "1": (2, 2), "2": (3, 3)}
     assert comparison.best_set == ["0"]
     assert comparison.difference("2", "0").verdict == "lower"
@@ -177,7 +140,7 @@ def test_who_is_far_better_is_ranked_first() -> None:
 
 
 def test_several_comparisons_are_adjusted_by_holms_steps() -> None:
-    comparison = trained([wrong_in(i) for i in range(4)], 0.2, 5, 100, torch.Generator())
+    comparison = simulate([wrong_in(i) for i in range(4)], 0.2, 5, torch.Generator())
     by_size = sorted(comparison.differences, key=lambda d: d.p_value)
     largest = 0.0
     for number, d in enumerate(by_size):

@@ -13,7 +13,14 @@ from tests import forkserver
 from tests.conftest import MNIST_ROOT, QUICK, ROOT, needs_mnist
 
 README = (ROOT / "README.md").read_text()
-GUIDES = ("reading_the_table", "command_line", "resuming", "notebooks", "adding_one_thing")
+GUIDES = (
+    "reading_the_table",
+    "comparing_models",
+    "command_line",
+    "resuming",
+    "notebooks",
+    "adding_one_thing",
+)
 PAGES = README + "".join((ROOT / "docs" / f"{name}.md").read_text() for name in GUIDES)
 COMMANDS = [
     line
@@ -32,6 +39,11 @@ TESTED_ELSEWHERE = {
     "make sweep": "tests/test_sweep.py",
     "make ui": "tests/test_sweep.py",
     "make test": "this is it",
+    "python -m benchmarks calibration": "tests/test_comparison.py",
+    "vae-pyro compare multirun/2026-01-31/12-00-00 outputs/2026-01-31/13-00-00": (
+        "tests/test_compare.py"
+    ),
+    "vae-pyro compare 7f3c...e1 a09b...42 --format latex": "tests/test_compare.py",
     ". .venv/bin/activate": "the environment of every command here",
 }
 
@@ -108,8 +120,14 @@ def test_five_lines(copy: Path) -> None:
     """Those of the README and of the guide, with two epochs; their output has the printed form."""
     form = r"-\d+\.\d+ ± \d\.\d+ nats per image \(lower bound\)(, untrusted: \d% of the images)?"
     assert re.search(rf"```text\n{form}\n```", README)
-    blocks = [block for block in SNIPPETS if "vp.fit" in block]
+    comparing, *blocks = sorted(
+        (block for block in SNIPPETS if "vp.fit" in block), key=lambda block: -len(block)
+    )
     assert len(blocks) == 2
+    quick = comparing.replace("epochs=60", "epochs=2").replace("range(3)", "range(2)")
+    printed = run(copy, "python", "-c", quick).stdout
+    assert re.search(r"d=10 +2 +-\d+\.\d\d", printed)
+    assert "300 images" in printed
     for block in blocks:
         assert "epochs=60" in block
         printed = run(copy, "python", "-c", block.replace("epochs=60", "epochs=2")).stdout

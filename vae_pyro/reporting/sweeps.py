@@ -137,8 +137,10 @@ def _compared(group: Group, one: Configuration) -> dict[str, object]:
     """A configuration among those of its group."""
     comparison, best = group.comparison, group.comparison.highest
     low_rank, high_rank = comparison.ranks[one.name]
+    parts = one.scores.components()
     row: dict[str, object] = {
         "log_px_seed_std": one.scores.value.mean(1).std().item() if len(one.runs) > 1 else None,
+        **{f"log_px_variance_{name}": number for name, number in vars(parts).items()},
         "rank_first": low_rank,
         "rank_last": high_rank,
         "in_best_set": one.name in comparison.best_set,
