@@ -221,6 +221,7 @@ def test_printed_it_says_what_the_interval_is_about() -> None:
     assert "50 images" in text
     assert "these trained weights" in text
     assert text.count("[") == 2  # of the difference, and in the words
+    assert "other training seeds" not in text
     text = str(vp.compare({"d=2": more, "d=10": [estimate(images), one]}))
     assert "other training seeds" in text
     assert "1-2" in text

@@ -214,7 +214,7 @@ def test_the_table_has_ties_and_marks_the_best_set(sweep: list[JobResult]) -> No
     assert rows["2"][DIFFERENCE].startswith("-2.00 ± 0.0")
     assert rows["2"]["log p(x)"] == "-25.00"
     text = printed([group], 100)
-    assert "other training seeds and other" in text
+    assert "other training seeds and other images" in " ".join(text.split())
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 100
     assert sweep_chart([group])[:4] == b"\x89PNG"
@@ -268,6 +268,7 @@ def test_samples_of_x_are_averaged_for_every_image(tmp_path: Path) -> None:
         (lambda text: text.replace("\n0,0,", "\n0,zero,"), "zero"),
         (lambda text: text.rpartition("\n0,0,")[0] + text.rpartition("\n0,0,")[2], "."),
         (lambda text: "\n".join(text.splitlines()[:-3]), "not that of result.json"),
+        (lambda text: "\n".join([*text.splitlines()[:1], *text.splitlines()[:0:-1]]), "in order"),
         (lambda text: text.replace("\n0,0,0.0,-", "\n0,0,0.0,-1"), "not that of result.json"),
     ],
 )

@@ -22,16 +22,15 @@ Verdict = Literal["higher", "lower", "undecided"]
 
 
 class Scope(Enum):
-    """What the error bars of a comparison are about; the values say it in words."""
+    """What the error bars of a difference are about; the values say it in words."""
 
     CONFIGURATIONS = (
-        "± and [95% interval]: of the difference, paired over images, for other training seeds and "
-        "other images"
+        "several seeds: ± and [95% interval] of a difference are paired over images, and hold for "
+        "other training seeds and other images"
     )
     WEIGHTS = (
-        "± and [95% interval]: of the difference, paired over images, for these trained weights "
-        "and other images; with one training seed they are not about the configuration "
-        "(seed=0,1,2,3,4 -m is)"
+        "one seed: ± and [95% interval] of a difference are paired over images, and hold for these "
+        "trained weights and other images; seed=0,1,2,3,4 -m compares configurations"
     )
 
 
@@ -169,10 +168,9 @@ class Comparison:
         return [name for name, (first, _) in self.ranks.items() if first == 1]
 
     @property
-    def scope(self) -> Scope:
-        """WEIGHTS where a configuration has a single training seed."""
-        alone = any(scores.num_seeds == 1 for scores in self.scores.values())
-        return Scope.WEIGHTS if alone else Scope.CONFIGURATIONS
+    def scopes(self) -> list[Scope]:
+        """What the error bars are about: both where only some have a single training seed."""
+        return list(dict.fromkeys(difference.scope for difference in self.differences))
 
     def __str__(self) -> str:
         import pandas as pd
@@ -190,7 +188,8 @@ class Comparison:
         ]
         table = pd.DataFrame(rows).to_string(index=False)
         images = next(iter(self.scores.values())).num_images
-        return f"{table}\nnats per image, {images} images; {self.scope.value}"
+        notes = [f"nats per image, {images} images", *(scope.value for scope in self.scopes)]
+        return "\n".join([table, *notes])
 
 
 def compare(models: Mapping[str, Estimate | Sequence[Estimate]]) -> Comparison:
@@ -222,10 +221,11 @@ def compare(models: Mapping[str, Estimate | Sequence[Estimate]]) -> Comparison:
     >>> x = torch.linspace(-3, 3, 100, dtype=torch.float64)
     >>> def exact(value: torch.Tensor) -> Estimate:
     ...     return Estimate(value, torch.zeros_like(value), Bound.EXACT)
-    >>> print(compare({"a": exact(-(x**2)), "b": exact(-(x**2) - 0.2 + 0.1 * x)}))
-       seeds log p(x) difference to the highest rank
-     a     1    -3.06                              1
-     b     1    -3.26 -0.200 ± 0.017 [-0.235, -0.165]    2
+    >>> comparison = compare({"a": exact(-(x**2)), "b": exact(-(x**2) - 0.2 + 0.1 * x)})
+    >>> print(comparison.difference("a", "b"))
+    0.20 ± 0.02 [0.17, 0.23]
+    >>> comparison.ranks
+    {'a': (1, 1), 'b': (2, 2)}
     """
     return Comparison(
         {
@@ -247,8 +247,9 @@ def seed_interval(means: Sequence[float], level: float = LEVEL) -> tuple[float, 
     Returns:
         its two ends; NaN for one seed.
 
-    >>> seed_interval([-23.0, -23.2, -23.1])
-    (-23.348413771175856, -22.85158622882414)
+    >>> low, high = seed_interval([-23.0, -23.2, -23.1])
+    >>> round(low, 2), round(high, 2)
+    (-23.35, -22.85)
     """
     if len(means) < 2:
         return math.nan, math.nan

@@ -140,8 +140,12 @@ def _read_scores(run: JobResult) -> tuple[torch.Tensor, torch.Tensor]:
         frame = pd.read_csv(path, usecols=names, dtype="float64")
         # Rows are in order: the images of the first draw, then those of the next.
         draws = int(frame["draw"].max()) + 1
-        value, error = (torch.tensor(frame[name].to_numpy()) for name in names[2:])
-        value, error = (column.reshape(draws, -1) for column in (value, error))
+        image, value, error = (
+            torch.tensor(frame[name].to_numpy()).reshape(draws, -1)
+            for name in ("image", "log_px", "log_px_std_error")
+        )
+        if not (image == torch.arange(image.shape[1])).all():
+            raise ValueError("its images are not in order")
         mean = value.mean().item()
         if not abs(mean - run.metrics["test/log_px"]) <= _ROUNDING * max(1.0, abs(mean)):
             raise ValueError("its mean log p(x) is not that of result.json")

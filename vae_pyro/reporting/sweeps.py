@@ -77,8 +77,8 @@ def _shown(number: float | None) -> str:
 
 def sweep_notes(groups: Sequence[Group]) -> list[str]:
     """How to read the tables and what can be compared, a line each."""
-    scopes = dict.fromkeys(c.scope.value for c in _comparisons(groups))
-    return [_CAPTION, *scopes, *_limits(groups)]
+    scopes = dict.fromkeys(scope for c in _comparisons(groups) for scope in c.scopes)
+    return [_CAPTION, *(scope.value for scope in scopes), *_limits(groups)]
 
 
 def _limits(groups: Sequence[Group]) -> list[str]:
@@ -248,7 +248,7 @@ def _panel(group: Group, groups: Sequence[Group]) -> Panel:
             bound_label(name): [_point(c, name) for c in shown] for name in bound_names(group.runs)
         },
         differences=_differences(group, shown),
-        is_about_seeds=group.comparison.scope is Scope.CONFIGURATIONS,
+        is_about_seeds=Scope.WEIGHTS not in group.comparison.scopes,
     )
 
 
