@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.contest import ROOT, write
 from vae_pyro.evaluation import Comparison, Difference, Scores
-from vae_pyro.evaluation.comparison import LEVEL
+from vae_pyro.evaluation.difference import LEVEL
 
 DIMS = 10
 NUM_IMAGES = 300
@@ -220,5 +220,6 @@ def main() -> None:
             result.append(asdict(found))
             rows.append(row(found))
             print(" ".join(rows[-1]), flush=True)
+    gc.unfreeze()
     page = ROOT / "docs" / "comparing_models.md"
     write("calibration", {"repeats": REPEATS, "rows": result}, [HEADER, *rows], page)

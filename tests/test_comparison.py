@@ -16,7 +16,8 @@ from benchmarks import calibration
 from benchmarks.calibration import simulate, wrong_in
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.evaluation import Comparison, Scores
-from vae_pyro.evaluation.comparison import Scope, rank_set, seed_interval
+from vae_pyro.evaluation.comparison import rank_set
+from vae_pyro.evaluation.difference import Scope, seed_interval
 from vae_pyro.log_marginal import Bound, Estimate, Exact, ImportanceSampling
 
 
@@ -140,12 +141,27 @@ def test_who_is_far_better_is_ranked_first() -> None:
 
 
 def test_several_comparisons_are_adjusted_by_holms_steps() -> None:
-    comparison = simulate([wrong_in(i) for i in range(4)], 0.2, 5, torch.Generator())
+    """Of one seed each, the p-values are those of the pairs alone."""
+    comparison = simulate([wrong_in(i) for i in range(4)], 0.2, 1, torch.Generator())
     by_size = sorted(comparison.differences, key=lambda d: d.p_value)
     largest = 0.0
     for number, d in enumerate(by_size):
         largest = max(largest, min(1.0, (len(by_size) - number) * d.p_value))
         assert d.adjusted_p_value == pytest.approx(largest)
+
+
+def test_seeds_that_agree_by_chance_are_no_evidence() -> None:
+    """By itself the pair of two such configurations is decided; among four it is not."""
+    few = [torch.tensor([0.0, 0.001, -0.001]) + shift for shift in (0.0, 0.1)]
+    many = [torch.tensor([0.5, -0.5, 0.0]) + shift for shift in (0.0, 0.1)]
+    made = {str(i): scores(seeds[:, None].expand(3, 50)) for i, seeds in enumerate([*few, *many])}
+    alone = Comparison({name: made[name] for name in "01"})
+    assert alone.difference("1", "0").verdict == "higher"
+    together = Comparison(made)
+    assert together.difference("1", "0").p_value == alone.difference("1", "0").p_value
+    assert together.difference("1", "0").verdict == "undecided"
+    for d in together.differences:
+        assert d.adjusted_p_value >= d.p_value
 
 
 numbers = st.lists(st.floats(-50, 50), min_size=6, max_size=6)

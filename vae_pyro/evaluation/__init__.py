@@ -1,7 +1,8 @@
 """From a trained VAE and held-out images to metrics, and to measures of the latent space."""
 
 from vae_pyro.evaluation.agreement import EstimatorComparison
-from vae_pyro.evaluation.comparison import Comparison, Difference, compare
+from vae_pyro.evaluation.comparison import Comparison, compare
+from vae_pyro.evaluation.difference import Difference
 from vae_pyro.evaluation.latent import (
     ACTIVE_VARIANCE,
     Information,

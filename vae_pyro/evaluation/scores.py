@@ -83,6 +83,11 @@ class Scores:
         """Mean over seeds and images, nats per image."""
         return self.value.mean().item()
 
+    @property
+    def seed_variance(self) -> float:
+        """Of the means over the images, from seed to seed; 0 for one seed."""
+        return self.value.mean(1).var().item() if self.num_seeds > 1 else 0.0
+
     def components(self) -> Components:
         """The variances that one number is made of; seeds and residual are NaN for one seed.
 
@@ -108,7 +113,7 @@ class Scores:
         images = self.num_seeds * over_seeds.var().item()
         if self.num_seeds < 2:
             return 0.0, images, 0.0
-        seeds = self.num_images * over_images.var().item()
+        seeds = self.num_images * self.seed_variance
         rest = self.value - over_images[:, None] - over_seeds + self.value.mean()
         freedom = (self.num_seeds - 1) * (self.num_images - 1)
         return seeds, images, rest.square().sum().item() / freedom

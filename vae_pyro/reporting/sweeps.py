@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from vae_pyro.evaluation.comparison import Comparison, Scope, rank_set, seed_interval
+from vae_pyro.evaluation.comparison import Comparison, rank_set
+from vae_pyro.evaluation.difference import Scope, seed_interval
 from vae_pyro.reporting.chart import ChartPoint, Panel, sweep_figure
 from vae_pyro.reporting.configurations import SEED, Configuration, Group
 from vae_pyro.reporting.figures import png, render
