@@ -19,7 +19,7 @@ from vae_pyro.evaluation.difference import LEVEL
 
 DIMS = 10
 NUM_IMAGES = 300
-REPEATS = 2000
+REPEATS = 1000
 MONTE_CARLO = 0.05  # nats, the standard error of every image's estimate
 TAUS = (0.05, 0.1, 0.2, 0.3)
 SEEDS = (3, 5)

@@ -137,6 +137,21 @@ def test_what_cannot_be_compared_is_refused(
     assert captured.out == ""
 
 
+def test_a_command_that_does_not_exist_is_named(sweeps: Path) -> None:
+    done = run(sweeps, "compar", "small", "large")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: there is no command compar: commands are compare and deliver, settings key=value\n"
+    )
+
+
+def test_seeds_of_one_configuration_have_an_interval(sweeps: Path) -> None:
+    done = run(sweeps, "compare", "small")
+    assert done.returncode == 0
+    assert "log p(x) over 3 training seeds, on these images: -" in done.stdout
+    assert "rank" not in done.stdout
+
+
 def test_runs_of_other_code_are_another_configuration(
     sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,9 +30,12 @@ def main() -> None:
     searched last: a file in it does not replace a module of the same name that is installed.
     """
     startup.prepare()
-    if sys.argv[1:2] and sys.argv[1] in _COMMANDS:
-        command = importlib.import_module(f"vae_pyro.cli.{sys.argv[1]}")
-        sys.exit(command.main(sys.argv[2:]))
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first in _COMMANDS:
+        sys.exit(importlib.import_module(f"vae_pyro.cli.{first}").main(sys.argv[2:]))
+    if first.isalpha():
+        commands = " and ".join(_COMMANDS)
+        sys.exit(f"error: there is no command {first}: commands are {commands}, settings key=value")
     startup.arrange_arguments()
     sys.path.append(os.getcwd())
     Plugins.instance().register(Presets)

@@ -22,10 +22,8 @@ from vae_pyro.reporting.tables import (
 
 DIFFERENCE = "difference to the highest"
 _DIGITS = 7  # significant, of a number in a file
-_CAPTION = (
-    "nats per test image, higher is better, means over the training seeds; "
-    "rank: what all comparisons together decide at 95% (Holm); * the best set"
-)
+_CAPTION = "nats per test image, higher is better, means over the training seeds"
+_RANKS = "rank: what all comparisons together decide at 95% (Holm); * marks the best set"
 _INCOMPARABLE = (
     "each kind of x has its own table; probabilities of different kinds of x are not to be compared"
 )
@@ -79,7 +77,24 @@ def _shown(number: float | None) -> str:
 def sweep_notes(groups: Sequence[Group]) -> list[str]:
     """How to read the tables and what can be compared, a line each."""
     scopes = dict.fromkeys(scope for c in _comparisons(groups) for scope in c.scopes)
-    return [_CAPTION, *(scope.value for scope in scopes), *_limits(groups)]
+    alone = [group.configurations[0] for group in groups if len(group.configurations) == 1]
+    return [
+        _CAPTION,
+        *([_RANKS] if scopes else []),
+        *(scope.value for scope in scopes),
+        *(_over_seeds(one) for one in alone if len(one.runs) > 1),
+        *_limits(groups),
+    ]
+
+
+def _over_seeds(one: Configuration) -> str:
+    """What is known of a configuration that is compared with no other."""
+    means = one.scores.value.mean(1)
+    low, high = seed_interval(means.tolist())
+    return (
+        f"log p(x) over {len(means)} training seeds, on these images: {one.scores.mean():.2f}, 95% "
+        f"interval [{low:.2f}, {high:.2f}]; standard deviation from seed to seed {means.std():.2g}"
+    )
 
 
 def _limits(groups: Sequence[Group]) -> list[str]:

@@ -12,7 +12,8 @@ from vae_pyro.tracking.mlflow_store import PARENT, MLflow
 from vae_pyro.tracking.reasons import reason
 
 _NAME_STORE = (
-    "Name the tracking store that the run is in (tracking_uri=..., or $MLFLOW_TRACKING_URI)"
+    "Name the tracking store that the run is in ($MLFLOW_TRACKING_URI; tracking_uri=... in Python, "
+    "--uri on the command line)"
 )
 
 
