@@ -246,6 +246,8 @@ def test_printed_it_says_what_the_interval_is_about() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="same images; these have a: 20, b: 30"):
         vp.compare({"a": estimate(torch.zeros(20)), "b": estimate(torch.zeros(30))})
+    with pytest.raises(ValueError, match="no models"):
+        vp.compare({})
     with pytest.raises(ValueError, match=r"one or more seeds, of the same images: got \[\]"):
         vp.compare({"a": []})
     with pytest.raises(ValueError, match=r"got \[20, 30\]"):

@@ -17,15 +17,17 @@ class Comparison:
     """Configurations on the same test images, and what the data decide between them.
 
     Attributes:
-        scores: by name, two or more.
+        scores: by name.
 
     Raises:
-        ValueError: where they have different numbers of images.
+        ValueError: where there are none, or they have different numbers of images.
     """
 
     scores: Mapping[str, Scores] = field(repr=False)
 
     def __post_init__(self) -> None:
+        if not self.scores:
+            raise ValueError("no models to compare")
         if len({scores.num_images for scores in self.scores.values()}) > 1:
             sizes = ", ".join(f"{name}: {s.num_images}" for name, s in self.scores.items())
             raise ValueError(f"models are compared on the same images; these have {sizes}")
@@ -121,7 +123,7 @@ def compare(models: Mapping[str, Estimate | Sequence[Estimate]]) -> Comparison:
 
     Args:
         models: by name, an estimate, or one for each training seed. All are of the same images in
-            the same order, and of the same quantity: log p(x), or the same bound.
+            the same order, and of the same quantity: log p(x) of one kind of x, or the same bound.
 
     Returns:
         the comparison; ``print`` it for a table.
