@@ -381,6 +381,16 @@ def test_a_mixed_sweep_says_why_it_is_not_ranked_as_one(mixed: list[JobResult]) 
     assert "≥" not in alone
 
 
+def test_long_names_leave_the_difference_and_the_rank(mixed: list[JobResult]) -> None:
+    name = "discretized_logistic_mixture"
+    runs = [replace(run, settings=run.settings | {"likelihood": name}) for run in mixed[1:2]]
+    text = printed(grouped([*runs, *mixed[2:]]), 100)
+    assert max(map(len, text.splitlines())) <= 100
+    for words in (name, "≥ -101.33", "-10.00 ± 0.0", "1 *", "2-3", DIFFERENCE):
+        assert words in text
+    assert "…" not in text
+
+
 def test_real_valued_data_have_no_bits(mixed: list[JobResult]) -> None:
     real = job("normal", -3.0, "linear_gaussian: real-valued pixels", None)
     table = run_table(real)

@@ -15,17 +15,6 @@ from vae_pyro.reporting.results import (
     setting,
 )
 
-_SPARED_FIRST = (
-    "ESS",
-    "seconds",
-    "IWAE-5",
-    "active units",
-    "gap",
-    "high k-hat",
-    "bits/dim",
-    "± images",
-    "decoder evaluations",
-)
 _LATEX = {"±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$"}
 CAPTION = (
     "nats per test image, higher is better; ± is one Monte Carlo standard error (the same images "
@@ -129,13 +118,31 @@ def print_notes(notes: Sequence[str], console: Console) -> None:
 def print_table(table: SummaryTable, console: Console) -> None:
     """Print a table; on a narrow terminal without its less important columns."""
     left_out: list[str] = []
-    for spared in (None, *_SPARED_FIRST):
+    for spared in (None, *_spared_first(table.header)):
         left_out += [spared] if spared else []
         shown = _rich_table(table, left_out)
         any_width = console.options.update_width(1000)
         if Measurement.get(console, any_width, shown).maximum <= console.width:
             break
     console.print(shown)
+
+
+def _spared_first(header: Sequence[str]) -> list[str]:
+    """The columns that a narrow terminal can do without, the first ones first."""
+    *looser, tightest = [name for name in header if name.startswith("IWAE-")] or [""]
+    return [
+        "ESS",
+        "seconds",
+        *looser,
+        "active units",
+        "gap",
+        "high k-hat",
+        "bits/dim",
+        "± images",
+        "decoder evaluations",
+        tightest,
+        "ELBO",
+    ]
 
 
 def _rich_table(table: SummaryTable, left_out: Sequence[str]) -> Table:
