@@ -454,7 +454,7 @@ def test_better_words_do_not_orphan_a_stopped_sweep(tmp_path: Path) -> None:
     sweep()
     before = outcome(tmp_path / "sweep/1")
     os.remove(tmp_path / "sweep/1/result.json")  # as where it was killed in its evaluation
-    tables = tmp_path / "vae_pyro/reporting/tables.py"
+    tables = tmp_path / "vae_pyro/reporting/sweeps.py"
     tables.write_text(tables.read_text().replace("higher is better", "the higher the better"))
     divergence = tmp_path / "vae_pyro/training/divergence.py"
     divergence.write_text(divergence.read_text().replace("try a smaller", "choose a smaller"))

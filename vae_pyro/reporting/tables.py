@@ -133,9 +133,9 @@ def _spared_first(header: Sequence[str]) -> list[str]:
     return [
         "ESS",
         "seconds",
-        *looser,
         "active units",
         "gap",
+        *looser,
         "high k-hat",
         "bits/dim",
         "± images",
