@@ -137,6 +137,20 @@ def test_what_cannot_be_compared_is_refused(
     assert captured.out == ""
 
 
+def test_a_run_that_has_not_finished_is_refused(
+    sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sweeps)
+    client = MlflowClient(f"sqlite:///{sweeps}/mlflow.db")
+    experiment = client.get_experiment_by_name("vae-pyro")
+    run_id = client.create_run(experiment.experiment_id).info.run_id
+    try:
+        assert main([run_id]) == 1
+    finally:
+        client.delete_run(run_id)
+    assert capsys.readouterr().err.startswith(f"error: run {run_id} has not finished")
+
+
 def test_a_command_that_does_not_exist_is_named(sweeps: Path) -> None:
     done = run(sweeps, "compar", "small", "large")
     assert done.returncode == 1

@@ -97,17 +97,17 @@ def _found(run: str, uri: str | None) -> Iterator[list[JobResult]]:
     if folder.is_dir():
         places = sorted(folder.rglob(RESULT_FILE), key=lambda path: (len(str(path)), path))
         found = [JobResult.read(place.parent) for place in places if "superseded" not in str(place)]
-        finished = [result for result in found if result is not None]
+        finished = [result for result in found if result is not None and result.error is None]
         if not finished:
             raise ReportError(f"{folder} has no finished run ({RESULT_FILE}) in it or below it")
         yield finished
     elif re.fullmatch("(runs:/)?[0-9a-f]{32}", run):
+        recorded = recorded_runs(run.removeprefix("runs:/"), uri)
+        ended = [one for one in recorded if one.status == "FINISHED"]
+        if not ended:
+            raise ReportError(f"run {run} has not finished, so it cannot be compared")
         with ExitStack() as kept:
-            yield [
-                _of_store(recorded, uri, kept)
-                for recorded in recorded_runs(run.removeprefix("runs:/"), uri)
-                if recorded.status == "FINISHED"
-            ]
+            yield [_of_store(one, uri, kept) for one in ended]
     else:
         raise ReportError(
             f"there is no folder {run}: name the folder of a job or a sweep, or the id of a run in "
