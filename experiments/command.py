@@ -89,8 +89,8 @@ def _run(experiment: Experiment, typed: Sequence[str]) -> None:
             run.close()
     for name, number in result.numbers.items():
         console.print(f"  {name}: {number} {number.unit}".rstrip(), highlight=False, markup=False)
-    for name, held in result.predictions.items():
-        console.print(f"  {name}: {'held' if held else 'did not hold'}", highlight=False)
+    for name, verdict in result.predictions.items():
+        console.print(f"  {name}: {verdict}", highlight=False)
     context.tell(f"{experiment.question}\n{result.answer}\nresults.json and figure.png: {folder}")
 
 
@@ -102,6 +102,7 @@ def _record(run: Run, result: Result) -> None:
             metrics[f"{name}_std_error"] = number.std_error
     run.log_metrics(metrics, step=0)
     rows = [f"| {name} | {number} | {number.unit} |" for name, number in result.numbers.items()]
+    rows += [f"| {name} | **{verdict}** | |" for name, verdict in result.predictions.items()]
     run.describe("\n".join([result.answer, "", "| | | |", "|---|---|---|", *rows]))
 
 

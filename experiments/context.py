@@ -18,7 +18,7 @@ from rich.console import Console
 
 import vae_pyro
 from experiments.configuration import configuration
-from experiments.numbers import Number
+from experiments.numbers import Number, Verdict
 from experiments.vaes import Trained, VAESpec, run_jobs
 from vae_pyro.config import build, parse_config
 from vae_pyro.credentials import refuse_credentials
@@ -65,13 +65,13 @@ class Result:
 
     Attributes:
         numbers: the measured numbers, by name.
-        predictions: whether each prediction held, by name.
+        predictions: the verdict on each, by name.
         answer: one sentence with its number.
         figure: shows one message.
     """
 
     numbers: Mapping[str, Number]
-    predictions: Mapping[str, bool]
+    predictions: Mapping[str, Verdict]
     answer: str
     figure: Figure
 

@@ -28,7 +28,7 @@ class Classifier:
         return torch.from_numpy(found).reshape(images.shape[:-3])
 
 
-def found_out(images: Tensor, others: Tensor) -> float:
+def accuracy_between(images: Tensor, others: Tensor) -> float:
     """Five-fold accuracy of a support vector machine between two sets of images; 0.5 is chance."""
     rows = torch.cat([images.cpu(), others.cpu()]).flatten(1)
     is_other = torch.arange(len(rows)) >= len(images)

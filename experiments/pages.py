@@ -34,12 +34,12 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def values(results: Mapping[str, Any]) -> dict[str, str]:
     """All that a page can quote, by name: numbers, predictions, the answer and the cost."""
-    found = {name: str(Number(**number)) for name, number in results["numbers"].items()}
-    found |= {f"{name}.brief": Number(**n).brief for name, n in results["numbers"].items()}
-    found |= {
-        name: "**held**" if held else "**did not hold**"
-        for name, held in results["predictions"].items()
-    }
+    numbers = {name: Number(**number) for name, number in results["numbers"].items()}
+    found = {name: str(number) for name, number in numbers.items()}
+    found |= {f"{name}.brief": number.brief for name, number in numbers.items()}
+    found |= {f"{name}.interval": number.shown_interval for name, number in numbers.items()}
+    found["num_seeds"] = str(max(len(number.seeds) for number in numbers.values()))
+    found |= {name: f"**{verdict}**" for name, verdict in results["predictions"].items()}
     return found | {"answer": results["answer"], "cost": results["cost"]}
 
 

@@ -11,14 +11,28 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from scipy import stats
 
 from experiments.__main__ import main
 from experiments.command import load
 from experiments.context import OUTPUTS, Context
-from experiments.numbers import Number, over_seeds
+from experiments.numbers import (
+    NONE,
+    Number,
+    Verdict,
+    above,
+    all_of,
+    below,
+    lowest,
+    over_both,
+    over_images,
+    over_seeds,
+    within,
+)
 from experiments.pages import HERE, NAMES, fill, fill_table, read_results
 from tests.conftest import ROOT
 from vae_pyro.cli.console import make_console
@@ -133,6 +147,7 @@ def test_quick_mode(name: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) -
     numbers = {key: Number(**number) for key, number in results["numbers"].items()}
     assert all(math.isfinite(number.value) for number in numbers.values())
     assert set(read_results(HERE / name)["predictions"]) == set(results["predictions"])
+    assert set(results["predictions"].values()) <= set(Verdict)
     client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
     (found,) = client.search_experiments(filter_string="name = 'vae-pyro'")
     (run,) = client.search_runs([found.experiment_id], f"tags.experiment = '{name}'")
@@ -181,6 +196,84 @@ def test_the_table_of_all() -> None:
         assert len(re.split(r"(?<!\\)\|", row)) == 5  # three cells between four bars
 
 
+SEEDS = st.lists(st.floats(-100, 100), min_size=2, max_size=6)
+
+
+@given(SEEDS, st.floats(-100, 100))
+def test_verdicts_are_those_of_a_t_test(values: list[float], threshold: float) -> None:
+    number = over_seeds(values)
+    if not number.std_error or number.std_error < 1e-6:
+        return
+    p = stats.ttest_1samp(values, threshold).pvalue
+    if abs(p - 0.05) < 1e-6:
+        return
+    decided = Verdict.HELD if mean(values) > threshold else Verdict.REFUTED
+    assert above(number, threshold) is (decided if p < 0.05 else Verdict.UNDECIDED)
+    opposite = {Verdict.HELD: Verdict.REFUTED, Verdict.REFUTED: Verdict.HELD}
+    verdict = above(number, threshold)
+    assert below(number, threshold) is opposite.get(verdict, verdict)
+
+
+def test_known_verdicts() -> None:
+    near, far = over_seeds([0.9, 1.0, 1.1, 1.2, 0.8]), over_seeds([3.0, 5.0, 4.0])
+    assert above(near, 0.5) is Verdict.HELD
+    assert above(near, 1.5) is Verdict.REFUTED
+    assert above(near, 1.1) is Verdict.UNDECIDED  # the mean is below, the interval is not
+    assert within(near, 0.7, 1.3) is Verdict.HELD
+    assert within(near, 1.3, 9.0) is Verdict.REFUTED
+    assert within(near, 0.9, 1.3) is Verdict.UNDECIDED
+    assert lowest("near", {"near": near, "far": far}) is Verdict.HELD
+    assert lowest("far", {"near": near, "far": far}) is Verdict.REFUTED
+    one_seed, exact = over_seeds([7.0]), Number(7.0)
+    assert above(one_seed, 0) is above(one_seed - one_seed, 0) is Verdict.UNDECIDED
+    assert above(one_seed - exact, 0) is above(NONE, 0) is below(NONE, 0) is Verdict.UNDECIDED
+    assert above(exact, 7.0) is below(exact, 7.0) is Verdict.REFUTED
+    assert above(exact - Number(6.0), 0) is Verdict.HELD
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ("HELD HELD", "HELD"),
+        ("HELD UNDECIDED", "UNDECIDED"),
+        ("HELD UNDECIDED REFUTED", "REFUTED"),
+        ("REFUTED REFUTED", "REFUTED"),
+        ("", "UNDECIDED"),
+    ],
+)
+def test_a_prediction_of_several_numbers(verdicts: str, expected: str) -> None:
+    assert all_of(Verdict[name] for name in verdicts.split()) is Verdict[expected]
+
+
+@given(SEEDS, SEEDS, st.floats(-5, 5))
+def test_differences_are_paired_by_seed_or_independent(
+    first: list[float], second: list[float], factor: float
+) -> None:
+    paired = over_seeds(first) - factor * over_seeds(first[::-1])
+    assert paired.seeds == pytest.approx(
+        [a - factor * b for a, b in zip(first, first[::-1], strict=True)]
+    )
+    welch = over_images(first) - over_images(second)
+    if welch.std_error and welch.std_error > 1e-6:
+        found = stats.ttest_ind(first, second, equal_var=False)
+        assert (welch.seeds, welch.freedom) == ((), pytest.approx(found.df))
+        ends = found.confidence_interval()
+        assert welch.interval == pytest.approx((ends.low, ends.high))
+
+
+def test_a_difference_for_other_images_and_seeds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, difference = torch.randn(2, 400, generator=generator)
+    first, second = image + 0.1 * torch.randn(2, 5, 400, generator=generator)
+    second += 0.2 * difference
+    assert above(over_both(first + 1, second)) is Verdict.HELD
+    assert below(over_both(first + 1, second)) is Verdict.REFUTED
+    alike = over_both(first, second)
+    assert above(alike) is Verdict.UNDECIDED
+    assert alike.std_error == pytest.approx((0.2**2 / 400 + 2 * 0.1**2 / 2000) ** 0.5, rel=0.1)
+    assert above(over_both(first[:1] + 1, second[:1])) is Verdict.UNDECIDED
+
+
 @given(st.lists(st.floats(-1e5, 1e5), min_size=2, max_size=6))
 def test_a_number_is_shown_to_its_error(values: list[float]) -> None:
     number = over_seeds(values)
@@ -197,8 +290,8 @@ def test_a_number_is_shown_to_its_error(values: list[float]) -> None:
 
 def test_marks() -> None:
     results = {
-        "numbers": {"log_px": {"value": -23.4567, "std_error": 0.0213}},
-        "predictions": {"higher": False},
+        "numbers": {"log_px": {"value": -23.4567, "std_error": 0.0213, "freedom": 4}},
+        "predictions": {"higher": "did not hold"},
         "answer": "No.",
         "cost": "12 s on 2 cores",
     }
@@ -207,6 +300,9 @@ def test_marks() -> None:
     assert filled == (
         "It is <!--log_px-->-23.457 ± 0.021<!----> (<!--log_px.brief-->-23.457<!---->), "
         "<!--higher-->**did not hold**<!---->."
+    )
+    assert fill("<!--log_px.interval--><!---->", results) == (
+        "<!--log_px.interval-->[-23.516, -23.398]<!---->"
     )
     assert fill(filled, results) == filled
     assert fill("<!--unknown--><!---->", results) == "<!--unknown-->none<!---->"

@@ -13,8 +13,17 @@ from experiments.autoencoder_pca_vae import autoencoder, linear_methods
 from experiments.autoencoder_pca_vae.linear_methods import PPCA, largest_angle, orthonormal
 from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, MARKERS, label, new_figure, show_rows
-from experiments.images import found_out, grey_values
-from experiments.numbers import Number, over_seeds
+from experiments.images import accuracy_between, grey_values
+from experiments.numbers import (
+    Number,
+    Verdict,
+    above,
+    all_of,
+    below,
+    lowest,
+    over_seeds,
+    within,
+)
 from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive, build
 from vae_pyro.evaluation.latent import posterior_means
@@ -94,39 +103,41 @@ def run(context: Context) -> Result:
         else Number(found[0][name], unit=unit_of(name))
         for name in found[0]
     }
-    lost = over_seeds([f["log_px_pca"] - f["log_px_linear_vae"] for f in found], "nats per image")
-    gained = over_seeds([f["log_px_deep_vae"] - f["log_px_pca"] for f in found], "nats per image")
+    lost = numbers["log_px_pca"] - numbers["log_px_linear_vae"]
+    gained = numbers["log_px_deep_vae"] - numbers["log_px_pca"]
     halves = linear_methods.angle_of_halves(dataset, options.latent_dim)
     numbers |= {"lost": lost, "gained": gained, "angle_halves": Number(halves, unit="degrees")}
 
-    def value(name: str) -> float:
-        return numbers[name].value
-
-    predictions = {
-        "linear_autoencoder_finds_pca": value("angle_linear_autoencoder") < 10
-        and value("kept_linear_autoencoder") > 0.99,
-        "linear_vae_finds_pca": value("angle_linear_vae") < 10 and value("kept_linear_vae") > 0.99,
-        "linear_vae_is_ppca": abs(lost.value) < 0.5,
-        "deep_autoencoder_reconstructs_best": value("rmse_deep_autoencoder")
-        == min(value(f"rmse_{name}") for name in NAMES),
-        "autoencoder_cannot_be_sampled": value("found_out_deep_autoencoder")
-        > value("found_out_deep_vae") + 0.05,
-        "nor_from_a_fitted_normal": value("found_out_fitted_deep_autoencoder")
-        > value("found_out_deep_vae"),
-        "deep_vae_has_highest_log_px": gained.value > 0,
-        "own_codes_are_not_normal": value("own_deep_autoencoder") > value("own_deep_vae") + 0.1,
-        "nor_once_fitted": value("own_fitted_deep_autoencoder") > value("own_deep_vae"),
-    }
-    far, near = (numbers[f"distance_{name}"].brief for name in ("deep_autoencoder", "deep_vae"))
     answer = (
-        f"Through {options.latent_dim} numbers the deep autoencoder brings images back to within "
-        f"{numbers['rmse_deep_autoencoder']} of the grey range per pixel (deep VAE "
-        f"{numbers['rmse_deep_vae']}, PCA {numbers['rmse_pca']}), but it has no p(x), and images "
-        f"decoded from z ~ N(0, I) are {far} times as far from the nearest training image as real "
-        f"ones (deep VAE: {near}). The linear VAE's log p(x) is {lost} nats below that of "
-        f"probabilistic PCA; the deep VAE gains {gained}."
+        f"It has a p(x) that fits images better: log p(x) of the deep VAE is {gained} nats per "
+        f"image above that of probabilistic PCA. PCA and autoencoders alone have no p(x)."
     )
-    return Result(numbers, predictions, answer, draw(numbers, shown, deep[0], options))
+    return Result(numbers, predict(numbers), answer, draw(numbers, shown, deep[0], options))
+
+
+def predict(numbers: Mapping[str, Number]) -> dict[str, Verdict]:
+    """The verdict on each prediction."""
+
+    def finds_pca(name: str) -> Verdict:
+        return all_of([below(numbers[f"angle_{name}"], 10), above(numbers[f"kept_{name}"], 0.99)])
+
+    def excess(measure: str, kind: str) -> Number:
+        """Of the deep autoencoder over the deep VAE."""
+        return numbers[f"{measure}_{kind}deep_autoencoder"] - numbers[f"{measure}_deep_vae"]
+
+    return {
+        "linear_autoencoder_finds_pca": finds_pca("linear_autoencoder"),
+        "linear_vae_finds_pca": finds_pca("linear_vae"),
+        "linear_vae_is_ppca": within(numbers["lost"], -0.5, 0.5),
+        "deep_autoencoder_reconstructs_best": lowest(
+            "deep_autoencoder", {name: numbers[f"rmse_{name}"] for name in NAMES}
+        ),
+        "autoencoder_cannot_be_sampled": above(excess("accuracy", ""), 0.05),
+        "nor_from_a_fitted_normal": above(excess("accuracy", "fitted_")),
+        "deep_vae_has_highest_log_px": above(numbers["gained"]),
+        "own_codes_are_not_normal": above(excess("own", ""), 0.1),
+        "nor_once_fitted": above(excess("own", "fitted_")),
+    }
 
 
 def unit_of(name: str) -> str:
@@ -213,11 +224,11 @@ def measure(
         numbers[f"rmse_{name}"] = error
         images = generate(method, linear, options, len(real))
         numbers |= sampling(f"_{name}", images, real, linear)
-        numbers[f"own_{name}"] = found_out(images, own)
+        numbers[f"own_{name}"] = accuracy_between(images, own)
         if name in FITTED:
             kinder = generate(method, linear, options, len(real), fitted=True)
             numbers |= sampling(f"_fitted_{name}", kinder, real, linear)
-            numbers[f"own_fitted_{name}"] = found_out(kinder, own)
+            numbers[f"own_fitted_{name}"] = accuracy_between(kinder, own)
     estimators = {
         "log_px_deep_vae": AIS(num_temperatures=options.temperatures, num_chains=4, start="guide"),
         "log_px_unannealed": ImportanceSampling(1000),
@@ -273,7 +284,7 @@ def real_images(trained: Trained, count: int) -> Tensor:
 def sampling(name: str, images: Tensor, real: Tensor, trained: Trained) -> dict[str, float]:
     """How far generated images ``(N, C, H, W)`` are from real ones.
 
-    ``found_out``: accuracy of a classifier between them. ``distance``: mean distance to the nearest
+    ``accuracy``: of a classifier between them. ``distance``: mean distance to the nearest
     training image, divided by that of real images.
     """
     levels = trained.dataset.num_levels
@@ -282,7 +293,7 @@ def sampling(name: str, images: Tensor, real: Tensor, trained: Trained) -> dict[
     seen = grey_values(trained.dataset.train.images, levels).flatten(1)
     near, nearest = (torch.cdist(i.cpu().flatten(1), seen).min(1).values for i in (real, images))
     ratio = (nearest.mean() / near.mean()).item()
-    return {f"found_out{name}": found_out(images, real), f"distance{name}": ratio}
+    return {f"accuracy{name}": accuracy_between(images, real), f"distance{name}": ratio}
 
 
 def draw(
@@ -317,9 +328,9 @@ def draw(
     trade.legend(fontsize="small", loc="upper center")
     label(
         trade,
-        "who reconstructs, and who can be sampled",
+        "reconstruction and sampling",
         "reconstruction error, grey range (RMS per pixel)",
-        "generated told from reconstructed (0.5: a guess)",
+        "accuracy, generated or reconstructed (0.5: chance)",
     )
     columns = 6
     x = trained.x("test", columns)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, error_line, label, new_figure
-from experiments.numbers import Number, over_seeds
+from experiments.numbers import NONE, Number, Verdict, above, all_of, below, over_seeds, within
 from experiments.vaes import Trained, VAESpec
 from vae_pyro.log_marginal import (
     AIS,
@@ -154,41 +154,12 @@ def run(context: Context) -> Result:
         context.tell(f"estimating with {vaes[0].vae.model.latent_dim} latent dimensions")
         measured[size] = [measure(trained, options) for trained in vaes]
         numbers |= summary(size, measured[size], options)
-    shown = min(options.draws, key=lambda k: abs(k - 1_000))  # the predictions' budget
-    every = measured["small"] + measured["large"]
-    below = shortfalls(every, options, -math.inf, 0)
-    above = shortfalls(every, options, math.log(FACTOR), math.inf)
-    for name, found in (("too_few", below), ("plenty", above)):
-        if found:
-            numbers[f"shortfall_{name}"] = images_mean(found)
-    prior, encoder, adaptive, ais = (
-        {
-            size: [numbers[f"{name}_{size}_{b}"].value for b in options.budgets(name)]
-            for size in measured
-        }
-        for name in NAMES
-    )
-    index = options.draws.index(shown)
-    predictions = {
-        "prior_worse_in_many_dimensions": prior["large"][index] > prior["small"][index],
-        "encoder_beats_prior_in_many": encoder["large"][index] < prior["large"][index],
-        "ais_beats_prior_in_many": ais["large"][-1] < prior["large"][-1],
-        "adaptive_beats_encoder": all(
-            adaptive[size][-1] < encoder[size][options.draws.index(options.adaptive[-1])]
-            for size in measured
-        ),
-        "all_low_with_few": all(
-            numbers[f"short_{name}_{size}"].value > 0
-            for name in ("prior", "encoder", "ais")
-            for size in measured
-        ),
-        "exp_kl_decides": bool(below and above) and mean(below) > 1 > mean(above),
-        "references_agree": all(
-            abs(numbers[f"agreement_{size}"].value)
-            < 3 * mean(m.agreement[1] for m in measured[size]) + 0.01
-            for size in measured
-        ),
-    }
+    by_seed = list(zip(measured["small"], measured["large"], strict=True))
+    few = [shortfalls(both, options, -math.inf, 0) for both in by_seed]
+    plenty = [shortfalls(both, options, math.log(FACTOR), math.inf) for both in by_seed]
+    for name, found in (("too_few", few), ("plenty", plenty)):
+        if all(found):
+            numbers[f"shortfall_{name}"] = over_seeds([mean(f) for f in found], "nats per image")
     most = options.adaptive[-1]
     answer = (
         "Sample z where this image's posterior is, and weight each sample by p(x, z) / q(z | x): a "
@@ -197,7 +168,48 @@ def run(context: Context) -> Result:
         f"{options.large} latent dimensions, {options.images} test images)."
     )
     figure = draw(both[1][0], measured, options)
-    return Result(numbers, predictions, answer, figure)
+    return Result(numbers, predict(numbers, options), answer, figure)
+
+
+def predict(numbers: Mapping[str, Number], options: EstimateOptions) -> dict[str, Verdict]:
+    """The verdict on each prediction."""
+    shown = min(options.draws, key=lambda k: abs(k - 1_000))
+    most, sizes = options.adaptive[-1], ("small", "large")
+
+    def excess(first: str, second: str) -> Number:
+        """Of the error of one estimator at one budget over that of another."""
+        return numbers[first] - numbers[second]
+
+    def agree(size: str) -> Verdict:
+        tolerance = 3 * numbers[f"agreement_error_{size}"].value + 0.01
+        return within(numbers[f"agreement_{size}"], -tolerance, tolerance)
+
+    return {
+        "prior_worse_in_many_dimensions": above(
+            excess(f"prior_large_{shown}", f"prior_small_{shown}")
+        ),
+        "encoder_beats_prior_in_many": below(
+            excess(f"encoder_large_{shown}", f"prior_large_{shown}")
+        ),
+        "ais_beats_prior_in_many": below(
+            excess(f"ais_large_{options.temperatures[-1]}", f"prior_large_{options.draws[-1]}")
+        ),
+        "adaptive_beats_encoder": all_of(
+            below(excess(f"adaptive_{size}_{most}", f"encoder_{size}_{most}")) for size in sizes
+        ),
+        "all_low_with_few": all_of(
+            above(numbers[f"short_{name}_{size}"])
+            for name in ("prior", "encoder", "ais")
+            for size in sizes
+        ),
+        "exp_kl_decides": all_of(
+            [
+                above(numbers.get("shortfall_too_few", NONE), 1),
+                below(numbers.get("shortfall_plenty", NONE), 1),
+            ]
+        ),
+        "references_agree": all_of(agree(size) for size in sizes),
+    }
 
 
 def measure(trained: Trained, options: EstimateOptions) -> Measured:
@@ -271,6 +283,7 @@ def summary(size: str, found: Sequence[Measured], options: EstimateOptions) -> d
             math.exp(mean(m.kl.mean().item() for m in found)), unit="draws from the prior"
         ),
         f"agreement_{size}": over_seeds([m.agreement[0] for m in found], nats),
+        f"agreement_error_{size}": over_seeds([m.agreement[1] for m in found], nats),
         f"reference_error_{size}": over_seeds([m.floor for m in found], nats),
     }
 
@@ -285,12 +298,6 @@ def shortfalls(
         chosen = (excess >= lowest) & (excess < highest)
         found += (-m.errors["prior"].per_image[chosen]).tolist()
     return found
-
-
-def images_mean(values: Sequence[float]) -> Number:
-    """A mean over images and budgets; its standard error is over images."""
-    number = over_seeds(values, "nats per image")
-    return Number(number.value, number.std_error, number.unit)
 
 
 def draw(

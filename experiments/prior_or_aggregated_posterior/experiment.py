@@ -1,7 +1,7 @@
 """Samples with z ~ p(z), as the model is written, and with z ~ q(z), the mean of q(z | x)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, label, new_figure, show_images
-from experiments.images import found_out
-from experiments.numbers import Number, over_seeds
+from experiments.images import accuracy_between
+from experiments.numbers import Number, Verdict, above, all_of, below, over_images, over_seeds
 from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
 from vae_pyro.evaluation.latent import information
@@ -101,7 +101,7 @@ def run(context: Context) -> Result:
         critics = train_critics(family[0], options)
         found = [measure(trained, critics, options) for trained in family]
         for one in found:  # differences within the same VAE
-            one["found_difference"] = one["found_prior"] - one["found_aggregated"]
+            one["accuracy_difference"] = one["accuracy_prior"] - one["accuracy_aggregated"]
             one["clear_difference"] = one["clear_aggregated"] - one["clear_prior"]
             one["kl_excess"] = one["kl"] - one["kl_control"]
         for name in found[0]:
@@ -109,52 +109,50 @@ def run(context: Context) -> Result:
             unit = "nats" if name in NATS else "share"
             numbers[f"{name}_{kind}"] = over_seeds(values, unit)
         numbers |= of_real_images(critics, family[0], kind)
+    last = dims[-1]
+    answer = (
+        f"For binary images in {last} dimensions {compare(numbers, str(last))}. For grey images in "
+        f"{options.grey_latent_dim} dimensions {compare(numbers, 'grey')}."
+    )
+    return Result(numbers, predict(numbers, dims), answer, draw(numbers, families, options))
 
-    def everywhere(smaller: str, larger: str) -> bool:
-        return all(numbers[f"{smaller}_{d}"].value < numbers[f"{larger}_{d}"].value for d in dims)
+
+def predict(numbers: Mapping[str, Number], dims: Sequence[int]) -> dict[str, Verdict]:
+    """The verdict on each prediction."""
+
+    def everywhere(smaller: str, larger: str) -> Verdict:
+        return all_of(below(numbers[f"{smaller}_{d}"] - numbers[f"{larger}_{d}"]) for d in dims)
 
     last = dims[-1]
-    predictions = {
+    return {
         "they_differ": everywhere("kl_control", "kl_lower"),
-        "difference_grows": numbers[f"kl_{last}"].value > numbers["kl_2"].value,
+        "difference_grows": above(numbers[f"kl_{last}"] - numbers["kl_2"]),
         "holes_exist": everywhere("holes_control", "holes"),
-        "aggregated_looks_more_real": everywhere("found_aggregated", "found_prior"),
+        "aggregated_looks_more_real": everywhere("accuracy_aggregated", "accuracy_prior"),
         "aggregated_is_clearer": everywhere("clear_prior", "clear_aggregated"),
         "holes_are_unclear": everywhere("clear_emptiest", "clear_prior"),
-        "grey_differs_more": numbers["kl_excess_grey"].value > numbers[f"kl_excess_{last}"].value,
-        "grey_aggregated_looks_more_real": numbers["found_difference_grey"].value > 0,
-        "grey_aggregated_is_clearer": numbers["clear_difference_grey"].value > 0,
+        "grey_differs_more": above(numbers["kl_excess_grey"] - numbers[f"kl_excess_{last}"]),
+        "grey_aggregated_looks_more_real": above(numbers["accuracy_difference_grey"]),
+        "grey_aggregated_is_clearer": above(numbers["clear_difference_grey"]),
     }
-    rate, grey_rate = (numbers[f"rate_{kind}"].brief for kind in (last, "grey"))
-    answer = (
-        f"For binary images in {last} dimensions, where z says {rate} nats of an image, "
-        f"z ~ q(z) {compare(numbers, str(last))} (half is a guess). For grey images, where it says "
-        f"{grey_rate} nats, z ~ q(z) {compare(numbers, 'grey')}."
-    )
-    return Result(numbers, predictions, answer, draw(numbers, families, options))
 
 
 def compare(numbers: Mapping[str, Number], kind: str) -> str:
     """The comparison of images with z ~ q(z) and z ~ p(z), in words."""
-    prior, aggregated = (numbers[f"found_{name}_{kind}"] for name in ("prior", "aggregated"))
-    difference = numbers[f"found_difference_{kind}"]
-    certain = abs(difference.value) > 2 * (difference.std_error or 0)
-    better = "looks more real" if difference.value > 0 else "looks less real"
-    return (
-        f"{better if certain else 'makes no difference that is seen'}: a classifier finds out "
-        f"{aggregated} of the images, with z ~ p(z) {prior}"
-    )
+    difference = numbers[f"accuracy_difference_{kind}"]
+    words = {Verdict.HELD: "look more real", Verdict.REFUTED: "look less real"}
+    found = words.get(above(difference), "do not look more or less real, as far as we could detect")
+    return f"images with z ~ q(z) {found} (a classifier's accuracy is lower by {difference})"
 
 
 def of_real_images(critics: Critics, trained: Trained, kind: str) -> dict[str, Number]:
     """The critics' measures of real images: training images against held-out ones."""
     x = trained.x("train", len(critics.real))
-    share, clear = found_out(x, critics.real), critics.clear(critics.real)
-    guess = math.sqrt(0.25 / (2 * len(x)))
-    spread = clear.std().item() / math.sqrt(len(clear))
+    share = accuracy_between(x, critics.real)
+    chance = math.sqrt(0.25 / (2 * len(x)))
     return {
-        f"found_real_{kind}": Number(share, guess, "share"),
-        f"clear_real_{kind}": Number(clear.mean().item(), spread, "share"),
+        f"accuracy_real_{kind}": Number(share, chance, "share", freedom=2 * len(x) - 1),
+        f"clear_real_{kind}": over_images(critics.clear(critics.real), "share"),
     }
 
 
@@ -188,7 +186,7 @@ def measure(trained: Trained, critics: Critics, options: PriorOptions) -> dict[s
         "holes_control": (log_ratio(vae, simulated, z) < limit).double().mean().item(),
     }
     for name in ("prior", "aggregated"):
-        numbers[f"found_{name}"] = found_out(images[name], critics.real)
+        numbers[f"accuracy_{name}"] = accuracy_between(images[name], critics.real)
     return numbers | {f"clear_{k}": critics.clear(v).mean().item() for k, v in images.items()}
 
 
@@ -222,7 +220,7 @@ def log_ratio(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
 def draw(
     numbers: Mapping[str, Number], families: Mapping[str, list[Trained]], options: PriorOptions
 ) -> Figure:
-    figure, ((where, divided, found), (of_prior, of_aggregated, clear)) = new_figure(12, 7.2, 2, 3)
+    figure, ((where, divided, told), (of_prior, of_aggregated, clear)) = new_figure(12, 7.2, 2, 3)
     draw_map(figure, where, families["2"][0], options)
     places = range(len(families))
 
@@ -248,7 +246,7 @@ def draw(
     label(divided, "the rate, and the mismatch in it", "", "nats per image")
     divided.set_ylim(0, 1.4 * max(of("rate")[0]))
     for axes, name, title in (
-        (found, "found", "told from held-out images (0.5: a guess)"),
+        (told, "accuracy", "classifier, generated or held-out (0.5: chance)"),
         (clear, "clear", "clearness: votes for the top class"),
     ):
         for index, (kind, text) in enumerate(
@@ -265,10 +263,10 @@ def draw(
                 capsize=3,
                 label=text,
             )
-        label(axes, title, "", "share found out" if name == "found" else "share of votes")
+        label(axes, title, "", "accuracy" if name == "accuracy" else "share of votes")
     names = [f"binary,\n{k} dim." if k != "grey" else "grey" for k in families]
     names[-1] += f",\n{options.grey_latent_dim} dim."
-    for axes in (divided, found, clear):
+    for axes in (divided, told, clear):
         axes.set_xticks(list(places), names)
         axes.margins(x=0.15)
         axes.legend(fontsize="small")
