@@ -114,8 +114,8 @@ def run(context: Context) -> Result:
         numbers[f"accuracy_error.{name}"] = Number(error, unit="share")
     answer = (
         f"Yes: Bayes' rule with p(x | y) classifies {percent(numbers['accuracy.bayes'])} of "
-        f"{context.options.images} test images correctly (± over training seeds). Its p(x) also "
-        f"tells noise from digits, for which p(y | x) names a class all the same."
+        f"{context.options.images} test images correctly (± over training seeds). For noise p(y | "
+        f"x) still names a class, but p(x) tells it from digits."
     )
     return Result(numbers, predict(numbers), answer, draw([pictures for _, pictures in found]))
 

@@ -140,9 +140,11 @@ def predict(numbers: Mapping[str, Number], dims: Sequence[int]) -> dict[str, Ver
 def compare(numbers: Mapping[str, Number], kind: str) -> str:
     """The comparison of images with z ~ q(z) and z ~ p(z), in words."""
     difference = numbers[f"accuracy_difference_{kind}"]
-    words = {Verdict.HELD: "look more real", Verdict.REFUTED: "look less real"}
-    found = words.get(above(difference), "do not look more or less real, as far as we could detect")
-    return f"images with z ~ q(z) {found} (a classifier's accuracy is lower by {difference})"
+    look = {Verdict.HELD: "look more real", Verdict.REFUTED: "look less real"}.get(
+        above(difference)
+    )
+    found = f"images with z ~ q(z) {look}" if look else "we could not detect a difference"
+    return f"{found} (accuracy of a classifier with z ~ p(z) less that with z ~ q(z): {difference})"
 
 
 def of_real_images(critics: Critics, trained: Trained, kind: str) -> dict[str, Number]:
