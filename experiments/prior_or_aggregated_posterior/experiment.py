@@ -140,20 +140,17 @@ def predict(numbers: Mapping[str, Number], dims: Sequence[int]) -> dict[str, Ver
 def compare(numbers: Mapping[str, Number], kind: str) -> str:
     """The comparison of images with z ~ q(z) and z ~ p(z), in words."""
     difference = numbers[f"accuracy_difference_{kind}"]
-    look = {Verdict.HELD: "look more real", Verdict.REFUTED: "look less real"}.get(
-        above(difference)
-    )
-    found = f"images with z ~ q(z) {look}" if look else "we could not detect a difference"
+    look = {Verdict.HELD: "more", Verdict.REFUTED: "less"}.get(above(difference))
+    found = f"images with z ~ q(z) look {look} real" if look else "we could not detect a difference"
     return f"{found} (accuracy of a classifier with z ~ p(z) less that with z ~ q(z): {difference})"
 
 
 def of_real_images(critics: Critics, trained: Trained, kind: str) -> dict[str, Number]:
     """The critics' measures of real images: training images against held-out ones."""
     x = trained.x("train", len(critics.real))
-    share = accuracy_between(x, critics.real)
-    chance = math.sqrt(0.25 / (2 * len(x)))
+    share, count = accuracy_between(x, critics.real), 2 * len(x)
     return {
-        f"accuracy_real_{kind}": Number(share, chance, "share", freedom=2 * len(x) - 1),
+        f"accuracy_real_{kind}": Number(share, math.sqrt(0.25 / count), "share", (), count - 1),
         f"clear_real_{kind}": over_images(critics.clear(critics.real), "share"),
     }
 
