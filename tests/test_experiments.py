@@ -372,7 +372,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     main(["which_likelihood", "-h"])
     said = capsys.readouterr().out
     assert said.startswith("Which likelihood should p(x | z) be?\n")
-    assert "python -m experiments which_likelihood [key=value ...]\n  seed=0,1,2\n" in said
+    assert "python -m experiments which_likelihood [key=value ...]\n  seed=0,1,2,3,4\n" in said
     assert "experiment.latent_dim=10\n" in said
 
 

@@ -354,4 +354,5 @@ experiment = Experiment(
     "What does a VAE do that PCA and autoencoders do not?",
     run,
     options=MethodOptions,
+    seeds=(0, 1, 2, 3, 4),
 )

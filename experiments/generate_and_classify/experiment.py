@@ -313,7 +313,7 @@ def draw(pictures: list[dict[str, Tensor]], bins: int = 6) -> Figure:
             torch.stack([part.mean() for part in values[order].tensor_split(bins)])
             for values in (confidence, hit)
         )
-        size = len(confidence) / bins
+        size = len(first["right.bayes"]) / bins  # the images of every seed are the same
         low = min(low, c.min().item(), r.min().item())
         middle.errorbar(
             c,

@@ -399,4 +399,5 @@ experiment = Experiment(
     "Are two latent dimensions enough?",
     run,
     options=DimensionOptions,
+    seeds=(0, 1, 2, 3, 4),
 )

@@ -313,4 +313,5 @@ experiment = Experiment(
     "Should one draw z from the prior or from where images lie?",
     run,
     options=PriorOptions,
+    seeds=(0, 1, 2, 3, 4),
 )

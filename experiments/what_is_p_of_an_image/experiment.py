@@ -74,6 +74,7 @@ def run(context: Context) -> Result:
     numbers["draws_until_mode"] = over_seeds([math.exp(-k["mode"].item()) for k in kinds], "draws")
     numbers["held_out_less"] = numbers["digits"] - numbers["held_out"]
     numbers["control_less"] = numbers["control_digits"] - numbers["control_held_out"]
+    numbers["effect"] = numbers["held_out_less"] - numbers["control_less"]
     answer = (
         f"The probability that the model generates exactly this image: over all 512 images of 3 x "
         f"3 pixels it sums to {numbers['sum'].value:.4f}. A high p(x) does not mean a good image: "

@@ -274,4 +274,5 @@ experiment = Experiment(
     "Which likelihood should p(x | z) be?",
     run,
     options=LikelihoodOptions,
+    seeds=(0, 1, 2, 3, 4),
 )

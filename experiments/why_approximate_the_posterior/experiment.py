@@ -433,4 +433,5 @@ experiment = Experiment(
     "Why approximate p(z | x), and what does it cost?",
     run,
     options=PosteriorOptions,
+    seeds=(0, 1, 2, 3, 4),
 )
