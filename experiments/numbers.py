@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from vae_pyro.evaluation import Comparison, Scores
-from vae_pyro.evaluation.comparison import LEVEL
+from vae_pyro.evaluation.difference import LEVEL
 
 
 @dataclass(frozen=True)
