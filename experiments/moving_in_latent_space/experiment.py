@@ -437,5 +437,9 @@ def draw_pictures(axes: Sequence[Axes], trained: Trained, options: MovingOptions
 
 
 experiment = Experiment(
-    "moving_in_latent_space", "Can one edit images by moving z?", run, options=MovingOptions
+    "moving_in_latent_space",
+    "Can one edit images by moving z?",
+    run,
+    options=MovingOptions,
+    seeds=(0, 1, 2, 3, 4),
 )

@@ -259,4 +259,5 @@ experiment = Experiment(
     run,
     options=ImageOptions,
     overrides=("likelihood=bernoulli",),
+    seeds=(0, 1, 2, 3, 4),
 )
