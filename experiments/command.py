@@ -49,7 +49,7 @@ def _run(experiment: Experiment, typed: Sequence[str]) -> None:
     print_notes(console)
     context = Context(experiment, typed, console)
     work = OUTPUTS / experiment.name
-    folder = HERE / experiment.name if context.is_default else work
+    page = HERE / experiment.name
     run: Run = SilentRun()
     with claim(work):
         record = work / f"record-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -74,12 +74,13 @@ def _run(experiment: Experiment, typed: Sequence[str]) -> None:
                 "cost": context.cost(),
             }
             _record(run, result)
-            _leave(folder, result, results)
+            _leave(work, result, results)
             if context.is_default:
+                _leave(page, result, results)
                 table = HERE / "README.md"
                 write_atomically(table, fill_table(table.read_text(), NAMES).encode())
             for name in ("results.json", "figure.png"):
-                run.log_file(folder / name)
+                run.log_file(work / name)
             run.end("FINISHED")
         except BaseException as error:
             with uninterrupted(), suppress(Exception):
@@ -91,6 +92,7 @@ def _run(experiment: Experiment, typed: Sequence[str]) -> None:
         console.print(f"  {name}: {number} {number.unit}".rstrip(), highlight=False, markup=False)
     for name, verdict in result.predictions.items():
         console.print(f"  {name}: {verdict}", highlight=False)
+    folder = page if context.is_default else work
     context.tell(f"{experiment.question}\n{result.answer}\nresults.json and figure.png: {folder}")
 
 

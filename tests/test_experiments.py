@@ -14,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from scipy import stats
 
 from experiments.__main__ import main
-from experiments.command import load
-from experiments.context import OUTPUTS, Context
+from experiments.command import load, run_experiment
+from experiments.context import OUTPUTS, Context, Experiment, Options, Result
 from experiments.numbers import (
     NONE,
     Number,
@@ -154,6 +155,38 @@ def test_quick_mode(name: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) -
     assert run.info.status == "FINISHED"
     for key, number in numbers.items():
         assert run.data.metrics[key] == pytest.approx(number.value, nan_ok=True)
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {
+        "results.json",
+        "figure.png",
+    }
+
+
+class SumOptions(Options):
+    """No further ones."""
+
+
+def test_the_plain_command_rewrites_its_page_and_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = tmp_path / "pages"
+    (pages / "sum").mkdir(parents=True)
+    (pages / "README.md").write_text("<!-- table -->\n<!-- end -->\n")
+    (pages / "sum" / "README.md").write_text("It is <!--sum-->0<!---->: <!--is_four-->?<!---->.\n")
+    monkeypatch.setattr("experiments.command.HERE", pages)
+    monkeypatch.chdir(tmp_path)
+
+    def add(context: Context) -> Result:
+        number = over_seeds([2.0 + seed for seed in context.seeds], "apples")
+        return Result({"sum": number}, {"is_four": above(number, 4)}, "More.", Figure())
+
+    run_experiment(Experiment("sum", "How much is 2 + 2?", add, SumOptions, seeds=(2, 3, 4)), [])
+    assert (pages / "sum" / "README.md").read_text() == (
+        "It is <!--sum-->5.00 ± 0.58<!---->: <!--is_four-->**undecided**<!---->.\n"
+    )
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (found,) = client.search_experiments(filter_string="name = 'vae-pyro'")
+    (run,) = client.search_runs([found.experiment_id])
+    assert run.data.metrics == {"sum": 5.0, "sum_std_error": pytest.approx(3**-0.5)}
     assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {
         "results.json",
         "figure.png",
