@@ -35,6 +35,7 @@ from experiments.numbers import (
     within,
 )
 from experiments.pages import HERE, NAMES, fill, fill_table, read_results
+from experiments.which_likelihood import experiment as which_likelihood
 from tests.conftest import ROOT
 from vae_pyro.cli.console import make_console
 from vae_pyro.errors import ConfigError
@@ -227,6 +228,29 @@ def test_the_table_of_all() -> None:
     for name, row in zip(NAMES, rows, strict=True):
         assert f"]({name}/README.md)" in row
         assert len(re.split(r"(?<!\\)\|", row)) == 5  # three cells between four bars
+
+
+def test_a_density_can_beat_a_probability_and_cannot_lose_to_it() -> None:
+    """Its bits are an upper bound of those that it needs for the levels."""
+
+    def predict(beta: float, normal: float) -> dict[str, Verdict]:
+        bits = {"categorical": 2.0, "beta": beta, "normal": normal}
+        names = list(bits)
+        numbers = {
+            f"{kind}.{name}": over_seeds([value - 0.01, value, value + 0.01])
+            for name, value in bits.items()
+            for kind in ("bits_per_dim", "told_apart.draw")
+        }
+        return which_likelihood.predict(numbers, names, {"beta", "normal"})
+
+    behind = predict(3.0, 4.0)
+    assert behind["probabilities_beat_densities"] is Verdict.UNDECIDED
+    assert behind["best_bits_look_most_real"] is Verdict.UNDECIDED
+    assert behind["fixed_scale_is_worst"] is Verdict.UNDECIDED
+    ahead = predict(1.0, 0.5)
+    assert ahead["probabilities_beat_densities"] is Verdict.REFUTED
+    assert ahead["best_bits_look_most_real"] is Verdict.HELD
+    assert predict(4.0, 3.0)["fixed_scale_is_worst"] is Verdict.REFUTED  # two densities
 
 
 SEEDS = st.lists(st.floats(-100, 100), min_size=2, max_size=6)
