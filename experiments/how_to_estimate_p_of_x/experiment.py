@@ -369,5 +369,9 @@ def histogram(axes: Axes, shown: Trained, options: EstimateOptions) -> None:
 
 
 experiment = Experiment(
-    "how_to_estimate_p_of_x", "How does one estimate p(x)?", run, options=EstimateOptions
+    "how_to_estimate_p_of_x",
+    "How does one estimate p(x)?",
+    run,
+    options=EstimateOptions,
+    seeds=(0, 1, 2, 3, 4),
 )
