@@ -115,8 +115,8 @@ def run(context: Context) -> Result:
 
     enough = "Yes" if lost.value <= 0.1 else "Nearly" if lost.value <= 1 else "No"
     answer = (
-        f"{enough}, for log p(x) of these small binary images: {best} latent dimensions, the best "
-        f"number of those tried, gain {lost} nats per image over 2."
+        f"{enough}, for log p(x) of these small binary images: {best} latent dimensions, "
+        f"with the highest mean of those tried, gain {lost} nats per image over 2."
     )
     figure = draw(dims, numbers, families[2][0], classifier, options)
     return Result(numbers, predict(numbers, dims), answer, figure)

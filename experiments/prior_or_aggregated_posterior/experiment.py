@@ -141,8 +141,12 @@ def compare(numbers: Mapping[str, Number], kind: str) -> str:
     """The comparison of images with z ~ q(z) and z ~ p(z), in words."""
     difference = numbers[f"accuracy_difference_{kind}"]
     look = {Verdict.HELD: "more", Verdict.REFUTED: "less"}.get(above(difference))
-    found = f"images with z ~ q(z) look {look} real" if look else "we could not detect a difference"
-    return f"{found} (accuracy of a classifier with z ~ p(z) less that with z ~ q(z): {difference})"
+    found = (
+        f"images with z ~ q(z) look {look} real to a classifier"
+        if look
+        else "a classifier shows no detectable difference"
+    )
+    return f"{found} (accuracy with z ~ p(z) less that with z ~ q(z): {difference})"
 
 
 def of_real_images(critics: Critics, trained: Trained, kind: str) -> dict[str, Number]:

@@ -79,7 +79,7 @@ def run(context: Context) -> Result:
         f"The probability that the model generates exactly this image: over all 512 images of 3 x "
         f"3 pixels it sums to {numbers['sum'].value:.4f}. A high p(x) does not mean a good image: "
         f"the most probable image found is {'less' if lead.value < 0 else 'more'} probable than "
-        f"every real one."
+        f"each of {context.options.images} real ones."
     )
     test = frequencies(small[0].dataset, "test", every)
     return Result(numbers, predict(numbers), answer, draw(found[0], test, kinds, images[0]))
