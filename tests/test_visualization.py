@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
@@ -123,6 +124,18 @@ def test_every_kind_of_x_has_its_own_panel() -> None:
     for legend in (part.legends[0] for part in figure.subfigs):
         assert [text.get_text() for text in legend.get_texts()] == ["log p(x)", "ELBO"]
     assert render(figure).std() > 5
+
+
+@pytest.mark.parametrize("labels", [["10"], ["2", "10", "20"]])
+def test_seeds_are_dots_close_to_their_mean(labels: list[str]) -> None:
+    series = {"log p(x)": points(*range(len(labels)))}
+    (axes,) = sweep_figure([Panel("digits", labels, "latent_dim", True, series)]).get_axes()
+    low, high = axes.get_xlim()
+    seeds = [drawn for drawn in axes.collections if isinstance(drawn, PathCollection)]
+    assert len(seeds) == len(labels)
+    for place, dots in enumerate(seeds):
+        apart = (dots.get_offsets()[:, 0] - place) / (high - low)
+        assert (abs(apart) < 0.1).all()
 
 
 def test_seeds_are_dots_and_one_seed_has_no_bars() -> None:

@@ -108,7 +108,7 @@ def _draw_bounds(axes: Axes, panel: Panel) -> None:
                 axes.scatter(x, y, s=10, color=colour, alpha=0.35, linewidths=0)
     if panel.ordered:
         axes.set_xticks(range(len(panel.labels)), panel.labels)
-        axes.set(ylabel=AXIS)
+        axes.set(ylabel=AXIS, xlim=(-0.5, len(panel.labels) - 0.5))
         if not panel.differences:
             axes.set(xlabel=panel.axis)
     else:
