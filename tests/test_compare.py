@@ -89,6 +89,21 @@ def test_runs_in_mlflow_give_the_same_as_their_folders(
     )
     (pair,) = rows(capsys.readouterr().out)
     assert pair["is_about"] == "weights"
+    assert main([one.info.run_id, "grey"]) == 1
+    refused = capsys.readouterr().err
+    assert f"(run {one.info.run_id})" in refused
+    assert "(grey)" in refused
+
+
+def test_reading_runs_back_shows_no_progress_bars(sweeps: Path) -> None:
+    client = MlflowClient(f"sqlite:///{sweeps}/mlflow.db")
+    experiment = client.get_experiment_by_name("vae-pyro")
+    (run_id, *_) = [
+        found.info.run_id
+        for found in client.search_runs([experiment.experiment_id], "tags.sweep = 'parent'")
+    ]
+    done = run(sweeps, "compare", run_id)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_markdown_and_latex_are_whole_documents_of_a_table(

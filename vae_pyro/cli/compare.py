@@ -100,7 +100,7 @@ def _found(run: str, uri: str | None) -> Iterator[list[JobResult]]:
         finished = [result for result in found if result is not None and result.error is None]
         if not finished:
             raise ReportError(f"{folder} has no finished run ({RESULT_FILE}) in it or below it")
-        yield finished
+        yield [replace(one, name=f"{one.name} ({one.folder})") for one in finished]
     elif re.fullmatch("(runs:/)?[0-9a-f]{32}", run):
         recorded = recorded_runs(run.removeprefix("runs:/"), uri)
         ended = [one for one in recorded if one.status == "FINISHED"]
@@ -126,7 +126,7 @@ def _of_store(run: RecordedRun, uri: str | None, kept: ExitStack) -> JobResult:
     try:
         volume = run.tags["log_cell_volume"]
         result = JobResult(
-            run.name,
+            f"{run.name} (run {run.run_id})",
             {},
             int(run.params["latent_dim"]),
             x=run.tags["x"],
@@ -193,7 +193,7 @@ def _one_group(results: Sequence[JobResult]) -> Group:
     """
     groups = grouped(results)
     if len(groups) > 1:
-        kinds = [f"  {group.x}: {group.runs[0].name} ({group.runs[0].folder})" for group in groups]
+        kinds = [f"  {group.x}: {group.runs[0].name}" for group in groups]
         same_x = len({group.x for group in groups}) == 1
         why = "have other test images" if same_x else "are of different kinds of x"
         raise ReportError(

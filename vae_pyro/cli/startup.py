@@ -41,8 +41,10 @@ def prepare() -> None:
       by plain ones.
     - Where the reader of the output goes away (``| head``), the program continues without output.
     - Ray reports its use to its makers only if the user has switched that on.
+    - MLflow shows no progress bar for each file that is read back.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if not _WAITING.keys() & os.environ.keys():
         os.environ.update(_WAITING)
     codecs.register_error("plain", _plain)
