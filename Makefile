@@ -42,7 +42,7 @@ bench: $(STAMP) ## compare the speed with other libraries, and rewrite docs/perf
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m benchmarks
 
-experiments: $(STAMP) ## run all experiments again, and rebuild their table (over half an hour)
+experiments: $(STAMP) ## run all experiments again, and rebuild their table (about an hour and a half)
 	$(BIN)/python -m experiments
 
 ui: $(STAMP) ## browse the recorded runs in MLflow; Ctrl-C ends it

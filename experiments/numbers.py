@@ -46,10 +46,17 @@ class Number:
         return f"{value:,.{max(digits, 0)}f} ± {error:,.{max(digits, 0)}f}"
 
     def __sub__(self, other: Number) -> Number:
-        """The difference: seed by seed, or of independent numbers with Welch's error."""
+        """The difference: seed by seed, or of independent numbers with Welch's error.
+
+        Two numbers of as many seeds must be of the same seeds.
+        """
         if self.seeds and len(self.seeds) == len(other.seeds):
             pairs = zip(self.seeds, other.seeds, strict=True)
             return over_seeds([a - b for a, b in pairs], self.unit)
+        if self.seeds and other.freedom is None:
+            return over_seeds([value - other.value for value in self.seeds], self.unit)
+        if other.seeds and self.freedom is None:
+            return -1 * (other - self)
         value, unit = self.value - other.value, self.unit
         inexact = [n for n in (self, other) if n.freedom is not None]
         if not inexact:
@@ -88,12 +95,14 @@ class Number:
     @property
     def shown_interval(self) -> str:
         """``[-23.54, -23.42]``, with the digits of the number."""
+        if "e" in self.brief:
+            return "[{}, {}]".format(*map(_plain, self.interval))
         decimals = len(self.brief.partition(".")[2])
         low, high = self.interval
         return f"[{low:,.{decimals}f}, {high:,.{decimals}f}]"
 
 
-NONE = Number(math.nan)  # was not measured: every verdict on it is undecided
+NONE = Number(math.nan, freedom=0)  # was not measured: every verdict on it is undecided
 
 
 class Verdict(StrEnum):

@@ -1,5 +1,6 @@
 """Every experiment runs in quick mode, and what its page says is what it measured."""
 
+import importlib
 import math
 import os
 import re
@@ -7,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 import torch
@@ -256,6 +259,42 @@ def test_a_density_can_beat_a_probability_and_cannot_lose_to_it() -> None:
 SEEDS = st.lists(st.floats(-100, 100), min_size=2, max_size=6)
 
 
+def _predicted(name: str, numbers: Mapping[str, Number]) -> dict[str, Verdict]:
+    """The verdicts on an experiment's numbers, with its default options."""
+    module = importlib.import_module(f"experiments.{name}.experiment")
+    options: Any = load(name).options()
+    if name in ("how_to_estimate_p_of_x", "can_the_error_bars_be_trusted"):
+        return module.predict(numbers, options)
+    if name in ("is_two_dimensions_enough", "prior_or_aggregated_posterior"):
+        return module.predict(numbers, options.latent_dims)
+    if name == "which_likelihood":
+        grey = [n for n in options.likelihoods if n != "bernoulli"]
+        densities = set(grey) - {"categorical", "discretized_logistic_mixture"}
+        return module.predict(numbers, grey, densities)
+    if name == "moving_in_latent_space":
+        return {
+            f"{key}_{kind}": verdict
+            for kind in ("binary", "grey")
+            for key, verdict in module.predict(numbers, kind, options).items()
+        }
+    return module.predict(numbers)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "do_networks_output_distributions"])
+def test_recorded_verdicts_are_those_of_the_recorded_numbers(name: str) -> None:
+    results = read_results(HERE / name)
+    numbers = {key: Number(**number) for key, number in results["numbers"].items()}
+    assert _predicted(name, numbers) == results["predictions"]
+
+
+def test_numbers_of_other_seeds_are_not_paired() -> None:
+    numbers = read_results(HERE / "can_the_error_bars_be_trusted")["numbers"]
+    some = {key: Number(**number) for key, number in numbers.items()}
+    some["warned_2"] = over_seeds(some["warned_2"].seeds[1:])
+    verdicts = _predicted("can_the_error_bars_be_trusted", some)
+    assert verdicts["warned_are_worse"] is Verdict.UNDECIDED
+
+
 @given(SEEDS, st.floats(-100, 100))
 def test_verdicts_are_those_of_a_t_test(values: list[float], threshold: float) -> None:
     number = over_seeds(values)
@@ -310,6 +349,9 @@ def test_differences_are_paired_by_seed_or_independent(
     assert paired.seeds == pytest.approx(
         [a - factor * b for a, b in zip(first, first[::-1], strict=True)]
     )
+    exact = Number(factor)
+    assert (over_seeds(first) - exact).seeds == pytest.approx([a - factor for a in first])
+    assert (exact - over_seeds(first)).seeds == pytest.approx([factor - a for a in first])
     one, other = over_images(first), over_images(second)
     welch = one - other
     if min(one.std_error or 0.0, other.std_error or 0.0) > 1e-3:
@@ -363,6 +405,8 @@ def test_marks() -> None:
         "<!--log_px.interval-->[-23.516, -23.398]<!---->"
     )
     assert fill(filled, results) == filled
+    tiny = Number(1.33e-12, 9e-14, freedom=4)
+    assert tiny.shown_interval == "[1.08e-12, 1.58e-12]"
     assert fill("<!--unknown--><!---->", results) == "<!--unknown-->none<!---->"
 
 

@@ -109,8 +109,8 @@ def run(context: Context) -> Result:
     numbers |= {"lost": lost, "gained": gained, "angle_halves": Number(halves, unit="degrees")}
 
     answer = (
-        f"It has a p(x) that fits images better: log p(x) of the deep VAE is {gained} nats per "
-        f"image above that of probabilistic PCA. PCA and autoencoders alone have no p(x)."
+        f"It has a p(x), which PCA and autoencoders alone have not: log p(x) of the deep VAE is "
+        f"{gained} nats per image above that of probabilistic PCA."
     )
     return Result(numbers, predict(numbers), answer, draw(numbers, shown, deep[0], options))
 

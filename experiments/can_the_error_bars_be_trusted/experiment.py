@@ -153,20 +153,26 @@ def run(context: Context) -> Result:
     narrowest, widest = (f(options.inflations) for f in (min, max))
     held = {s: percent(numbers[f"inflated_{key(s)}_2"]) for s in (narrowest, widest)}
     answer = (
-        f"Only where the proposal is at least as wide as the posterior: then ± 2 standard errors "
-        f"of importance sampling held the exact log p(x) in {held[widest]} of the answers (nominal "
-        f"{100 * NOMINAL[2]:.0f}%). With a proposal {narrowest:g} times as wide as the posterior "
-        f"they held it in {held[narrowest]} ({options.num_samples} samples for each answer)."
+        f"It depends on the proposal. With one {widest:g} times as wide as the posterior, ± 2 "
+        f"standard errors of importance sampling held the exact log p(x) in {held[widest]} of the "
+        f"answers (nominal {100 * NOMINAL[2]:.0f}%); with one {narrowest:g} times as wide, in "
+        f"{held[narrowest]} ({options.num_samples} samples for each answer)."
     )
     return Result(numbers, predict(numbers, options), answer, draw(numbers, wide, narrow, options))
 
 
 def predict(numbers: Mapping[str, Number], options: TrustOptions) -> dict[str, Verdict]:
     """The verdict on each prediction."""
+
+    def of_all_seeds(name: str) -> Number:
+        """Only numbers of the same seeds can be paired."""
+        number = numbers.get(name, NONE)
+        return number if len(number.seeds) == len(numbers["elbo_2"].seeds) else NONE
+
     return {
         "elbo_misses": below(numbers["elbo_2"], 0.5),
         "elbo_covers_itself": within(numbers["own_elbo_2"], NOMINAL[2] - 0.03, NOMINAL[2] + 0.03),
-        "bars_hold_where_not_warned": above(numbers.get("importance_quiet_2", NONE), 0.9),
+        "bars_hold_where_not_warned": above(of_all_seeds("importance_quiet_2"), 0.9),
         "mean_is_covered_less": below(numbers["importance_mean_2"] - numbers["importance_2"]),
         "bias_follows_theory": within(numbers["bias_ratio"], 0.8, 1.2),
         "k_hat_follows_theory": all_of(
@@ -174,7 +180,7 @@ def predict(numbers: Mapping[str, Number], options: TrustOptions) -> dict[str, V
             for s in options.inflations
             if s < 1
         ),
-        "warned_are_worse": below(numbers.get("warned_2", NONE) - numbers.get("quiet_2", NONE)),
+        "warned_are_worse": below(of_all_seeds("warned_2") - of_all_seeds("quiet_2")),
     }
 
 

@@ -116,7 +116,7 @@ def run(context: Context) -> Result:
     discrete = [n for n in likelihoods if is_discrete(likelihoods[n][0].vae)]
     tolerance = EXACT + numbers["grid_error"].value
     far = {name: Number(max(found[name].far.values())) for name in likelihoods}
-    worst_density = max(far[name].value for name in far if name not in discrete)
+    worst_density = max((far[n].value for n in far if n not in discrete), default=math.nan)
     predictions = {
         "likelihoods_integrate": all_of(below(worst[name], EXACT) for name in likelihoods),
         "guides_integrate": all_of(below(worst[name], tolerance) for name in GUIDES),

@@ -53,6 +53,10 @@ class ClassifierOptions(Options):
     samples: int = 500
     bins: int = 10
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(images=2, samples=1, bins=1)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -114,7 +118,7 @@ def run(context: Context) -> Result:
         numbers[f"accuracy_error.{name}"] = Number(error, unit="share")
     answer = (
         f"Yes: Bayes' rule with p(x | y) classifies {percent(numbers['accuracy.bayes'])} of "
-        f"{context.options.images} test images correctly (± over training seeds). For noise p(y | "
+        f"{right['bayes'].shape[1]} test images correctly (± over training seeds). For noise p(y | "
         f"x) still names a class, but p(x) tells it from digits."
     )
     return Result(numbers, predict(numbers), answer, draw([pictures for _, pictures in found]))

@@ -16,7 +16,16 @@ from torch import Tensor
 from experiments.context import Context, Experiment, Options, Result
 from experiments.figures import COLOURS, error_line, label, new_figure, show_images
 from experiments.images import Classifier
-from experiments.numbers import Number, Verdict, above, all_of, below, over_images, over_seeds
+from experiments.numbers import (
+    Number,
+    Verdict,
+    above,
+    all_of,
+    below,
+    over_images,
+    over_seeds,
+    within,
+)
 from experiments.vaes import Trained, VAESpec
 from vae_pyro.config import Positive
 from vae_pyro.evaluation.latent import posterior_means
@@ -113,7 +122,13 @@ def run(context: Context) -> Result:
     numbers["lost_by_many"] = numbers["log_px_best"] - numbers[f"log_px_{dims[-1]}"]
     lost = numbers["log_px_difference"]
 
-    enough = "Yes" if lost.value <= 0.1 else "Nearly" if lost.value <= 1 else "No"
+    held = Verdict.HELD
+    if below(lost, 0.1) is held:
+        enough = "Yes"
+    elif within(lost, 0.1, 1) is held:
+        enough = "Nearly"
+    else:
+        enough = "No" if above(lost, 1) is held else "Undecided"
     answer = (
         f"{enough}, for log p(x) of these small binary images: {best} latent dimensions, "
         f"with the highest mean of those tried, gain {lost} nats per image over 2."

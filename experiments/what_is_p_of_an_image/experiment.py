@@ -75,11 +75,15 @@ def run(context: Context) -> Result:
     numbers["held_out_less"] = numbers["digits"] - numbers["held_out"]
     numbers["control_less"] = numbers["control_digits"] - numbers["control_held_out"]
     numbers["effect"] = numbers["held_out_less"] - numbers["control_less"]
+    known = {
+        Verdict.HELD: "more probable than each",
+        Verdict.REFUTED: "less probable than the best",
+    }
+    beside = known.get(above(lead), "about as probable as the best")
     answer = (
         f"The probability that the model generates exactly this image: over all 512 images of 3 x "
         f"3 pixels it sums to {numbers['sum'].value:.4f}. A high p(x) does not mean a good image: "
-        f"the most probable image found is {'less' if lead.value < 0 else 'more'} probable than "
-        f"each of {context.options.images} real ones."
+        f"the most probable image found is {beside} of {len(kinds[0]['digits'])} real ones."
     )
     test = frequencies(small[0].dataset, "test", every)
     return Result(numbers, predict(numbers), answer, draw(found[0], test, kinds, images[0]))

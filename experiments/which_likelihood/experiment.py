@@ -69,7 +69,7 @@ def run(context: Context) -> Result:
                 values = [measures[f"{measure}.{kind}"] for measures, _ in looks]
                 numbers[f"{measure}.{kind}.{name}"] = over_seeds(values, UNITS[measure])
         off = {
-            kind: [abs(math.log(measures[f"sharpness.{kind}"])) for measures, _ in looks]
+            kind: [abs(math.log(max(measures[f"sharpness.{kind}"], TINY))) for measures, _ in looks]
             for kind in KINDS
         }
         numbers[f"nearer.{name}"] = over_seeds(off["mean"]) - over_seeds(off["draw"])
@@ -146,6 +146,7 @@ def predict(
     }
 
 
+TINY = 1e-6  # the sharpness of images of one colour is 0
 UNITS = {"sharpness": "of the test images'", "told_apart": "accuracy"}
 
 

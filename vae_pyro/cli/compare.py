@@ -177,7 +177,7 @@ def _with_settings(results: Sequence[JobResult]) -> list[JobResult]:
 def _config(result: JobResult) -> dict[str, Any]:
     fingerprint = Fingerprint.read((result.folder or Path()) / FINGERPRINT_FILE)
     if fingerprint is None or SEED not in fingerprint.config:
-        raise ReportError(f"{result.folder}/{FINGERPRINT_FILE} is missing or damaged")
+        raise ReportError(f"{FINGERPRINT_FILE} of {result.name} is missing or damaged")
     return {**fingerprint.config, _CODE: fingerprint.code_digest[:7]}
 
 

@@ -119,8 +119,8 @@ def _configuration(
     try:
         scores = Scores(torch.stack(values), torch.stack(errors), untrusted, runs[0].is_bound)
     except (RuntimeError, ValueError) as error:  # of different numbers of images, or not finite
-        folders = ", ".join(str(run.folder) for run in runs)
-        raise ReportError(f"{folders}: these runs cannot be compared: {error}") from error
+        names = "; ".join(run.name for run in runs)
+        raise ReportError(f"{names}: these runs cannot be compared: {error}") from error
     return Configuration(name, settings, runs, scores)
 
 
@@ -151,8 +151,8 @@ def _read_scores(run: JobResult) -> tuple[torch.Tensor, torch.Tensor]:
             raise ValueError("its mean log p(x) is not that of result.json")
     except (OSError, ValueError, RuntimeError) as problem:  # pandas' errors are ValueErrors
         raise ReportError(
-            f"{path} cannot be read: {problem}. Runs are compared by the values of every image: "
-            "run that job again, or leave it out"
+            f"{path} of {run.name} cannot be read: {problem}. Runs are compared by the values of "
+            "every image: run that job again, or leave it out"
         ) from problem
     return (
         value.mean(0) + (run.log_cell_volume or 0.0),
