@@ -44,6 +44,12 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def store(sweeps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its whole address: MLflow keeps the connection of a relative one for other tests."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{sweeps}/mlflow.db")
+
+
 def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -85,7 +91,17 @@ def test_runs_in_mlflow_give_the_same_as_their_folders(
     job = json.loads((sweeps / "small" / "0" / "result.json").read_text())
     (one,) = [r for r in runs if r.info.run_name == job["name"] and r.data.params["seed"] == "0"]
     assert (
-        main([one.info.run_id, "large/1", "--uri", "sqlite:///mlflow.db", "--format", "csv"]) == 0
+        main(
+            [
+                one.info.run_id,
+                "large/1",
+                "--uri",
+                f"sqlite:///{sweeps}/mlflow.db",
+                "--format",
+                "csv",
+            ]
+        )
+        == 0
     )
     (pair,) = rows(capsys.readouterr().out)
     assert pair["is_about"] == "weights"

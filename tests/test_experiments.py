@@ -183,7 +183,9 @@ def test_the_plain_command_rewrites_its_page_and_is_recorded(
         number = over_seeds([2.0 + seed for seed in context.seeds], "apples")
         return Result({"sum": number}, {"is_four": above(number, 4)}, "More.", Figure())
 
-    run_experiment(Experiment("sum", "How much is 2 + 2?", add, SumOptions, seeds=(2, 3, 4)), [])
+    experiment = Experiment("sum", "How much is 2 + 2?", add, SumOptions, seeds=(2, 3, 4))
+    # MLflow keeps the connection of a relative address, whatever the folder is later.
+    run_experiment(experiment, [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"])
     assert (pages / "sum" / "README.md").read_text() == (
         "It is <!--sum-->5.00 ± 0.58<!---->: <!--is_four-->**undecided**<!---->.\n"
     )
@@ -523,6 +525,7 @@ def test_interrupted_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monkey
         "training.compile=false",
         "evaluation.num_samples=50",
         "experiment.workers=2",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
         *BUDGETS[name],
     )
     with subprocess.Popen(
