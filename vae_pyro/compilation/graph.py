@@ -1,4 +1,4 @@
-"""From a program to its graph: traced once, compiled, and compared with the program."""
+"""From a program to its graph: read from the disk, or traced and compiled; then compared with it."""
 
 import logging
 import warnings
@@ -11,7 +11,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from vae_pyro.compilation import store
 from vae_pyro.compilation.functions import ON_CPU
+from vae_pyro.compilation.identity import UnknownPartError, graph_digest
+from vae_pyro.compilation.store import StoredGraph
 from vae_pyro.randomness import RandomStream
 
 Outputs = tuple[Tensor, ...]
@@ -27,23 +30,30 @@ class CompilationError(Exception):
 
 
 def compile_program(
-    program: Program, module: nn.Module, inputs: Sequence[Tensor], *, gradients: bool = False
+    program: Program,
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    *,
+    key: object = None,
+    gradients: bool = False,
 ) -> Callable[..., Outputs]:
     """Trace a program once, compile the graph, and compare the two on equal noise.
 
     The graph takes the module's weights and real-valued buffers as they are at each call, draws its
     noise from the default generator as the program does, and holds for the shapes of ``inputs`` and
-    for the module as it is built and configured now.
+    for the module as it is built and configured now. On a CPU it is kept on disk, and read from
+    there by the next process that needs the same one; it is compared then, too.
 
     Args:
         program: must not depend on the numbers in its tensors, as with an ``if`` on them. Checks
             that do are skipped (see ``is_tracing``), so the caller of the graph has to make them.
         module: whose weights it reads.
         inputs: examples.
+        key: what the program depends on besides; without it, the graph is not kept on disk.
         gradients: whether the program differentiates by the module's weights.
 
     Returns:
-        inputs -> outputs, without gradients of their own.
+        inputs -> outputs, without gradients of their own. The next call may overwrite them.
 
     Raises:
         CompilationError: in one line, where there is no compiler, the program cannot be traced, or
@@ -64,35 +74,113 @@ def compile_program(
         outputs: Outputs = torch.func.functional_call(bound, swapped, arguments[len(names) :])
         return outputs
 
+    def example() -> list[Tensor]:
+        return [
+            s.clone().requires_grad_(gradients and t.requires_grad)
+            for s, t in zip(state, tensors, strict=True)
+        ]
+
     device = inputs[0].device
     try:
         with _traceable(device), torch.set_grad_enabled(gradients):
-            example = [
-                s.clone().requires_grad_(gradients and t.requires_grad)
-                for s, t in zip(state, tensors, strict=True)
-            ]
-            table = ON_CPU if device.type == "cpu" else {}
-            graph = _trace(flat, (*example, *inputs), table)
-            expected = _on_equal_noise(lambda: flat(*example, *inputs), device)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        options: dict[str, Any] = {"fallback_random": True}
-        if device.type == "cpu":
-            options["pattern_matcher"] = False  # it would undo _affine
-        else:
-            options["triton.cudagraphs"] = True
+            expected = _on_equal_noise(lambda: flat(*example(), *inputs), device)
+        digest = _digest(program, module, inputs, key, gradients=gradients)
+        if digest is not None and (stored := store.read(digest)) is not None:
+            try:
+                return _checked(stored, state, inputs, expected)
+            except (CompilationError, OSError, AttributeError, TypeError, RuntimeError):
+                store.forget(digest)
+        with _traceable(device), torch.set_grad_enabled(gradients):
+            graph = _trace(flat, (*example(), *inputs), ON_CPU if device.type == "cpu" else {})
         with _traceable(device), torch.no_grad():
-            compiled = torch._inductor.compile(graph, [*state, *inputs], options=options)
-            copies = [tensor.clone() for tensor in state]  # of buffers that the program may change
-            found = _on_equal_noise(lambda: compiled(*copies, *inputs), device)
+            if device.type != "cpu":
+                return _on_gpu(graph, state, inputs, expected)
+            made = _made(graph, [*state, *inputs])
+            run = _checked(made, state, inputs, expected)
+        if digest is not None:
+            store.write(digest, made)
+    except CompilationError:
+        raise
     except Exception as error:  # tracer and compiler raise many kinds of errors
         raise CompilationError(_in_one_line(error)) from error
-    _compare(found, expected)
+    return run
+
+
+def _digest(
+    program: Program, module: nn.Module, inputs: Sequence[Tensor], key: object, *, gradients: bool
+) -> str | None:
+    """By which the graph is found on disk; None where it is not kept there."""
+    if key is None or inputs[0].device.type != "cpu" or store.folder() is None:
+        return None
+    try:
+        return graph_digest(program.__qualname__, module, inputs, key, gradients=gradients)
+    except (UnknownPartError, ValueError, RecursionError):
+        return None
+
+
+def _made(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> StoredGraph:
+    from vae_pyro.compilation.inductor import record
+
+    constants = _constants_to_inputs(graph)
+    tape, library = record(graph, [*inputs, *constants])
+    return StoredGraph(tape, library.read_bytes(), constants)
+
+
+def _constants_to_inputs(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Tensors that the graph holds become inputs, after the others; returns them."""
+    constants = []
+    last = next(node for node in reversed(graph.graph.nodes) if node.op == "placeholder")
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"constant_{len(constants)}")
+            constants.append(getattr(graph, node.target).detach())
+            last.meta = dict(node.meta)
+            node.replace_all_uses_with(last)
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return constants
+
+
+def _checked(
+    stored: StoredGraph, state: Sequence[Tensor], inputs: Sequence[Tensor], expected: Outputs
+) -> Callable[..., Outputs]:
+    """The graph for these weights, compared with the program on copies of them.
+
+    Raises:
+        CompilationError: where it gives other numbers.
+    """
+    library = stored.load()
+    constants = list(stored.constants)
+    arguments = [*inputs, *constants]
+    copies = [tensor.clone() for tensor in state]  # of buffers that the program may change
+    with torch.no_grad():
+        trial = stored.tape.player(library, [*copies, *arguments], len(state))
+        found = _on_equal_noise(lambda: trial(*arguments), inputs[0].device)
+        _compare(found, expected)
+        play = stored.tape.player(library, [*state, *arguments], len(state))
 
     def run(*inputs: Tensor) -> Outputs:
         with torch.no_grad():
-            if device.type == "cpu":
-                return tuple(compiled(*state, *inputs))
+            return play(*inputs, *constants)
+
+    return run
+
+
+def _on_gpu(
+    graph: torch.fx.GraphModule,
+    state: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    expected: Outputs,
+) -> Callable[..., Outputs]:
+    device = inputs[0].device
+    options = {"fallback_random": True, "triton.cudagraphs": True}
+    compiled = torch._inductor.compile(graph, [*state, *inputs], options=options)
+    copies = [tensor.clone() for tensor in state]
+    _compare(_on_equal_noise(lambda: compiled(*copies, *inputs), device), expected)
+
+    def run(*inputs: Tensor) -> Outputs:
+        with torch.no_grad():
             torch.compiler.cudagraph_mark_step_begin()  # and the next call overwrites the outputs
             return tuple(output.clone() for output in compiled(*state, *inputs))
 
@@ -113,6 +201,8 @@ def _trace(
         graph: torch.fx.GraphModule = tracer(*inputs)
     except Exception:  # it is reported if the other way fails too
         graph = make_fx(program, table)(*inputs)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
     return graph
 
 

@@ -89,7 +89,8 @@ def compiled(
     whole_key = (module, key, shapes)  # of modules by identity, and kept as long as the graph
     if whole_key not in scope.programs:
         try:
-            scope.programs[whole_key] = compile_program(program, module, inputs)
+            run = compile_program(program, module, inputs, key=key)
+            scope.programs[whole_key] = _keeping(run)
         except CompilationError as error:
             scope.programs[whole_key] = None
             note = f"evaluated without compiling: {error}"
@@ -97,6 +98,11 @@ def compiled(
                 scope.noted.add(note)
                 logger.warning(note)
     return scope.programs[whole_key] or eager
+
+
+def _keeping(run: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    """With outputs of their own at each call."""
+    return lambda *inputs: tuple(output.clone() for output in run(*inputs))
 
 
 def is_compiling(calls: int) -> bool:

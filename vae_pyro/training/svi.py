@@ -117,7 +117,7 @@ def train(
                     adam.step(gradients)
                 else:
                     losses = torch.tensor(svi.step(x), dtype=torch.float64).reshape(-1)
-                steps.append(losses / -len(x))
+                steps.append(losses / -len(x))  # a copy: the next step overwrites the losses
                 sizes.append(len(x))
         vae.eval()
         watch.require_finite_epoch(steps)
@@ -146,7 +146,9 @@ class _Graph:
             return (torch.stack(losses).detach(), *gradients)
 
         self.shape = x.shape
-        self.run = compile_program(losses_and_gradients, vae, [x], gradients=True)
+        self.run = compile_program(
+            losses_and_gradients, vae, [x], key=loss, gradients=True
+        )
 
 
 def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:

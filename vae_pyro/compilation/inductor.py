@@ -1,0 +1,122 @@
+"""A traced graph -> a tape and the library of its kernels, by Inductor and a C++ compiler."""
+
+import contextlib
+import ctypes
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_pyro.compilation.tape import NotRecordableError, Recorder, Tape
+
+_OPTIONS: dict[str, Any] = {
+    "fallback_random": True,
+    "pattern_matcher": False,  # it would undo functions._affine
+    "fx_graph_cache": False,  # tapes have a store of their own
+}
+
+
+def record(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tape, Path]:
+    """Compile a graph, and record what it does.
+
+    Args:
+        graph: whose only constants are its inputs.
+        inputs: examples; not changed.
+
+    Returns:
+        its tape, and the file of its kernels: a shared library.
+
+    Raises:
+        NotRecordableError: where the graph does more than kernels and operations of PyTorch.
+    """
+    from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.exc import CppCompileError
+
+    kernels = _Kernels()
+    copies = [tensor.clone() for tensor in inputs]
+    recorder = Recorder(copies)
+    with _collecting(kernels):
+        compiled = torch._inductor.compile(graph, copies, options=_OPTIONS)
+        kernels.recorder = recorder
+        with recorder:
+            outputs = compiled(*copies)
+    PyCodeCache.cache_clear()  # it would hand these kernels to the next graph of the same text
+    if not all(isinstance(output, Tensor) for output in outputs):
+        raise NotRecordableError("an output is not a tensor")
+    tape = recorder.tape(outputs)
+    try:  # without trying the compiler on ten small files first, which takes as many seconds
+        with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+            return tape, kernels.compile()
+    except CppCompileError:
+        return tape, kernels.compile()
+
+
+class _Kernels:
+    """The C++ kernels of one graph, in the order in which Inductor makes them."""
+
+    def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+        self._sources: list[str] = []
+
+    def add(self, source: str) -> "_Kernel":
+        if source not in self._sources:
+            self._sources.append(source)
+        return _Kernel(self, self._sources.index(source))
+
+    def compile(self) -> Path:
+        """One library of all, by the C++ compiler with Inductor's flags."""
+        text = ["#include <torch/csrc/inductor/cpp_prefix.h>"]  # precompiled
+        for number, source in enumerate(self._sources):
+            renamed, found = re.subn(r"\bvoid\s+kernel\(", f"void kernel_{number}(", source)
+            if found != 1:
+                raise NotRecordableError("a kernel has another form than expected")
+            text.append(renamed)
+        return Path(_library_cache().load("\n".join(text))._name)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    owner: _Kernels
+    number: int
+
+    def __call__(self, *arguments: Any) -> None:
+        if self.owner.recorder is None:
+            raise NotRecordableError("a kernel is called outside of the recording")
+        self.owner.recorder.kernel(self.number, arguments)
+
+
+@contextmanager
+def _collecting(kernels: _Kernels) -> Iterator[None]:
+    """Inductor hands its kernels over, instead of compiling each into a library of its own."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    def cpp_pybinding(_self: Any, _types: list[str], source: str) -> _Kernel:
+        return kernels.add(source)
+
+    original = AsyncCompile.cpp_pybinding
+    AsyncCompile.cpp_pybinding = cpp_pybinding
+    try:
+        with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+            yield
+    finally:
+        AsyncCompile.cpp_pybinding = original
+
+
+def _library_cache() -> Any:
+    from torch._inductor.codecache import CppCodeCache, _get_cpp_prefix_header
+
+    class Libraries(CppCodeCache):  # type: ignore[misc]
+        cpp_compile_command_flags = {"include_pytorch": False, "shared": True}
+
+        @classmethod
+        def _get_uncompiled_header(cls, device: str) -> str | None:
+            header: str | None = _get_cpp_prefix_header(device)
+            return header
+
+    return Libraries
