@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import workload
 from benchmarks.contest import Contestant, Unit, contest, device, plain, ratio, write
-from vae_pyro.compilation.precision import fast_matmul
+from vae_pyro.compilation.precision import fast_float32
 from vae_pyro.data import batches
 from vae_pyro.objectives import ELBO
 from vae_pyro.randomness import RandomStream
@@ -87,7 +87,7 @@ def products() -> Unit:
         outputs = [a @ w for a, w in zip(inputs, weights, strict=True)]
 
     def run() -> float:
-        with torch.no_grad(), fast_matmul(weights[0].device):
+        with torch.no_grad(), fast_float32(weights[0].device):
             for _ in range(workload.NUM_BATCHES):
                 for number, (a, w, b) in enumerate(zip(inputs, weights, outputs, strict=True)):
                     a @ w

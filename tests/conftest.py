@@ -69,6 +69,16 @@ def _mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
     forkserver.use_tables(tables)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled graphs of this run alone; its processes share them."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAE_PYRO_GRAPHS", str(shared / "graphs"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

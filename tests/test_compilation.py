@@ -337,7 +337,7 @@ def test_only_what_is_repeated_is_compiled(monkeypatch: pytest.MonkeyPatch) -> N
         program: Callable[..., tuple[Tensor, ...]],
         module: nn.Module,
         inputs: list[Tensor],
-        key: object,  # noqa: ARG001
+        key: object,
     ) -> object:
         made.append(tuple(inputs[0].shape))
         return lambda *inputs: program(module, *inputs)

@@ -38,7 +38,17 @@ LAYERS = [
     "cli",
 ]
 INNER_LAYERS = {
-    "compilation": ["functions", "precision", "graph", "scope"],
+    "compilation": [
+        "functions",
+        "precision",
+        "tape",
+        "recorder",
+        "inductor",
+        "store",
+        "identity",
+        "graph",
+        "scope",
+    ],
     "files": ["disk", "tensors", "code"],
     "data": [
         "dataset",
@@ -107,6 +117,7 @@ INNER_LAYERS = {
         "svi",
         "state",
         "early_stopping",
+        "threads",
         "fit",
     ],
     "reporting": [

@@ -39,7 +39,7 @@ def test_the_users_setting_comes_back() -> None:
     seen = []
 
     def fail() -> None:
-        with precision.fast_matmul(CPU):
+        with precision.fast_float32(CPU):
             seen.append(torch.get_float32_matmul_precision())
             raise ZeroDivisionError
 

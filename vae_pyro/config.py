@@ -36,6 +36,8 @@ class TrainingConfig:
         snapshots: how often pictures are drawn, the last epoch included; and once before.
         checkpoint_seconds: the longest time between two checkpoints, unless writing one takes
             so long that it is done less often.
+        keep_checkpoints: whether those of a finished job are kept and uploaded; its weights are in
+            ``model/`` in any case.
         compile: whether steps are one compiled graph; ``auto`` where there are enough of them to
             repay the seconds it takes to make.
     """
@@ -48,6 +50,7 @@ class TrainingConfig:
     patience: Positive
     snapshots: Annotated[int, Field(ge=1, le=10_000)]
     checkpoint_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    keep_checkpoints: bool
     compile: Literal["auto", True, False]
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +33,8 @@ def main(cfg: DictConfig) -> float | None:
         valid/log_px, in nats per image, for a sweeper that chooses jobs by it; None where there is
         none, or the job failed.
     """
+    # PyTorch's threads start later, and inherit it; see fast_float32.
+    torch.set_flush_denormal(True)
     hydra = HydraConfig.get()
     output = Path(hydra.runtime.output_dir)
     sweep = Sweep.read(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None

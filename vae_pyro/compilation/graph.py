@@ -1,4 +1,4 @@
-"""From a program to its graph: read from the disk, or traced and compiled; then compared with it."""
+"""From a program to its graph: read from disk, or traced and compiled; then compared."""
 
 import logging
 import warnings
@@ -128,7 +128,7 @@ def _made(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> StoredGraph:
 
 def _constants_to_inputs(graph: torch.fx.GraphModule) -> list[Tensor]:
     """Tensors that the graph holds become inputs, after the others; returns them."""
-    constants = []
+    constants: list[Tensor] = []
     last = next(node for node in reversed(graph.graph.nodes) if node.op == "placeholder")
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":

@@ -92,7 +92,9 @@ class _Description:
                 continue
             file = getattr(module, "__file__", None)
             if file is None:
-                raise UnknownPartError(f"{name} has no file")
+                if name in self._modules and name not in sys.builtin_module_names:
+                    raise UnknownPartError(f"{name} has no file")
+                continue
             if _is_installed(file):
                 continue
             found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -106,16 +108,21 @@ class _Description:
             return [_layout(value), _digest(value)]
         if isinstance(value, nn.Module):
             return self._module(value)
-        if isinstance(value, (list, tuple)):
-            return [type(value).__name__, *(self(item) for item in value)]
+        if isinstance(value, (list, tuple, Mapping, set, frozenset)):
+            return self._collection(value)
+        if callable(value) and not hasattr(type(value), "__dataclass_fields__"):
+            return self._function(value)
+        return self._object(value)
+
+    def _collection(self, value: Any) -> Any:
+        kind = type(value).__name__
         if isinstance(value, Mapping):
-            return [type(value).__name__, *([self(k), self(v)] for k, v in value.items())]
-        if isinstance(value, (set, frozenset)):
-            return sorted(json.dumps(self(item)) for item in value)
-        if isinstance(value, Enum):
-            return [self._of_code(type(value)), value.name]
-        if isinstance(value, type):
-            return self._of_code(value)
+            return [kind, *([self(key), self(item)] for key, item in value.items())]
+        if isinstance(value, (list, tuple)):
+            return [kind, *(self(item) for item in value)]
+        return [kind, *sorted(json.dumps(self(item)) for item in value)]
+
+    def _function(self, value: Any) -> Any:
         if isinstance(value, partial):
             return ["partial", self(value.func), self(value.args), self(value.keywords)]
         if isinstance(value, types.FunctionType):
@@ -125,12 +132,18 @@ class _Description:
             return [self._of_code(value), self(value.__self__)]
         if isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType)):
             return value.__qualname__
+        return self._of_code(value) if isinstance(value, type) else self._object(value)
+
+    def _object(self, value: Any) -> Any:
+        cls: Any = type(value)
+        kind = self._of_code(cls)
+        if isinstance(value, Enum):
+            return [kind, value.name]
         if is_dataclass(value):
-            parts = {f.name: getattr(value, f.name) for f in fields(value)}
-            return [self._of_code(type(value)), self(parts)]
-        if type(value).__reduce__ is object.__reduce__ and hasattr(value, "__dict__"):
-            return [self._of_code(type(value)), self(vars(value))]
-        raise UnknownPartError(f"an object of class {type(value).__name__}")
+            return [kind, self({f.name: getattr(value, f.name) for f in fields(value)})]
+        if cls.__reduce__ is object.__reduce__ and hasattr(value, "__dict__"):
+            return [kind, self(vars(value))]
+        raise UnknownPartError(f"an object of class {kind}")
 
     def _module(self, module: nn.Module) -> Any:
         own = {name: v for name, v in vars(module).items() if name not in _BOOKKEEPING}

@@ -1,19 +1,17 @@
 """A traced graph -> a tape and the library of its kernels, by Inductor and a C++ compiler."""
 
-import contextlib
-import ctypes
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vae_pyro.compilation.tape import NotRecordableError, Recorder, Tape
+from vae_pyro.compilation.recorder import NotRecordableError, Recorder
+from vae_pyro.compilation.tape import Tape
 
 _OPTIONS: dict[str, Any] = {
     "fallback_random": True,
@@ -39,7 +37,7 @@ def record(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tape,
     from torch._inductor.exc import CppCompileError
 
     kernels = _Kernels()
-    copies = [tensor.clone() for tensor in inputs]
+    copies: list[Any] = [tensor.clone() for tensor in inputs]
     recorder = Recorder(copies)
     with _collecting(kernels):
         compiled = torch._inductor.compile(graph, copies, options=_OPTIONS)
@@ -100,19 +98,22 @@ def _collecting(kernels: _Kernels) -> Iterator[None]:
         return kernels.add(source)
 
     original = AsyncCompile.cpp_pybinding
-    AsyncCompile.cpp_pybinding = cpp_pybinding
+    AsyncCompile.cpp_pybinding = cpp_pybinding  # type: ignore[method-assign,assignment]
     try:
         with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
             yield
     finally:
-        AsyncCompile.cpp_pybinding = original
+        AsyncCompile.cpp_pybinding = original  # type: ignore[method-assign]
 
 
 def _library_cache() -> Any:
     from torch._inductor.codecache import CppCodeCache, _get_cpp_prefix_header
 
-    class Libraries(CppCodeCache):  # type: ignore[misc]
-        cpp_compile_command_flags = {"include_pytorch": False, "shared": True}
+    class Libraries(CppCodeCache):
+        cpp_compile_command_flags: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+            "include_pytorch": False,
+            "shared": True,
+        }
 
         @classmethod
         def _get_uncompiled_header(cls, device: str) -> str | None:

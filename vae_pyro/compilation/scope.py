@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from vae_pyro.compilation.graph import CompilationError, Outputs, Program, compile_program
-from vae_pyro.compilation.precision import fast_matmul
+from vae_pyro.compilation.precision import fast_float32
 
 Mode = Literal["auto"] | bool
 
 logger = logging.getLogger(__name__)
 
 # Repetitions that repay the seconds that compiling takes.
-MIN_STEPS = 5_000  # of training
-MIN_CALLS = 1_000  # of evaluating, one chunk each
+MIN_STEPS = 1_000  # of training
+MIN_CALLS = 200  # of evaluating, one chunk each
 
 
 @dataclass
@@ -57,7 +57,7 @@ def accelerated(
         scope = replace(outer, repeats=repeats * outer.repeats)
     token = _scope.set(scope)
     try:
-        with fast_matmul(device):
+        with fast_float32(device):
             yield
     finally:
         _scope.reset(token)

@@ -2,8 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from vae_pyro.saving import MODEL_FOLDER, save_model
 from vae_pyro.tracking import RECORD_FOLDER, deliver_rest
 from vae_pyro.training.checkpoints import FOLDER as CHECKPOINTS
 from vae_pyro.training.checkpoints import Checkpoints
+from vae_pyro.training.threads import threads
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
     """
     config = parse_config(tree)
     described = {key: value for key, value in tree.items() if key != "resume"}
-    with _threads_kept():
+    with threads(torch.get_num_threads()):  # a resumed job has its own number
         parts = prepare(config, job.choices)
         fingerprint = Fingerprint.of(described, parts.device.type, parts.dataset.checksum)
         finished = continue_or_begin(job.output, fingerprint, resume=config.resume)
@@ -93,7 +93,8 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
             record_config(run, described, job.choices, job.output)
             trained = trainer.train(run, checkpoints)
             model = save_model(job.output / MODEL_FOLDER, parts.vae, parts.blueprint)
-            record_files(run, {CHECKPOINTS: checkpoints.paths(), MODEL_FOLDER: model})
+            kept = checkpoints.paths() if config.training.keep_checkpoints else []
+            record_files(run, {CHECKPOINTS: kept, MODEL_FOLDER: model})
             evaluation, metrics = evaluator.evaluate(run, trained.last_epoch)
             if job.needs_validation_log_px:
                 metrics = merge(metrics, evaluator.validation_log_px(run, trained.last_epoch))
@@ -113,6 +114,8 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
                 run.end("FINISHED")
                 result.write(job.output)
         shutil.rmtree(job.output / CACHE_FOLDER, ignore_errors=True)  # all of it is in the tables
+        if not config.training.keep_checkpoints:
+            checkpoints.remove()
         return result
 
 
@@ -124,13 +127,3 @@ def _read_back(finished: JobResult, parts: Parts, job: Job) -> JobResult:
     if result != finished:
         result.write(job.output)
     return result
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """A resumed job computes with its own number of threads; the next job with the usual one."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

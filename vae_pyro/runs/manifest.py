@@ -11,7 +11,13 @@ from typing import TypeVar
 
 T = TypeVar("T", "Sweep", "StartedJob")
 # Recorded like the rest of the configuration, but no part of what a result depends on.
-NOT_IN_FINGERPRINT = ("tracking", "data.root", "resume", "training.checkpoint_seconds")
+NOT_IN_FINGERPRINT = (
+    "tracking",
+    "data.root",
+    "resume",
+    "training.checkpoint_seconds",
+    "training.keep_checkpoints",
+)
 SWEEP_FILE = "sweep.json"
 JOB_FILE = "job.json"
 

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,10 +81,7 @@ class MLflow(Tracker):
         return None
 
     def options(self) -> dict[str, str]:
-        uri = self.uri
-        if uri.startswith("sqlite:///"):  # as seen from any folder
-            uri = f"sqlite:///{self._sqlite_folder() / Path(uri).name}"
-        return {**super().options(), "uri": uri}
+        return {**super().options(), "uri": self._whole_uri()}
 
     def client(self) -> "MlflowClient":
         """MLflow's own client of this store.
@@ -109,7 +106,9 @@ class MLflow(Tracker):
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         try:
             with self._whole_database():
-                return mlflow.MlflowClient(self.uri)
+                # MLflow keeps one connection for an address, also where the process has gone to
+                # another folder since.
+                return mlflow.MlflowClient(self._whole_uri())
         except Exception as error:
             raise self._refused(error) from error
 
@@ -165,6 +164,12 @@ class MLflow(Tracker):
                 aside.replace(path)
             yield
 
+    def _whole_uri(self) -> str:
+        """The address as seen from any folder."""
+        if self.uri.startswith("sqlite:///"):
+            return f"sqlite:///{self._sqlite_folder() / Path(self.uri).name}"
+        return self.uri
+
     def _sqlite_folder(self) -> Path:
         return Path(self.uri.removeprefix("sqlite:///")).absolute().parent
 
@@ -214,6 +219,23 @@ class _MLflowRun(StoredRun):
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifact(self.run_id, str(path), folder)
+        self._share(path, folder)
+
+    def _share(self, path: Path, folder: str | None) -> None:
+        """Keep one copy on disk of a file that lies in the job's folder and in a store beside it.
+
+        That is safe, since files are replaced and never changed.
+        """
+        root = self._client.get_run(self.run_id).info.artifact_uri
+        if not root.startswith("file:"):
+            return
+        from mlflow.utils.file_utils import local_file_uri_to_path
+
+        stored = Path(local_file_uri_to_path(root)) / (folder or "") / path.name
+        aside = stored.with_name(f".{path.name}.{os.getpid()}")
+        with suppress(OSError):  # another file system, or another user's store
+            os.link(path, aside)
+            aside.replace(stored)
 
     def tag(self, name: str, value: str) -> None:
         self._client.set_tag(self.run_id, name, value)

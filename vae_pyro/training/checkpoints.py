@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,13 @@ class Checkpoints:
             self._written_epoch = _epoch(path)
             return Checkpoint(self._written_epoch, tensors, about)
         return None
+
+    def remove(self) -> None:
+        """Remove all of them, as when the training and what follows it have ended."""
+        for path in self.paths():
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # there are other files
+            self.folder.rmdir()
 
     def paths(self) -> list[Path]:
         """The checkpoint files, the oldest first."""

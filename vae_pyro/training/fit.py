@@ -22,6 +22,7 @@ from vae_pyro.training.early_stopping import EarlyStopping, Keep
 from vae_pyro.training.optimizer import FusedAdam
 from vae_pyro.training.state import TrainingState
 from vae_pyro.training.svi import EpochRecord, train
+from vae_pyro.training.threads import threads, threads_for
 from vae_pyro.vae import VAE
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ def fit(
     )
     with (
         _evaluation_mode_after(vae),
+        threads(threads_for(vae, objective, valid_x, batch_size, state.threads)),
         _shown(progress)("training", epochs) as report,
         accelerated(device, compile_validation, repeats=epochs),
     ):

@@ -32,6 +32,8 @@ class TrainingState:
         seconds: spent on training steps.
         history: metrics of every epoch, with the time at which they were recorded.
         settings: what else the training depends on, by name; as JSON has it.
+        threads: that the process computes with, outside of the training too. The order of a sum,
+            and with it the last bit, depends on it.
     """
 
     vae: VAE
@@ -45,6 +47,7 @@ class TrainingState:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = field(default_factory=torch.get_num_threads)
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Append the metrics of the epoch that has just ended."""
@@ -71,8 +74,7 @@ class TrainingState:
             "seconds": self.seconds,
             "history": list(self.history),
             "settings": dict(self.settings),
-            # The order of a sum, and with it the last bit, depends on the number of threads.
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
         }
         return Checkpoint(self.epoch, tensors, about)
 
@@ -99,8 +101,8 @@ class TrainingState:
             }
             for name, state in _of("random", tensors).items():
                 self.streams[name].generator.set_state(state)
-            torch.set_num_threads(about.pop("threads"))
-            for name in ("epoch", "is_done", "kept_epoch", "best", "seconds", "history"):
+            torch.set_num_threads(about["threads"])
+            for name in ("epoch", "is_done", "kept_epoch", "best", "seconds", "history", "threads"):
                 setattr(self, name, about[name])
         except (KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"the checkpoint belongs to another training: {error}") from error

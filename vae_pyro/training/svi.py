@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_pyro.compilation import CompilationError, Outputs, compile_program, keep_freed_memory
-from vae_pyro.compilation.precision import fast_matmul
+from vae_pyro.compilation.precision import fast_float32
 from vae_pyro.objectives import Objective, SVILoss
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.divergence import Watch
@@ -97,7 +97,7 @@ def train(
         with (
             pyro.get_param_store().scope(),
             noise.active(),
-            fast_matmul(noise.device),
+            fast_float32(noise.device),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # the watch reports it
@@ -146,9 +146,7 @@ class _Graph:
             return (torch.stack(losses).detach(), *gradients)
 
         self.shape = x.shape
-        self.run = compile_program(
-            losses_and_gradients, vae, [x], key=loss, gradients=True
-        )
+        self.run = compile_program(losses_and_gradients, vae, [x], key=loss, gradients=True)
 
 
 def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
