@@ -259,9 +259,7 @@ def test_what_cannot_be_described_is_not_kept(home: Path) -> None:
     assert not home.exists()
 
 
-def test_the_code_of_a_users_module_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_code_of_a_users_module_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of one that it imports."""
     monkeypatch.syspath_prepend(tmp_path)
     found = []

@@ -47,3 +47,14 @@ def test_the_users_setting_comes_back() -> None:
         fail()
     assert seen == [precision.fastest_setting(CPU)]
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_tiny_numbers_are_zero_within_and_come_back() -> None:
+    """Sums of them are what makes a step slow."""
+    tiny = torch.tensor([2e-38])
+    with precision.fast_float32(CPU):
+        assert (tiny * 0.1).item() == 0
+        with precision.fast_float32(CPU):
+            pass
+        assert (tiny * 0.1).item() == 0
+    assert (tiny * 0.1).item() == pytest.approx(2e-39, rel=1e-5)

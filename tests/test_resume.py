@@ -25,6 +25,7 @@ SHORT = (
     "latent_dim=2",
     "training.epochs=12",
     "training.checkpoint_seconds=0",
+    "training.keep_checkpoints=true",  # some tests stop a finished job as if it had been killed
     "training.snapshots=3",
     "evaluation.num_samples=60",
 )

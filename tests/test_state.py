@@ -104,6 +104,20 @@ def test_a_checkpoint_is_a_copy() -> None:
         assert torch.equal(tensor, before[name])
 
 
+def test_they_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    checkpoints = Checkpoints(folder, seconds=0)
+    for notes in (None, folder / "notes.txt"):
+        for epoch in range(3):
+            checkpoints.keep(Checkpoint(epoch, {"x": torch.tensor(epoch)}, {}))
+            checkpoints.flush()
+        if notes is not None:
+            notes.write_text("mine")
+        checkpoints.remove()
+        assert list(tmp_path.rglob("*")) == ([] if notes is None else [folder, notes])
+        checkpoints.remove()
+
+
 def test_a_checkpoint_of_another_vae_is_refused() -> None:
     with pytest.raises(CheckpointError, match="belongs to another training"):
         start().restore(start(width=9).checkpoint())

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 
 from tests import forkserver
 from vae_pyro.errors import TrackingError
+from vae_pyro.files import write_atomically
 from vae_pyro.tracking import MLflow, NoTracking
 
 
@@ -112,6 +113,37 @@ def test_an_embedded_database_keeps_its_files_beside_it(tmp_path: Path) -> None:
     run = tracker.start_run("job", {})
     run.log_image("samples", np.zeros((4, 5, 3), np.uint8), 0)
     assert list((tmp_path / "mlartifacts").rglob("*.png"))
+
+
+def test_a_relative_address_is_that_of_the_folder_of_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow itself goes on with the database of the first folder."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        MLflow().start_run(name, {})
+    for name in ("first", "second"):
+        client = MlflowClient(f"sqlite:///{tmp_path / name}/mlflow.db")
+        experiment = client.get_experiment_by_name("vae-pyro")
+        assert [run.info.run_name for run in client.search_runs([experiment.experiment_id])] == [
+            name
+        ]
+
+
+def test_a_file_beside_its_store_is_there_once(tmp_path: Path) -> None:
+    """A link, which writing the file anew does not change."""
+    run = MLflow(f"sqlite:///{tmp_path}/mlflow.db").start_run("run", {})
+    path = tmp_path / "weights.safetensors"
+    write_atomically(path, b"first")
+    run.log_file(path, "model")
+    (stored,) = tmp_path.glob("mlartifacts/*/artifacts/model/*")
+    assert stored.samefile(path)
+    write_atomically(path, b"second")
+    assert stored.read_bytes() == b"first"
+    run.log_file(path, "model")
+    assert stored.samefile(path)
+    assert [p.name for p in stored.parent.iterdir()] == [path.name]
 
 
 def test_a_discarded_run_is_out_of_sight(tmp_path: Path) -> None:

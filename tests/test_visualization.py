@@ -1,5 +1,6 @@
 """Pictures show what their titles say, where they say it."""
 
+import itertools
 import math
 
 import numpy as np
@@ -66,6 +67,31 @@ def test_every_latent_size_has_its_pictures(latent_dim: int) -> None:
         assert pixels.dtype == np.uint8
         assert pixels.shape[2] == 3
         assert pixels.std() > 5  # something is drawn
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 28, 28), (3, 9, 32)])
+def test_everything_is_inside_its_picture_and_nothing_overlaps(
+    latent_dim: int, shape: tuple[int, int, int]
+) -> None:
+    """Places are computed without matplotlib's layout."""
+    vae = build_vae(latent_dim, shape, MLP((6,)), Bernoulli(17), DiagNormal, seed=None)
+    x = torch.bernoulli(torch.full((40, *shape), 0.5))
+    for figure in (
+        sample_grid(vae),
+        reconstruction_grid(vae, x),
+        reconstruction_grid(vae, x[:3]),
+        latent_figure(vae, 30 * torch.randn(40, latent_dim), torch.arange(40) % 10),
+    ):
+        render(figure)
+        boxes = [axes.get_tightbbox() for axes in figure.axes]
+        for box in boxes:
+            assert box.x0 >= -1
+            assert box.y0 >= -1
+            assert box.x1 <= figure.bbox.x1 + 1
+            assert box.y1 <= figure.bbox.y1 + 1
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.overlaps(other)
 
 
 def test_reconstructions_stand_under_their_originals(digits_vae: VAE) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,24 +218,30 @@ class _MLflowRun(StoredRun):
         self._client.log_image(self.run_id, image, key=key, step=step)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        self._client.log_artifact(self.run_id, str(path), folder)
-        self._share(path, folder)
+        if not self._share(path, folder):
+            self._client.log_artifact(self.run_id, str(path), folder)
 
-    def _share(self, path: Path, folder: str | None) -> None:
-        """Keep one copy on disk of a file that lies in the job's folder and in a store beside it.
+    def _share(self, path: Path, folder: str | None) -> bool:
+        """Where the store lies beside the job's folder, both have one copy: a link.
 
         That is safe, since files are replaced and never changed.
+
+        Returns:
+            whether that was possible; not so on two file systems, or in another user's store.
         """
         root = self._client.get_run(self.run_id).info.artifact_uri
         if not root.startswith("file:"):
-            return
+            return False
         from mlflow.utils.file_utils import local_file_uri_to_path
 
         stored = Path(local_file_uri_to_path(root)) / (folder or "") / path.name
-        aside = stored.with_name(f".{path.name}.{os.getpid()}")
-        with suppress(OSError):  # another file system, or another user's store
-            os.link(path, aside)
-            aside.replace(stored)
+        try:
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            stored.unlink(missing_ok=True)
+            os.link(path, stored)
+        except OSError:
+            return False
+        return True
 
     def tag(self, name: str, value: str) -> None:
         self._client.set_tag(self.run_id, name, value)
