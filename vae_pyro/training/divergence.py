@@ -62,7 +62,8 @@ class Watch:
 
     def require_finite(self, losses: Tensor) -> None:
         """Raise DivergenceError where the loss of this step is not finite."""
-        if self.looks and not losses.isfinite().all():
+        # A list, because torch's own check of two numbers takes 0.05 ms.
+        if self.looks and not all(map(math.isfinite, losses.tolist())):
             what = _names(losses / -len(self._x))
             raise self._diverged(what, site=self._broken_site(), step=self._step)
 
