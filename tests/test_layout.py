@@ -114,10 +114,10 @@ INNER_LAYERS = {
         "checkpoints",
         "divergence",
         "optimizer",
+        "trial",
         "svi",
         "state",
         "early_stopping",
-        "threads",
         "fit",
     ],
     "reporting": [

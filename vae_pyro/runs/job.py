@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from vae_pyro.compilation.precision import threads
 from vae_pyro.config import parse_config
 from vae_pyro.evaluation.names import merge
 from vae_pyro.interruption import uninterrupted
@@ -25,7 +26,6 @@ from vae_pyro.saving import MODEL_FOLDER, save_model
 from vae_pyro.tracking import RECORD_FOLDER, deliver_rest
 from vae_pyro.training.checkpoints import FOLDER as CHECKPOINTS
 from vae_pyro.training.checkpoints import Checkpoints
-from vae_pyro.training.threads import threads
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from vae_pyro.runs.cores import CoreMeter, crowding
 from vae_pyro.runs.fingerprint import describe_x
 from vae_pyro.saving import Blueprint
 from vae_pyro.tracking import Tracker
-from vae_pyro.training.svi import try_out
+from vae_pyro.training.trial import try_out
 from vae_pyro.vae import VAE
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from vae_pyro.training.early_stopping import EarlyStopping, Keep
 from vae_pyro.training.optimizer import FusedAdam
 from vae_pyro.training.state import TrainingState
 from vae_pyro.training.svi import EpochRecord, train
-from vae_pyro.training.threads import threads, threads_for
+from vae_pyro.training.trial import threads_for
 from vae_pyro.vae import VAE
 
 if TYPE_CHECKING:
@@ -199,12 +199,12 @@ def fit(
         noise=streams["training"],
         compiled=not state.is_done
         and _is_compiled(compile_training, epochs * (len(data.train) // batch_size)),
+        num_threads=threads_for(vae, objective, valid_x, batch_size, state.threads),
         adam=adam,
         done=state.epoch,
     )
     with (
         _evaluation_mode_after(vae),
-        threads(threads_for(vae, objective, valid_x, batch_size, state.threads)),
         _shown(progress)("training", epochs) as report,
         accelerated(device, compile_validation, repeats=epochs),
     ):

@@ -62,7 +62,7 @@ class TrainingState:
         """A copy on the CPU, which further steps do not change."""
         tensors = {
             **_named("weights", self.vae.state_dict()),
-            **_named("kept", self.kept),
+            **{f"kept/{name}": t.cpu() for name, t in self.kept.items()},  # copies that stay
             **_named("adam", self.adam.state()),
             **_named("random", {n: s.generator.get_state() for n, s in self.streams.items()}),
         }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_pyro.compilation import CompilationError, Outputs, compile_program, keep_freed_memory
-from vae_pyro.compilation.precision import fast_float32
+from vae_pyro.compilation.precision import fast_float32, threads
 from vae_pyro.objectives import Objective, SVILoss
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.divergence import Watch
@@ -56,6 +56,7 @@ def train(
     learning_rate: float,
     noise: RandomStream,
     compiled: bool = False,
+    num_threads: int | None = None,
     adam: FusedAdam | None = None,
     done: int = 0,
 ) -> Iterator[EpochRecord]:
@@ -73,6 +74,7 @@ def train(
         noise: the random stream of the guide's samples.
         compiled: whether one compiled graph computes losses and gradients. Batches of another
             shape than the first, and epochs in which the objective warms up, run uncompiled.
+        num_threads: that a step runs on; by default as many as outside of the training.
         adam: the optimiser of these weights, where a training continues; a new one by default.
         done: number of epochs that were finished before.
 
@@ -98,6 +100,7 @@ def train(
             pyro.get_param_store().scope(),
             noise.active(),
             fast_float32(noise.device),
+            threads(num_threads or torch.get_num_threads()),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # the watch reports it
@@ -147,21 +150,6 @@ class _Graph:
 
         self.shape = x.shape
         self.run = compile_program(losses_and_gradients, vae, [x], key=loss, gradients=True)
-
-
-def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
-    """Compute the objective once, so that parts that do not fit are reported before training.
-
-    Args:
-        vae: the pair; unchanged.
-        objective: the objective of the training.
-        x: a few prepared images, ``(batch, C, H, W)``.
-
-    Raises:
-        ConfigError: where the objective does not fit this guide.
-    """
-    with pyro.get_param_store().scope():
-        objective.estimator().loss(vae.model, vae.guide, x)
 
 
 def _weighted_mean(values: Tensor, sizes: Tensor) -> tuple[float, float]:

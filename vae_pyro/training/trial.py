@@ -1,16 +1,14 @@
-"""How many threads train: few where a step is short, because threads that meet have to wait."""
+"""An objective computed once before it is trained: whether it fits, and how long a step is."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from vae_pyro.objectives import Objective
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training.svi import try_out
 from vae_pyro.vae import VAE
 
 # Measured: a step of 0.15 G operations takes as long with one thread as with two. Beside two other
@@ -18,8 +16,25 @@ from vae_pyro.vae import VAE
 _PER_THREAD = 2e8
 
 
+def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
+    """Compute the objective once, so that parts that do not fit are reported before training.
+
+    Args:
+        vae: the pair; unchanged.
+        objective: the objective of the training.
+        x: a few prepared images, ``(batch, C, H, W)``.
+
+    Raises:
+        ConfigError: where the objective does not fit this guide.
+    """
+    with pyro.get_param_store().scope():
+        objective.estimator().loss(vae.model, vae.guide, x)
+
+
 def threads_for(vae: VAE, objective: Objective, x: Tensor, batch_size: int, available: int) -> int:
-    """One thread for every 0.2 G floating-point operations of a step; at most those available.
+    """How many threads train: few where a step is short, for threads that meet wait.
+
+    One thread for every 0.2 G floating-point operations of a step; at most those available.
 
     It depends on the networks, the objective and the batch size alone, and not on a clock: the same
     training takes the same number each time, and with it gives the same bits.
@@ -44,36 +59,25 @@ def threads_for(vae: VAE, objective: Objective, x: Tensor, batch_size: int, avai
     return min(available, max(1, round(step / _PER_THREAD)))
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Compute with so many threads; then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Operations(TorchDispatchMode):
+class _Operations(TorchFunctionMode):
     """Counts the floating-point operations of matrix products and convolutions."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.total = 0.0
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Call the operation, and count it."""
+        """Call the function, and count it."""
         result = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
-        if name in ("mm", "bmm"):
+        name = getattr(func, "__name__", "")
+        if name == "linear":
+            self.total += 2 * args[0].numel() * args[1].shape[0]
+        elif name in ("matmul", "mm", "bmm", "__matmul__"):
             self.total += 2 * args[0].numel() * args[1].shape[-1]
-        elif name in ("addmm", "baddbmm"):
-            self.total += 2 * args[1].numel() * args[2].shape[-1]
-        elif name == "convolution":
-            x, weight, transposed = args[0], args[1], args[6]
-            places = x if transposed else result
-            self.total += 2 * weight.numel() * places.numel() / places.shape[1]
+        elif name in ("conv1d", "conv2d", "conv3d"):
+            self.total += 2 * args[1].numel() * result.numel() / result.shape[1]
+        elif name.startswith("conv_transpose"):
+            self.total += 2 * args[1].numel() * args[0].numel() / args[0].shape[1]
         return result

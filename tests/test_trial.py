@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from vae_pyro.compilation.precision import threads
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP, Conv, Network
 from vae_pyro.objectives import ELBO, IWAE
-from vae_pyro.training.svi import try_out
-from vae_pyro.training.threads import _Operations, threads, threads_for
+from vae_pyro.training.trial import _Operations, threads_for, try_out
 from vae_pyro.vae import VAE, build_vae
 
 
