@@ -104,6 +104,20 @@ def test_a_checkpoint_is_a_copy() -> None:
         assert torch.equal(tensor, before[name])
 
 
+def test_copies_are_taken_after_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("vae_pyro.training.checkpoints.time.monotonic", lambda: now[0])
+    for seconds, after in ((10, 0.25), (0.1, 0.1), (0, 0.0)):
+        checkpoints = Checkpoints(tmp_path / str(seconds), seconds)
+        assert checkpoints.are_due()
+        checkpoints.keep(Checkpoint(1, {"x": torch.tensor(1)}, {}))
+        if after:
+            now[0] += 0.9 * after
+            assert not checkpoints.are_due()
+            now[0] += 0.2 * after
+        assert checkpoints.are_due()
+
+
 def test_they_are_removed_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     checkpoints = Checkpoints(folder, seconds=0)

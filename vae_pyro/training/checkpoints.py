@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "checkpoint"
 """Where a job keeps its checkpoints, in its own folder."""
 _KEPT = 2  # checkpoints: the last one, and the one before in case it is damaged
+_BETWEEN_COPIES = 0.25  # seconds; a copy in memory takes as long as a few steps
 _SHARE = 0.05  # at most this share of the time is spent on writing checkpoints
 
 
@@ -51,6 +52,14 @@ class Checkpoints:
         self._latest: Checkpoint | None = None
         self._written_epoch = -1
         self._due = 0.0
+        self._next_copy = 0.0
+
+    def are_due(self) -> bool:
+        """Whether enough time has passed for another copy: what an interruption loses is a moment.
+
+        Copies are taken at most four times a second.
+        """
+        return time.monotonic() >= self._next_copy
 
     def keep(self, checkpoint: Checkpoint) -> None:
         """Remember the latest checkpoint; write it where one is due.
@@ -59,6 +68,7 @@ class Checkpoints:
             StorageError: where it cannot be written; those before remain.
         """
         self._latest = checkpoint
+        self._next_copy = time.monotonic() + min(_BETWEEN_COPIES, self._seconds)
         if time.monotonic() >= self._due:
             self.flush()
 

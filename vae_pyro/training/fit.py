@@ -218,7 +218,7 @@ def fit(
             stopping.update(state, valid["valid/elbo"], is_settled=is_settled)
             report(record.epoch, f"valid ELBO {valid['valid/elbo']:.2f} nats")
             on_epoch(_epoch(state.history[-1], is_last=state.is_done))
-            if checkpoints is not None:
+            if checkpoints is not None and (state.is_done or checkpoints.are_due()):
                 checkpoints.keep(state.checkpoint())
             if state.is_done:
                 break
