@@ -90,6 +90,33 @@ def test_the_next_process_needs_no_compiler_and_gets_the_same_bits(home: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the processor has no AVX-512"
+)
+def test_a_compiler_may_be_older_than_the_processor(home: Path, tmp_path: Path) -> None:
+    """It compiles for what it knows, and the numbers agree: graphs are compared."""
+    compiler = tmp_path / "old"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *-mavx512*|*-mamx*) echo "error: unrecognized option" >&2; exit 1;; esac\n'
+        'exec g++ "$@"\n'
+    )
+    compiler.chmod(0o700)
+    environment = {"VAE_PYRO_GRAPHS": str(home), "CXX": str(compiler)}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "code")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("True")
+    assert len(files(home)) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "one byte", "another program's", "nonsense"])
 def test_what_is_damaged_or_foreign_is_made_anew(home: Path, damage: str) -> None:
     expected = run(affine)

@@ -33,26 +33,35 @@ def record(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tape,
     Raises:
         NotRecordableError: where the graph does more than kernels and operations of PyTorch.
     """
-    from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.cpu_vec_isa import supported_vec_isa_list, valid_vec_isa_list
     from torch._inductor.exc import CppCompileError
+
+    try:  # without trying the compiler on ten small files first, which takes as many seconds
+        with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+            return _recorded(graph, inputs)
+    except CppCompileError:  # it may be older than the processor
+        for known in (valid_vec_isa_list, *(type(isa).__bool__ for isa in supported_vec_isa_list)):
+            getattr(known, "cache_clear", lambda: None)()
+        return _recorded(graph, inputs)
+
+
+def _recorded(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tape, Path]:
+    from torch._inductor.codecache import PyCodeCache
 
     kernels = _Kernels()
     copies: list[Any] = [tensor.clone() for tensor in inputs]
     recorder = Recorder(copies)
-    with _collecting(kernels):
-        compiled = torch._inductor.compile(graph, copies, options=_OPTIONS)
-        kernels.recorder = recorder
-        with recorder:
-            outputs = compiled(*copies)
-    PyCodeCache.cache_clear()  # it would hand these kernels to the next graph of the same text
+    try:
+        with _collecting(kernels):
+            compiled = torch._inductor.compile(graph, copies, options=_OPTIONS)
+            kernels.recorder = recorder
+            with recorder:
+                outputs = compiled(*copies)
+    finally:  # it would hand these kernels to the next graph of the same text
+        PyCodeCache.cache_clear()
     if not all(isinstance(output, Tensor) for output in outputs):
         raise NotRecordableError("an output is not a tensor")
-    tape = recorder.tape(outputs)
-    try:  # without trying the compiler on ten small files first, which takes as many seconds
-        with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
-            return tape, kernels.compile()
-    except CppCompileError:
-        return tape, kernels.compile()
+    return recorder.tape(outputs), kernels.compile()
 
 
 class _Kernels:
@@ -100,8 +109,7 @@ def _collecting(kernels: _Kernels) -> Iterator[None]:
     original = AsyncCompile.cpp_pybinding
     AsyncCompile.cpp_pybinding = cpp_pybinding  # type: ignore[method-assign,assignment]
     try:
-        with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
-            yield
+        yield
     finally:
         AsyncCompile.cpp_pybinding = original  # type: ignore[method-assign]
 

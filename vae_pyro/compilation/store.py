@@ -62,12 +62,12 @@ def folder() -> Path | None:
     chosen = os.environ.get(_FOLDER)
     if chosen == "" or not hasattr(os, "getuid"):
         return None
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(chosen or Path(caches) / "vae-pyro" / "graphs")
     try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        path = Path(chosen or Path(caches) / "vae-pyro" / "graphs")
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = path.lstat()
-    except OSError:
+    except (OSError, RuntimeError):  # as where nobody knows a home
         return None
     is_mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not is_mine or status.st_mode & 0o022:
