@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -67,16 +68,21 @@ def folder() -> Path | None:
         path = Path(chosen or Path(caches) / "vae-pyro" / "graphs")
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = path.lstat()
-    except (OSError, RuntimeError):  # as where nobody knows a home
+    except (OSError, RuntimeError) as error:  # as where nobody knows a home
+        if chosen:
+            _tell(f"{chosen} is not a folder that can be made ({error})")
         return None
     is_mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not is_mine or status.st_mode & 0o022:
-        logger.warning(
-            "compiled graphs are not kept: %s is not a folder that you alone can write (chmod 700)",
-            path,
-        )
+        _tell(f"{path} is not a folder that you alone can write (chmod 700)")
         return None
     return path
+
+
+@cache
+def _tell(why: str) -> None:
+    """Once in a process, not for each graph."""
+    logger.warning("compiled graphs are not kept: %s", why)
 
 
 def read(digest: str) -> StoredGraph | None:
