@@ -1,4 +1,4 @@
-"""Compiled graphs that outlive the process: found again, checked, bounded, and nobody else's."""
+"""Compiled graphs on disk: read by later processes, checked, limited in size, and private."""
 
 import json
 import logging

@@ -36,7 +36,7 @@ def graph_digest(
 ) -> str:
     """SHA-256 of everything that the graph of a program depends on, in hexadecimal.
 
-    Weights count by their shapes alone, for a graph reads them as they are.
+    Of weights only shapes and types count: a graph reads their numbers at each call.
 
     Args:
         name: of the program.
@@ -174,7 +174,7 @@ def _digest(tensor: Tensor) -> str:
 
 @cache
 def _machine() -> Mapping[str, str]:
-    """Kernels are for this processor, and for the libraries that they were made with."""
+    """The processor and the libraries that the kernels were made for."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         flags = next(line for line in lines if line.startswith(("flags", "Features")))

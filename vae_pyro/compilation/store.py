@@ -1,6 +1,6 @@
-"""Compiled graphs on disk, for the next process: the user's own, checked, and bounded.
+"""Compiled graphs on disk, for later processes: private to the user, checked, limited in size.
 
-A graph holds native code, so it is read from one folder alone, which nobody else can write.
+A graph holds native code. So graphs are read only from one folder that no other user can write.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ class StoredGraph:
         Raises:
             OSError: where the system does not load them.
         """
-        with tempfile.TemporaryDirectory(prefix="vae-pyro-") as folder:  # nobody else's
+        with tempfile.TemporaryDirectory(prefix="vae-pyro-") as folder:  # private to the user
             path = Path(folder) / "kernels.so"
             path.write_bytes(self.library)
             return ctypes.CDLL(str(path))
@@ -68,7 +68,7 @@ def folder() -> Path | None:
         path = Path(chosen or Path(caches) / "vae-pyro" / "graphs")
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = path.lstat()
-    except (OSError, RuntimeError) as error:  # as where nobody knows a home
+    except (OSError, RuntimeError) as error:  # for instance, the user has no home folder
         if chosen:
             _tell(f"{chosen} is not a folder that can be made ({error})")
         return None

@@ -32,7 +32,7 @@ def try_out(vae: VAE, objective: Objective, x: Tensor) -> None:
 
 
 def threads_for(vae: VAE, objective: Objective, x: Tensor, batch_size: int, available: int) -> int:
-    """How many threads train: few where a step is short, for threads that meet wait.
+    """How many threads train: few where a step is short, because threads wait for each other.
 
     One thread for every 0.2 G floating-point operations of a step; at most those available.
 
