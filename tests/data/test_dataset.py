@@ -36,6 +36,18 @@ def test_digits_are_all_there_once_and_stratified(digits: Dataset) -> None:
         assert (counts - 0.1).abs().max() < 0.01
 
 
+def test_the_split_is_scikit_learns(digits: Dataset) -> None:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    levels, labels = load_digits(return_X_y=True)
+    rest, test = train_test_split(range(1797), test_size=300, stratify=labels, random_state=0)
+    train, valid = train_test_split(rest, test_size=300, stratify=labels[rest], random_state=0)
+    for split, index in ((digits.train, train), (digits.valid, valid), (digits.test, test)):
+        assert (split.images.reshape(-1, 64).numpy() == levels[index]).all()
+        assert (split.labels.numpy() == labels[index]).all()
+
+
 def test_loading_twice_gives_the_same_data(digits: Dataset) -> None:
     assert Digits().load().checksum == digits.checksum
     assert digits.binarised_once().checksum != digits.checksum

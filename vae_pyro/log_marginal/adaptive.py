@@ -164,13 +164,18 @@ class AdaptiveImportanceSampling(Estimator):
         shares = torch.full_like(mixture.loc[:, 0, 0], 0.3)
         proposal = AdaptedProposal(mixture.widened(_WIDER[is_low]), _PRIOR_SHARE[is_low], shares)
         proposals: list[AdaptedProposal] = []
-        points = None
+        points = total = None  # of all rounds; the log of the sum of their proposals' densities
         for number in range(1, _FITTING_ROUNDS + 1):
             new = target.draw(proposal, per_round)
             points = new if points is None else points.joined(new)
+            log_r = proposal.log_prob(points)
+            earlier = [past.log_prob(new) for past in proposals]
+            there = torch.stack([*earlier, log_r[:, -per_round:]]).logsumexp(0)
+            if total is not None:
+                there = torch.cat([torch.logaddexp(total, log_r[:, :-per_round]), there], 1)
+            total = there
             proposals.append(proposal)
-            density = torch.stack([past.log_prob(points) for past in proposals]).logsumexp(0)
-            log_w = points.log_joint - density + math.log(number)
+            log_w = points.log_joint - total + math.log(number)
             enough = min(4.0 * dims + 40, log_w.shape[1] / 2)
             weights = tempered(log_w, enough)
             raw = tempered(log_w, 1.0)
@@ -186,6 +191,6 @@ class AdaptiveImportanceSampling(Estimator):
             proposal = AdaptedProposal(
                 mixture.widened(_WIDER[is_low]),
                 _PRIOR_SHARE[is_low],
-                proposal.better_guide_share(points, weights),
+                proposal.better_guide_share(points, log_r, weights),
             )
         return proposal

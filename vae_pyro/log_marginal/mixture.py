@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,15 +38,30 @@ class StudentMixture:
         """
         return max(_LEAST_FREEDOM, 2.0 * self.loc.shape[-1])
 
-    def sample(self, num_samples: int) -> Float[Tensor, "batch samples dims"]:
-        """Independent samples, ``(batch, num_samples, D)``."""
+    @cached_property
+    def factor(self) -> Float[Tensor, "batch components dims dims"]:
+        """The Cholesky factors of S, ``(batch, C, D, D)``."""
+        factor: Tensor = torch.linalg.cholesky(self.scale)
+        return factor
+
+    def sample(
+        self, num_samples: int, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "batch samples dims"]:
+        """Independent samples, ``(batch, num_samples, D)``.
+
+        Args:
+            num_samples: for each image.
+            dtype: of the normal numbers that they are made from; that of ``loc`` by default.
+        """
         batch, _, dims = self.loc.shape
         chosen = self.share.multinomial(num_samples, replacement=True)
-        normal = torch.randn(batch, num_samples, dims, dtype=self.loc.dtype, device=self.loc.device)
+        normal = torch.randn(
+            batch, num_samples, dims, dtype=dtype or self.loc.dtype, device=self.loc.device
+        ).to(self.loc.dtype)
         half = torch.full_like(normal[..., 0], self.freedom / 2)
         shrink = (torch._standard_gamma(half) / half).sqrt()[..., None]
         noise = torch.zeros_like(normal)
-        for c, factor in enumerate(torch.linalg.cholesky(self.scale).unbind(1)):
+        for c, factor in enumerate(self.factor.unbind(1)):
             noise += torch.where((chosen == c)[..., None], normal @ factor.mT, 0.0)
         z: Tensor = self.loc.gather(1, chosen[..., None].expand(-1, -1, dims)) + noise / shrink
         return z
@@ -54,16 +70,15 @@ class StudentMixture:
         self, z: Float[Tensor, "batch samples dims"]
     ) -> Float[Tensor, "batch components samples"]:
         """(z - m_c)' S_c^-1 (z - m_c), ``(batch, C, samples)``."""
-        factor = torch.linalg.cholesky(self.scale)
-        eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).expand_as(factor)
-        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-        return torch.stack(
-            [
-                ((z - self.loc[:, c, None]) @ inverse[:, c].mT).square().sum(-1)
-                for c in range(self.loc.shape[1])
-            ],
-            1,
+        batch, components, dims = self.loc.shape
+        eye = torch.eye(dims, dtype=z.dtype, device=z.device).expand_as(self.factor)
+        inverse = torch.linalg.solve_triangular(self.factor, eye, upper=False)
+        # One product for all components, because what takes the time is to go through the memory.
+        centre = (inverse @ self.loc[..., None]).reshape(batch, 1, components * dims)
+        whitened = torch.baddbmm(
+            centre, z, inverse.reshape(batch, components * dims, dims).mT, beta=-1
         )
+        return whitened.square_().reshape(batch, -1, components, dims).sum(-1).mT.contiguous()
 
     def log_parts(
         self, distances: Float[Tensor, "batch components samples"]
@@ -72,7 +87,7 @@ class StudentMixture:
         dims, nu = self.loc.shape[-1], self.freedom
         constant = math.lgamma((nu + dims) / 2) - math.lgamma(nu / 2)
         constant -= dims / 2 * math.log(nu * math.pi)
-        volume = torch.linalg.cholesky(self.scale).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        volume = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_t = constant - volume[..., None] - (nu + dims) / 2 * torch.log1p(distances / nu)
         log_parts: Tensor = log_t + self.share.log()[..., None]
         return log_parts
@@ -139,14 +154,7 @@ class StudentMixture:
         mass = belongs.sum(-1)
         pulled = belongs * (nu + dims) / (nu + distances)
         loc = pulled @ z / pulled.sum(-1).clamp(min=_TINY)[..., None]
-        scatter = torch.stack(
-            [
-                ((z - loc[:, c, None]) * pulled[:, c, :, None]).mT @ (z - loc[:, c, None])
-                for c in range(loc.shape[1])
-            ],
-            1,
-        )
-        scatter = scatter / mass.clamp(min=_TINY)[..., None, None]
+        scatter = _scatter(z, loc, pulled) / mass.clamp(min=_TINY)[..., None, None]
         effective = mass.square() / belongs.square().sum(-1).clamp(min=_TINY**2)
         trust = (effective / (effective + 6 * (dims + 2)))[..., None, None]
         scale = trust * scatter + (1 - trust) * self.scale
@@ -157,6 +165,20 @@ class StudentMixture:
             torch.where(alive[..., None, None], with_ridge(scale), self.scale),
             share / share.sum(-1, keepdim=True),
         )
+
+
+def _scatter(z: Tensor, loc: Tensor, weights: Tensor) -> Tensor:
+    """sum_s w_cs (z_s - m_c) (z_s - m_c)', ``(batch, C, D, D)``, m_c the weighted means.
+
+    About the first mean, which is near, and from there moved to each: one product for all.
+    """
+    batch, components, dims = loc.shape
+    near = z - loc[:, :1]
+    weighted = (weights.mT[..., None] * near[:, :, None]).reshape(batch, -1, components * dims)
+    about_first = (weighted.mT @ near).reshape(batch, components, dims, dims)
+    away = loc - loc[:, :1]
+    moved = away[..., :, None] * away[..., None, :]
+    return about_first - weights.sum(-1)[..., None, None] * moved
 
 
 def with_ridge(scale: Float[Tensor, "*batch dims dims"]) -> Float[Tensor, "*batch dims dims"]:

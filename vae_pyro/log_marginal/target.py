@@ -70,9 +70,9 @@ class AdaptedProposal:
         )
         return parts.logsumexp(0)
 
-    def better_guide_share(self, points: Points, weights: Tensor) -> Tensor:
-        """One step of expectation maximisation for b, ``(batch,)``."""
-        from_guide = points.log_guide + self.guide_share.log()[:, None] - self.log_prob(points)
+    def better_guide_share(self, points: Points, log_prob: Tensor, weights: Tensor) -> Tensor:
+        """One step of expectation maximisation for b, ``(batch,)``; ``log_prob`` of the points."""
+        from_guide = points.log_guide + self.guide_share.log()[:, None] - log_prob
         share = (weights * from_guide.exp()).sum(1)
         return share.clamp(_LEAST_GUIDE, _MOST_GUIDE)
 
@@ -95,7 +95,7 @@ class Target:
 
     def draw(self, proposal: AdaptedProposal, num_samples: int) -> Points:
         """Samples of the proposal, decoded."""
-        fitted = proposal.mixture.sample(num_samples)
+        fitted = proposal.mixture.sample(num_samples, self._dtype)
         prior, guide = (
             self._pair.draw_start(self.x, start, num_samples).double().transpose(0, 1)
             for start in ("prior", "guide")

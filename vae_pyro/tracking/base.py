@@ -1,7 +1,7 @@
 """The interface of trackers and their runs, and the tracker that records nothing."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,11 @@ class Run(ABC):
 
 class StoredRun(Run):
     """A run as a tracker keeps it."""
+
+    def log_steps(self, records: Sequence[tuple[Mapping[str, float], int, float]]) -> None:
+        """Record metrics of several steps, each as (metrics, step, at) of ``log_metrics``."""
+        for metrics, step, at in records:
+            self.log_metrics(metrics, step, at)
 
     @abstractmethod
     def has_image(self, key: str, step: int) -> bool:

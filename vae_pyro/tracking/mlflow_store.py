@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,12 +207,18 @@ class _MLflowRun(StoredRun):
             self._client.log_batch(self.run_id, params=entries[start : start + 100])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> None:
+        self.log_steps([(metrics, step, time.time() if at is None else at)])
+
+    def log_steps(self, records: Sequence[tuple[Mapping[str, float], int, float]]) -> None:
         from mlflow.entities import Metric
 
-        now = int((time.time() if at is None else at) * 1000)
-        self._client.log_batch(
-            self.run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()]
-        )
+        entries = [
+            Metric(key, value, int(at * 1000), step)
+            for metrics, step, at in records
+            for key, value in metrics.items()
+        ]
+        for start in range(0, len(entries), 1000):  # MLflow's limit per call
+            self._client.log_batch(self.run_id, metrics=entries[start : start + 1000])
 
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
         self._client.log_image(self.run_id, image, key=key, step=step)

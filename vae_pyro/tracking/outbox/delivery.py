@@ -9,12 +9,14 @@ from pathlib import Path
 
 from vae_pyro.errors import TrackingError
 from vae_pyro.tracking.base import Status, StoredRun, Tracker
-from vae_pyro.tracking.outbox.entries import hand_over, is_hopeless
+from vae_pyro.tracking.outbox.entries import hand_over, is_hopeless, of_one_call
 from vae_pyro.tracking.outbox.journal import JOURNAL, TAG, Entry, read_delivered, write_delivered
 from vae_pyro.tracking.reasons import reason
 
 logger = logging.getLogger(__name__)
 
+_PACE = 1.0  # seconds between deliveries: metrics of several epochs then go in one call
+_MOST = 100  # entries in one call
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 60.0  # seconds between tries while the store is away
 _A_MOMENT = 0.5  # seconds
 _LAST_WAIT = 0.5  # seconds between tries when the run ends
@@ -189,6 +191,7 @@ class Delivery:
                 self._fail(error)
             else:
                 self._succeed()
+                self._hurry.wait(_PACE)
 
     def _fail(self, error: Exception) -> None:
         # Before others see the failure: when ``finish`` returns, the note is printed.
@@ -216,18 +219,23 @@ class Delivery:
 
     def _deliver_all(self) -> None:
         run = self._run or self._open()
+        most = _MOST
         while self.undelivered and not self._is_over:
-            number = self.delivered + 1
-            is_repeated = number <= self._unsure
+            before = self.delivered
+            entries = of_one_call(self._entries[before : before + most])
+            after = before + len(entries)
             try:
-                hand_over(self._entries[number - 1], self._folder, run, is_repeated=is_repeated)
+                hand_over(entries, self._folder, run, is_repeated=before < self._unsure)
             except Exception as error:
-                self._unsure = max(self._unsure, number)
+                self._unsure = max(self._unsure, after)
                 if not is_hopeless(error):
                     raise
+                if len(entries) > 1:  # one by one, to leave out only what is refused
+                    most = 1
+                    continue
                 journal = self._folder / JOURNAL
-                logger.warning("line %d of %s is left out: %s", number, journal, reason(error))
-            self._count(number)
+                logger.warning("line %d of %s is left out: %s", after, journal, reason(error))
+            self._count(after)
         if self._status is not None:
             run.end(self._status)
             self._status = None

@@ -1,5 +1,7 @@
-"""One entry of a journal, handed to the tracker's run. The journal may come from other people."""
+"""Entries of a journal, handed to the tracker's run. The journal may come from other people."""
 
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +15,31 @@ class UnusableError(Exception):
     """A file that an entry names is damaged, or lies outside the job's folder."""
 
 
-def hand_over(entry: Entry, folder: Path, run: StoredRun, *, is_repeated: bool) -> None:
-    """Hand one entry to the tracker.
+def of_one_call(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """The first of these entries, with the metrics that follow it if it is metrics, too."""
+    metrics = list(takewhile(lambda entry: entry["op"] == "metrics", entries))
+    return metrics or entries[:1]
+
+
+def hand_over(
+    entries: Sequence[Entry], folder: Path, run: StoredRun, *, is_repeated: bool
+) -> None:
+    """Hand entries to the tracker.
 
     Args:
-        entry: as ``read_journal`` returns it.
+        entries: one as ``read_journal`` returns it, or several of metrics.
         folder: of the journal.
-        run: where it goes.
-        is_repeated: whether the entry may have arrived before.
+        run: where they go.
+        is_repeated: whether they may have arrived before.
 
     Raises:
         UnusableError: where the file that the entry names cannot be used.
     """
+    entry = entries[0]
     if entry["op"] == "params":
         run.log_params(entry["params"])
     elif entry["op"] == "metrics":
-        run.log_metrics(entry["metrics"], entry["step"], entry["at"])
+        run.log_steps([(each["metrics"], each["step"], each["at"]) for each in entries])
     elif entry["op"] == "image":
         if not (is_repeated and run.has_image(entry["key"], entry["step"])):
             image = _picture(_inside(folder, folder / entry["file"]))
