@@ -48,12 +48,12 @@ def first_step(graphs: str) -> float:
     """Seconds of the first compiled training step of a process over those of an uncompiled one."""
     code = """
 import time, torch, vae_pyro as vp
-from vae_pyro.training.svi import _Graph
+from vae_pyro.training.svi import graph_of
 vae = vp.build_vae(10, (1, 8, 8), likelihood=vp.likelihoods.Bernoulli(17))
 x, loss = vae.sample(64, seed=0), vp.objectives.ELBO().estimator()
 times = []
 for step in (lambda: loss.loss_and_grads(vae.model, vae.guide, x),
-             lambda: _Graph(vae, loss, x).run(x)):
+             lambda: graph_of(vae, loss, x)(x)):
     start = time.perf_counter()
     step()
     times.append(time.perf_counter() - start)

@@ -44,7 +44,7 @@ from vae_pyro.networks import MLP, Conv, Linear, Network
 from vae_pyro.objectives import ELBO, IWAE, BetaELBO, DReG, ELBOAnalyticKL, Objective
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.optimizer import FusedAdam
-from vae_pyro.training.svi import EpochRecord, _Graph, train
+from vae_pyro.training.svi import EpochRecord, graph_of, train
 from vae_pyro.vae import VAE, build_vae
 
 SHAPE = (1, 4, 4)
@@ -82,12 +82,12 @@ def test_losses_and_gradients_are_pyros(
 ) -> None:
     """``loss_and_grads`` of Pyro's own estimator, and the graph, which never calls it."""
     vae, x = small(likelihood, guide, network)
-    graph = _Graph(vae, objective.estimator(), x)
+    graph = graph_of(vae, objective.estimator(), x)
     torch.manual_seed(5)
     with pyro.get_param_store().scope():
         losses = objective.estimator().loss_and_grads(vae.model, vae.guide, x)
     torch.manual_seed(5)
-    found, *gradients = graph.run(x)
+    found, *gradients = graph(x)
     expected = torch.tensor(losses).reshape(-1)
     torch.testing.assert_close(found.expand_as(expected), expected, rtol=1e-5, atol=1e-4)
     for weight, gradient in zip(vae.parameters(), gradients, strict=True):

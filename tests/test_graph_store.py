@@ -20,7 +20,7 @@ from vae_pyro.guide import DiagNormal, Flow, FullRankNormal
 from vae_pyro.likelihoods import Bernoulli, Categorical, Normal
 from vae_pyro.networks import MLP, Conv
 from vae_pyro.objectives import ELBO, IWAE, BetaELBO
-from vae_pyro.training.svi import _Graph
+from vae_pyro.training.svi import graph_of
 from vae_pyro.vae import VAE, build_vae
 
 SHAPE = (1, 4, 4)
@@ -59,12 +59,12 @@ def files(home: Path) -> dict[str, bytes]:
 
 PROGRAM = """
 import sys, torch, vae_pyro as vp
-from vae_pyro.training.svi import _Graph
+from vae_pyro.training.svi import graph_of
 vae = vp.build_vae(3, (1, 4, 4), vp.networks.MLP((20,)), vp.likelihoods.Bernoulli(17), seed=4)
 x = vae.sample(12, seed=0)
-graph = _Graph(vae, vp.objectives.ELBO().estimator(), x)
+graph = graph_of(vae, vp.objectives.ELBO().estimator(), x)
 torch.manual_seed(1)
-losses, *gradients = graph.run(x)
+losses, *gradients = graph(x)
 made = "torch._inductor.compile_fx" in sys.modules, "torch._dynamo.eval_frame" in sys.modules
 print(*made, losses.item().hex(), sum(g.double().sum() for g in gradients).item().hex())
 """
@@ -314,8 +314,8 @@ def test_a_stored_training_step_is_the_same_graph(home: Path) -> None:
     results = []
     for _ in range(2):
         torch.manual_seed(3)
-        graph = _Graph(vae(), ELBO().estimator(), x)
+        graph = graph_of(vae(), ELBO().estimator(), x)
         torch.manual_seed(5)
-        results.append([output.clone() for output in graph.run(x)])
+        results.append([output.clone() for output in graph(x)])
     assert len(files(home)) == 1
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -8,6 +8,7 @@ The program stays readable, and if it cannot be compiled, it runs as it is.
 
 from vae_pyro.compilation.graph import CompilationError, Outputs, compile_program, is_tracing
 from vae_pyro.compilation.scope import (
+    MIN_CALLS,
     MIN_STEPS,
     Mode,
     accelerated,
@@ -18,6 +19,7 @@ from vae_pyro.compilation.scope import (
 )
 
 __all__ = [
+    "MIN_CALLS",
     "MIN_STEPS",
     "CompilationError",
     "Mode",

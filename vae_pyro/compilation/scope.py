@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Repetitions that repay the seconds that compiling takes.
 MIN_STEPS = 1_000  # of training
-MIN_CALLS = 200  # of evaluating, one chunk each
+MIN_CALLS = 200  # of evaluating, one chunk each; and of training on a short last batch
 
 
 @dataclass

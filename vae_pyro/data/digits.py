@@ -31,8 +31,10 @@ class Digits(ImageSource):
         labels = torch.from_numpy(table[:, -1].astype(np.int64))
         # As scikit-learn's train_test_split made them, stratified, with random_state=0.
         places = json.loads(Path(__file__).with_name("digits_split.json").read_text("utf-8"))
-        splits = {name: Split(levels[index], labels[index]) for name, index in places.items()}
-        return Dataset(**splits, num_levels=17)
+        train, valid, test = (
+            Split(levels[places[name]], labels[places[name]]) for name in ("train", "valid", "test")
+        )
+        return Dataset(train, valid, test, num_levels=17)
 
 
 def _file() -> Path:

@@ -32,7 +32,7 @@ class Watch:
         self._x = self._before = torch.empty(0)
 
     @property
-    def looks(self) -> bool:
+    def _looks(self) -> bool:
         """Whether this step is checked."""
         return self._on_cpu or self._step == 1
 
@@ -40,7 +40,7 @@ class Watch:
         """Keep the state before a step, so that it can be repeated to find the broken site."""
         self._step += 1
         self._x = x
-        if self.looks:
+        if self._looks:
             self._before = default_state(self._device)
 
     def over(self, loss: SVILoss) -> Callable[..., Any]:
@@ -63,7 +63,7 @@ class Watch:
     def require_finite(self, losses: Tensor) -> None:
         """Raise DivergenceError where the loss of this step is not finite."""
         # A list, because torch's own check of two numbers takes 0.05 ms.
-        if self.looks and not all(map(math.isfinite, losses.tolist())):
+        if self._looks and not all(map(math.isfinite, losses.tolist())):
             what = _names(losses / -len(self._x))
             raise self._diverged(what, site=self._broken_site(), step=self._step)
 
@@ -84,7 +84,7 @@ class Watch:
         )
 
     def _broken_site(self) -> str | None:
-        if self.looks:
+        if self._looks:
             set_default_state(self._device, self._before)
         return broken_site(self._vae, self._x)
 
@@ -98,7 +98,13 @@ def _names(values: Tensor) -> str:
 
 def broken_weight(vae: VAE) -> str | None:
     """The name of the first weight that is not finite, or None."""
-    return next((n for n, weight in vae.named_parameters() if not weight.isfinite().all()), None)
+    weights = dict(vae.named_parameters())
+    # One pass over them: their sums are finite only if they are. If one overflows, each is looked
+    # at number by number.
+    with torch.no_grad():
+        if weights and torch.stack([weight.sum() for weight in weights.values()]).isfinite().all():
+            return None
+    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
 
 
 def broken_site(vae: VAE, x: Tensor) -> str | None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from torch import Tensor
 
 from vae_pyro.compilation import MIN_STEPS, Mode, accelerated, is_repaid
 from vae_pyro.data import Dataset, batches
@@ -185,12 +186,18 @@ def fit(
     for epoch in restored or [Epoch(0, {}, time.time())]:
         on_epoch(epoch)
     order = streams["batches"].generator
+
+    def prepare(images: Tensor) -> Tensor:
+        x = vae.likelihood.prepare(images, order)
+        vae.likelihood.check(x)
+        return x
+
     records = train(
         vae,
         objective,
         lambda: batches(
             data.train.images,
-            lambda images: vae.likelihood.prepare(images, order),
+            prepare,
             batch_size,
             order,
         ),

@@ -13,7 +13,13 @@ import pyro.optim
 import torch
 from torch import Tensor
 
-from vae_pyro.compilation import CompilationError, Outputs, compile_program, keep_freed_memory
+from vae_pyro.compilation import (
+    MIN_CALLS,
+    CompilationError,
+    Outputs,
+    compile_program,
+    keep_freed_memory,
+)
 from vae_pyro.compilation.precision import fast_float32, threads
 from vae_pyro.objectives import Objective, SVILoss
 from vae_pyro.randomness import RandomStream
@@ -68,12 +74,14 @@ def train(
     Args:
         vae: the pair; its weights are changed in place. In evaluation mode whenever this yields.
         objective: what to maximise.
-        epoch_batches: returns an iterator over one epoch of batches, x ``(batch, C, H, W)``.
+        epoch_batches: returns an iterator over one epoch of batches, x ``(batch, C, H, W)``, in the
+            likelihood's support, which only steps that are not compiled check.
         epochs: how many passes over the data.
         learning_rate: Adam's.
         noise: the random stream of the guide's samples.
-        compiled: whether one compiled graph computes losses and gradients. Batches of another
-            shape than the first, and epochs in which the objective warms up, run uncompiled.
+        compiled: whether compiled graphs compute losses and gradients: one for batches of the
+            first one's shape; another one for a shorter last batch, where at least ``MIN_CALLS``
+            epochs repay it. Epochs in which the objective warms up run uncompiled.
         num_threads: that a step runs on; by default as many as outside of the training.
         adam: the optimiser of these weights, where a training continues; a new one by default.
         done: number of epochs that were finished before.
@@ -84,7 +92,7 @@ def train(
     """
     keep_freed_memory()
     adam = FusedAdam(vae.parameters(), learning_rate) if adam is None else adam
-    graph: _Graph | None = None
+    graphs = _Graphs(vae, compiled=compiled, num_shapes=2 if epochs >= MIN_CALLS else 1)
     for epoch in range(done + 1, epochs + 1):
         start = time.perf_counter()
         vae.train()
@@ -105,17 +113,10 @@ def train(
         ):
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # the watch reports it
             for x in epoch_batches():
-                if compiled and graph is None and current == objective:
-                    try:
-                        graph = _Graph(vae, loss, x)
-                    except CompilationError as error:
-                        compiled = False
-                        logger.warning("trained without compiling: %s", error)
+                graph = graphs.of(x, loss) if current == objective else None
                 watch.next_step(x)
-                if graph is not None and x.shape == graph.shape and current == objective:
-                    if watch.looks:
-                        vae.model.likelihood.check(x)
-                    losses, *gradients = graph.run(x)
+                if graph is not None:
+                    losses, *gradients = graph(x)
                     watch.require_finite(losses)
                     adam.step(gradients)
                 else:
@@ -132,24 +133,62 @@ def train(
         yield EpochRecord(epoch, *elbo, seconds, *(maximised[0] if maximised else ()))
 
 
-class _Graph:
+class _Graphs:
+    """Losses and gradients of an objective as compiled graphs, one for each shape of batches.
+
+    Args:
+        vae: the pair.
+        compiled: whether there are any.
+        num_shapes: for how many shapes, first come, first served.
+    """
+
+    def __init__(self, vae: VAE, *, compiled: bool, num_shapes: int) -> None:
+        self._vae = vae
+        self._left = num_shapes if compiled else 0
+        self._by_shape: dict[torch.Size, Callable[[Tensor], Outputs]] = {}
+
+    def of(self, x: Tensor, loss: SVILoss) -> Callable[[Tensor], Outputs] | None:
+        """x -> losses and gradients, for batches like this one; None where they are not compiled.
+
+        Args:
+            x: a batch.
+            loss: of the objective; the same at every call.
+        """
+        if x.shape not in self._by_shape and self._left:
+            self._left -= 1
+            try:
+                self._by_shape[x.shape] = graph_of(self._vae, loss, x)
+            except CompilationError as error:
+                self._left = 0
+                logger.warning("trained without compiling: %s", error)
+        return self._by_shape.get(x.shape)
+
+
+def graph_of(vae: VAE, loss: SVILoss, x: Tensor) -> Callable[[Tensor], Outputs]:
     """Losses and gradients of an objective for batches of one shape, as one compiled graph.
+
+    Args:
+        vae: the pair.
+        loss: of the objective.
+        x: an example.
+
+    Returns:
+        x -> the losses as one tensor, and a gradient for each trained weight. The next call
+        overwrites them.
 
     Raises:
         CompilationError: where it cannot be had.
     """
 
-    def __init__(self, vae: VAE, loss: SVILoss, x: Tensor) -> None:
-        def losses_and_gradients(vae: VAE, x: Tensor) -> Outputs:
-            surrogate, *losses = loss.tensors(vae.model, vae.guide, x)
-            weights = [weight for weight in vae.parameters() if weight.requires_grad]
-            gradients = torch.autograd.grad(
-                surrogate, weights, allow_unused=True, materialize_grads=True
-            )
-            return (torch.stack(losses).detach(), *gradients)
+    def losses_and_gradients(vae: VAE, x: Tensor) -> Outputs:
+        surrogate, *losses = loss.tensors(vae.model, vae.guide, x)
+        weights = [weight for weight in vae.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(
+            surrogate, weights, allow_unused=True, materialize_grads=True
+        )
+        return (torch.stack(losses).detach(), *gradients)
 
-        self.shape = x.shape
-        self.run = compile_program(losses_and_gradients, vae, [x], key=loss, gradients=True)
+    return compile_program(losses_and_gradients, vae, [x], key=loss, gradients=True)
 
 
 def _weighted_mean(values: Tensor, sizes: Tensor) -> tuple[float, float]:

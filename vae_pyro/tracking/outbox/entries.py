@@ -21,9 +21,7 @@ def of_one_call(entries: Sequence[Entry]) -> Sequence[Entry]:
     return metrics or entries[:1]
 
 
-def hand_over(
-    entries: Sequence[Entry], folder: Path, run: StoredRun, *, is_repeated: bool
-) -> None:
+def hand_over(entries: Sequence[Entry], folder: Path, run: StoredRun, *, is_repeated: bool) -> None:
     """Hand entries to the tracker.
 
     Args:
