@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks import training, workload
 from benchmarks.contest import RESULTS, Contestant, Unit, contest, device, plain, ratio, write
 from vae_pyro.compilation import accelerated
-from vae_pyro.compilation.precision import fast_float32
+from vae_pyro.compilation.precision import fast_arithmetic
 from vae_pyro.log_marginal import ImportanceSampling
 from vae_pyro.vae import VAE
 
@@ -75,7 +75,7 @@ def products(rows: int) -> Unit:
     w1, w2 = first.weight.T, second.weight.T
 
     def run() -> float:
-        with torch.no_grad(), fast_float32(z.device):
+        with torch.no_grad(), fast_arithmetic(z.device):
             for _ in range(NUM_IMAGES * NUM_SAMPLES // rows):
                 z @ w1
                 last = hidden @ w2

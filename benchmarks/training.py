@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import workload
 from benchmarks.contest import Contestant, Unit, contest, device, plain, ratio, write
-from vae_pyro.compilation.precision import fast_float32
+from vae_pyro.compilation.precision import Precision, fast_arithmetic
 from vae_pyro.data import batches
 from vae_pyro.objectives import ELBO
 from vae_pyro.randomness import RandomStream
@@ -25,6 +25,7 @@ def records(
     *,
     compiled: bool,
     batch_size: int = workload.BATCH_SIZE,
+    precision: Precision = "float32",
 ) -> Iterator[EpochRecord]:
     """Train as the program does; yields a record per epoch, without end."""
     where = data.images.device
@@ -43,12 +44,14 @@ def records(
         learning_rate=workload.LEARNING_RATE,
         noise=RandomStream("training", 0, where),
         compiled=compiled,
+        precision=precision,
     )
 
 
-def ours(*, compiled: bool) -> Unit:
+def ours(*, compiled: bool, precision: Precision = "float32") -> Unit:
     data = workload.load(device())
-    epochs = records(data, workload.build(data.images.device), compiled=compiled)
+    vae = workload.build(data.images.device)
+    epochs = records(data, vae, compiled=compiled, precision=precision)
     return lambda: next(epochs).elbo
 
 
@@ -87,7 +90,7 @@ def products() -> Unit:
         outputs = [a @ w for a, w in zip(inputs, weights, strict=True)]
 
     def run() -> float:
-        with torch.no_grad(), fast_float32(weights[0].device):
+        with torch.no_grad(), fast_arithmetic(weights[0].device):
             for _ in range(workload.NUM_BATCHES):
                 for number, (a, w, b) in enumerate(zip(inputs, weights, outputs, strict=True)):
                     a @ w
@@ -101,6 +104,7 @@ def products() -> Unit:
 
 CONTESTANTS = {
     OURS: Contestant(ours, {"compiled": True}),
+    "vae_pyro, compiled, bfloat16": Contestant(ours, {"compiled": True, "precision": "bfloat16"}),
     "vae_pyro, eager": Contestant(ours, {"compiled": False}),
     "Pyro, stock SVI": Contestant(stock_pyro),
     "PyTorch by hand, eager": Contestant(by_hand, {"compiled": False}),

@@ -24,6 +24,8 @@ from vae_pyro.compilation import (
     functions,
     scope,
 )
+from vae_pyro.compilation.graph import _require_equal
+from vae_pyro.compilation.precision import Precision
 from vae_pyro.errors import DataError
 from vae_pyro.guide import DiagNormal, Flow, FullRankNormal, Guide
 from vae_pyro.likelihoods import (
@@ -118,7 +120,13 @@ def _all_is_compiled(
 
 
 def epochs(
-    vae: VAE, x: Tensor, *, compiled: bool, batch_size: int = 12, objective: Objective | None = None
+    vae: VAE,
+    x: Tensor,
+    *,
+    compiled: bool,
+    batch_size: int = 12,
+    objective: Objective | None = None,
+    precision: Precision = "float32",
 ) -> Iterator[EpochRecord]:
     return train(
         vae,
@@ -128,6 +136,7 @@ def epochs(
         learning_rate=1e-2,
         noise=RandomStream("training", 0),
         compiled=compiled,
+        precision=precision,
     )
 
 
@@ -144,9 +153,21 @@ class Cyclical(BetaELBO):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch_size", "network"), [(12, MLP((20,))), (5, Conv((3, 4)))])
-def test_training_gives_the_same_numbers_compiled(batch_size: int, network: Network) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "network", "epochs_for_short", "graphs"),
+    [(12, MLP((20,)), 200, 1), (5, Conv((3, 4)), 200, 1), (5, MLP((20,)), 4, 2)],
+)
+def test_training_gives_the_same_numbers_compiled(
+    batch_size: int,
+    network: Network,
+    epochs_for_short: int,
+    graphs: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     """Also where the last batch is a shorter one, and the objective changes between epochs."""
+    monkeypatch.setattr("vae_pyro.training.svi.MIN_CALLS", epochs_for_short)
+    monkeypatch.setenv("VAE_PYRO_GRAPHS", str(tmp_path / "graphs"))
     objective = Cyclical(beta=2.0)
     (eager, x), (graph, _) = small(network=network), small(network=network)
     slow = list(epochs(eager, x, compiled=False, batch_size=batch_size, objective=objective))
@@ -154,6 +175,7 @@ def test_training_gives_the_same_numbers_compiled(batch_size: int, network: Netw
     assert [r.elbo for r in fast] == pytest.approx([r.elbo for r in slow], rel=1e-5)
     assert [r.objective for r in fast] == pytest.approx([r.objective for r in slow], rel=1e-5)
     torch.testing.assert_close(weights(graph), weights(eager), rtol=1e-4, atol=1e-5)
+    assert len(list((tmp_path / "graphs").glob("*.safetensors"))) == graphs
 
 
 @pytest.mark.slow
@@ -214,6 +236,34 @@ def test_what_cannot_be_traced_is_run_and_said_once(
             ImportanceSampling(num_samples)(vae, x)
     assert len(notes()) == 2
     assert notes()[1].startswith("evaluated without compiling: ")
+
+
+def test_a_difference_at_one_place_is_a_kink_and_at_two_an_error() -> None:
+    def numbers(*wrong: int) -> Callable[[int], tuple[Tensor]]:
+        return lambda attempt: (torch.tensor([1.0 + (attempt in wrong), float(attempt)]),)
+
+    cpu = torch.device("cpu")
+    _require_equal(numbers(), numbers(), cpu)
+    _require_equal(numbers(0), numbers(), cpu)
+    for wrong in ((0, 1), (0, 2), (0, 1, 2)):
+        with pytest.raises(CompilationError, match="differs by 1 in numbers of up to"):
+            _require_equal(numbers(*wrong), numbers(), cpu)
+
+
+@pytest.mark.slow
+def test_bfloat16_trains_to_nearly_the_same_elbo() -> None:
+    """Compiled and not; where the processor has no units for it, float32 takes its place."""
+    (eager, x), (graph, _), (exact, _) = small(), small(), small()
+    slow, fast, float32 = (
+        [record.elbo for record in epochs(vae, x, compiled=compiled, precision=precision)]
+        for vae, compiled, precision in (
+            (eager, False, "bfloat16"),
+            (graph, True, "bfloat16"),
+            (exact, True, "float32"),
+        )
+    )
+    assert fast == pytest.approx(slow, rel=1e-2)
+    assert fast == pytest.approx(float32, rel=1e-2)
 
 
 @pytest.mark.slow

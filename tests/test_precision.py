@@ -34,12 +34,18 @@ def test_the_measure_sees_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert precision.matmul_error.__wrapped__("highest", CPU) > 1e-3
 
 
+def test_bfloat16_is_taken_where_it_is_asked_for() -> None:
+    with precision.fast_arithmetic(CPU, "bfloat16"):
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() != "medium"
+
+
 def test_the_users_setting_comes_back() -> None:
     before = torch.get_float32_matmul_precision()
     seen = []
 
     def fail() -> None:
-        with precision.fast_float32(CPU):
+        with precision.fast_arithmetic(CPU):
             seen.append(torch.get_float32_matmul_precision())
             raise ZeroDivisionError
 
@@ -52,9 +58,9 @@ def test_the_users_setting_comes_back() -> None:
 def test_tiny_numbers_are_zero_within_and_come_back() -> None:
     """Sums of them are what makes a step slow."""
     tiny = torch.tensor([2e-38])
-    with precision.fast_float32(CPU):
+    with precision.fast_arithmetic(CPU):
         assert (tiny * 0.1).item() == 0
-        with precision.fast_float32(CPU):
+        with precision.fast_arithmetic(CPU):
             pass
         assert (tiny * 0.1).item() == 0
     assert (tiny * 0.1).item() == pytest.approx(2e-39, rel=1e-5)

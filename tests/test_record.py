@@ -144,6 +144,33 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, uri: str, told: list[st
     assert held(uri, record) == complete(2)
 
 
+def test_metrics_that_wait_go_in_one_call_and_only_the_refused_are_left_out(
+    tmp_path: Path, uri: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = begin(tmp_path / "record", f"http://127.0.0.1:{free_port()}", must_respond=False)
+    for step in range(1, 301):
+        record.log_metrics({"train/elbo": -1.0 * step, "valid/kl": 2.0}, step)
+        if step in (150, 160):
+            record.log_metrics({"no {name}": 1.0}, step)
+    record.close()
+    told.clear()  # the store was away
+    sizes = []
+    log_batch = MlflowClient.log_batch
+
+    def counted(client: MlflowClient, run_id: str, metrics: Any = (), **more: Any) -> None:
+        sizes.append(len(metrics))
+        log_batch(client, run_id, metrics, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    later = OutboxRun(tmp_path / "record", MLflow(uri))
+    later.deliver()
+    history = MlflowClient(uri).get_metric_history(later.run_id, "train/elbo")
+    assert [(p.step, p.value) for p in history] == [(step, -step) for step in range(1, 301)]
+    assert later.undelivered == 0
+    assert sizes[0] == 200  # of 100 steps
+    assert ["is left out" in line for line in told] == [True, True]
+
+
 def test_one_bad_picture_does_not_hold_up_the_rest(
     tmp_path: Path, uri: str, told: list[str]
 ) -> None:

@@ -18,6 +18,7 @@ from vae_pyro.likelihoods import Bernoulli, NormalLearnedScale
 from vae_pyro.networks import MLP, Conv, Linear
 from vae_pyro.objectives import ELBO, IWAE, BetaELBO, DReG, ELBOAnalyticKL, Objective
 from vae_pyro.randomness import RandomStream
+from vae_pyro.training.divergence import broken_weight
 from vae_pyro.training.svi import EpochRecord, train
 from vae_pyro.vae import VAE, build_vae
 
@@ -179,6 +180,16 @@ def test_networks_train_in_training_mode_and_are_left_in_evaluation_mode() -> No
     ):
         log_marginal.ELBOBound(3)(truth.vae, x)
     assert modes == [True, False, True, False]
+
+
+def test_weights_are_finite_although_their_sum_is_not() -> None:
+    vae = build_vae(2, (1, 2, 2), MLP((3,)))
+    name, weight = next(iter(vae.named_parameters()))
+    with torch.no_grad():
+        weight.fill_(3e38)
+        assert broken_weight(vae) is None
+        weight[0, 0] = math.inf
+    assert broken_weight(vae) == name
 
 
 def test_divergence_stops_with_the_place_and_the_way_out() -> None:

@@ -74,6 +74,20 @@ def test_an_epoch_holds_every_image_once(num_images: int, batch_size: int, seed:
     assert sorted(torch.cat(parts).flatten().tolist()) == list(range(num_images))
 
 
+def test_large_images_are_prepared_a_few_batches_at_a_time() -> None:
+    images = torch.arange(600, dtype=torch.float32).reshape(-1, 1, 1, 1).expand(-1, 1, 64, 64)
+    sizes = []
+
+    def prepare(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(part))
+        return part[..., 0, 0]
+
+    parts = list(batches(images, prepare, 50, torch.Generator().manual_seed(0)))
+    assert [len(part) for part in parts] == 12 * [50]
+    assert sizes == [250, 250, 100]  # of at most 2^20 pixels, and of whole batches
+    assert sorted(torch.cat(parts).flatten().tolist()) == list(range(600))
+
+
 @given(st.sets(st.integers(0, 9), min_size=1))
 def test_only_the_classes_asked_for_are_kept(classes: set[int]) -> None:
     whole, part = Digits().load(), Digits(classes=tuple(sorted(classes))).load()

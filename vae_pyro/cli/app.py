@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
         valid/log_px, in nats per image, for a sweeper that chooses jobs by it; None where there is
         none, or the job failed.
     """
-    # PyTorch's threads start later, and inherit it; see fast_float32.
+    # PyTorch's threads start later, and inherit it; see fast_arithmetic.
     torch.set_flush_denormal(True)
     hydra = HydraConfig.get()
     output = Path(hydra.runtime.output_dir)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import pyro
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from vae_pyro.compilation import store
 from vae_pyro.compilation.functions import ON_CPU
 from vae_pyro.compilation.identity import UnknownPartError, graph_digest
+from vae_pyro.compilation.precision import matmul_error
 from vae_pyro.compilation.store import StoredGraph
 from vae_pyro.randomness import RandomStream
 
@@ -74,16 +76,21 @@ def compile_program(
         outputs: Outputs = torch.func.functional_call(bound, swapped, arguments[len(names) :])
         return outputs
 
-    def example() -> list[Tensor]:
+    def example(attempt: int = 0) -> list[Tensor]:
         return [
-            s.clone().requires_grad_(gradients and t.requires_grad)
-            for s, t in zip(state, tensors, strict=True)
+            s.requires_grad_(gradients and t.requires_grad)
+            for s, t in zip(_moved(state, attempt), tensors, strict=True)
         ]
 
     device = inputs[0].device
-    try:
+
+    @cache
+    def expected(attempt: int) -> Outputs:
         with _traceable(device), torch.set_grad_enabled(gradients):
-            expected = _on_equal_noise(lambda: flat(*example(), *inputs), device)
+            return _on_noise(attempt, lambda: flat(*example(attempt), *inputs), device)
+
+    try:
+        expected(0)  # what is wrong with the program itself is said first
         digest = _digest(program, module, inputs, key, gradients=gradients)
         if digest is not None and (stored := store.read(digest)) is not None:
             try:
@@ -143,7 +150,10 @@ def _constants_to_inputs(graph: torch.fx.GraphModule) -> list[Tensor]:
 
 
 def _checked(
-    stored: StoredGraph, state: Sequence[Tensor], inputs: Sequence[Tensor], expected: Outputs
+    stored: StoredGraph,
+    state: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    expected: Callable[[int], Outputs],
 ) -> Callable[..., Outputs]:
     """The graph for these weights, compared with the program on copies of them.
 
@@ -153,11 +163,14 @@ def _checked(
     library = stored.load()
     constants = list(stored.constants)
     arguments = [*inputs, *constants]
-    copies = [tensor.clone() for tensor in state]  # of buffers that the program may change
+
+    def found(attempt: int) -> Outputs:
+        # Copies of the weights, because the program may change buffers.
+        trial = stored.tape.player(library, [*_moved(state, attempt), *arguments], len(state))
+        return _on_noise(attempt, lambda: trial(*arguments), inputs[0].device)
+
     with torch.no_grad():
-        trial = stored.tape.player(library, [*copies, *arguments], len(state))
-        found = _on_equal_noise(lambda: trial(*arguments), inputs[0].device)
-        _compare(found, expected)
+        _require_equal(found, expected, inputs[0].device)
         play = stored.tape.player(library, [*state, *arguments], len(state))
 
     def run(*inputs: Tensor) -> Outputs:
@@ -171,13 +184,17 @@ def _on_gpu(
     graph: torch.fx.GraphModule,
     state: Sequence[Tensor],
     inputs: Sequence[Tensor],
-    expected: Outputs,
+    expected: Callable[[int], Outputs],
 ) -> Callable[..., Outputs]:
     device = inputs[0].device
     options = {"fallback_random": True, "triton.cudagraphs": True}
     compiled = torch._inductor.compile(graph, [*state, *inputs], options=options)
-    copies = [tensor.clone() for tensor in state]
-    _compare(_on_equal_noise(lambda: compiled(*copies, *inputs), device), expected)
+
+    def found(attempt: int) -> Outputs:
+        copies = _moved(state, attempt)
+        return _on_noise(attempt, lambda: compiled(*copies, *inputs), device)
+
+    _require_equal(found, expected, device)
 
     def run(*inputs: Tensor) -> Outputs:
         with torch.no_grad():
@@ -253,17 +270,43 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _on_equal_noise(call: Callable[[], Any], device: torch.device) -> Outputs:
-    with RandomStream("comparison", 0, device).active():
+def _moved(state: Sequence[Tensor], attempt: int) -> list[Tensor]:
+    """Copies of the weights; a little larger from attempt to attempt."""
+    return [tensor * (1 + attempt / 1000) if attempt else tensor.clone() for tensor in state]
+
+
+def _on_noise(seed: int, call: Callable[[], Any], device: torch.device) -> Outputs:
+    with RandomStream("comparison", seed, device).active():
         return tuple(output.detach().clone() for output in call())
 
 
-def _compare(found: Outputs, expected: Outputs) -> None:
+def _require_equal(
+    found: Callable[[int], Outputs], expected: Callable[[int], Outputs], device: torch.device
+) -> None:
+    """Compare the two at one or three places, given by a number.
+
+    Where a ReLU's input is zero but for rounding, the two may lie on either side of its kink, and
+    then have different gradients though both are right. That does not happen again at the next
+    places; what is wrong with a graph does.
+
+    Raises:
+        CompilationError: where they differ.
+    """
+    rounding = matmul_error(torch.get_float32_matmul_precision(), device)
+    tolerance = max(_TOLERANCE, 2 * rounding)  # for bfloat16, a number rounds up or down
+    try:
+        _compare(found(0), expected(0), tolerance)
+    except CompilationError:
+        for attempt in (1, 2):
+            _compare(found(attempt), expected(attempt), tolerance)
+
+
+def _compare(found: Outputs, expected: Outputs, tolerance: float) -> None:
     for mine, theirs in zip(found, expected, strict=True):
         scale = theirs.abs().max() if theirs.numel() else theirs.sum()
         if not scale.isfinite() or not theirs.numel():
             continue  # nothing to compare with
-        if not (mine - theirs).abs().max() <= _TOLERANCE * scale:
+        if not (mine - theirs).abs().max() <= tolerance * scale:
             raise CompilationError(
                 f"the compiled program differs by {(mine - theirs).abs().max():g} in numbers of "
                 f"up to {scale:g}"

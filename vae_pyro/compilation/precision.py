@@ -1,10 +1,13 @@
-"""Arithmetic as fast as possible with the error of float32."""
+"""Arithmetic as fast as possible with the error of float32, or with that of bfloat16."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Literal
 
 import torch
+
+Precision = Literal["float32", "bfloat16"]
 
 _SETTINGS = ("medium", "high")  # fastest first
 _GRANTED = 3.0  # times the error of the slowest setting, for another order of summation
@@ -39,8 +42,11 @@ def fastest_setting(device: torch.device) -> str:
 
 
 @contextmanager
-def fast_float32(device: torch.device) -> Iterator[None]:
+def fast_arithmetic(device: torch.device, precision: Precision = "float32") -> Iterator[None]:
     """Take float32 matrix products by the fastest setting that keeps float32's error.
+
+    With ``bfloat16``, their factors are rounded to its 8 bits where this processor is faster then;
+    sums, and everything that is no matrix product, are float32.
 
     Numbers below 1.2e-38 count as zero: Adam's moments of a weight that is out of use shrink to
     such numbers, and processors then take three times as long for a step.
@@ -48,7 +54,8 @@ def fast_float32(device: torch.device) -> Iterator[None]:
     flushes = _flushes_denormals()
     torch.set_flush_denormal(True)
     try:
-        with _matmul_precision(fastest_setting(device)):
+        setting = fastest_setting(device) if precision == "float32" else "medium"
+        with _matmul_precision(setting):
             yield
     finally:
         torch.set_flush_denormal(flushes)

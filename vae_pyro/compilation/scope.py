@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_pyro.compilation.graph import CompilationError, Outputs, Program, compile_program
-from vae_pyro.compilation.precision import fast_float32
+from vae_pyro.compilation.precision import fast_arithmetic
 
 Mode = Literal["auto"] | bool
 
@@ -57,7 +57,7 @@ def accelerated(
         scope = replace(outer, repeats=repeats * outer.repeats)
     token = _scope.set(scope)
     try:
-        with fast_float32(device):
+        with fast_arithmetic(device):
             yield
     finally:
         _scope.reset(token)

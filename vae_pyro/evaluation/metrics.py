@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_pyro.compilation.precision import fast_float32
+from vae_pyro.compilation.precision import fast_arithmetic
 from vae_pyro.evaluation.agreement import EstimatorComparison, subtract
 from vae_pyro.evaluation.latent import (
     active_units,
@@ -162,7 +162,7 @@ def rounding_error(vae: VAE, x: Tensor) -> float:
         x: images, ``(N, C, H, W)``.
     """
     exact = copy.deepcopy(vae).double()
-    with torch.no_grad(), fast_float32(x.device):
+    with torch.no_grad(), fast_arithmetic(x.device):
         z = vae.guide.posterior_mean(x)
         rounded, whole = log_joint(vae, x, z), log_joint(exact, x.double(), z.double())
         differences = rounded[0] + rounded[1] - (whole[0] + whole[1])

@@ -89,6 +89,7 @@ class Trainer:
             valid_samples=options.valid_samples,
             keep=options.keep,
             patience=options.patience,
+            precision=options.precision,
             compile_training=options.compile,
             compile_validation=self.compile_validation,
             checkpoints=checkpoints,

@@ -32,7 +32,7 @@ class Watch:
         self._x = self._before = torch.empty(0)
 
     @property
-    def _looks(self) -> bool:
+    def looks(self) -> bool:
         """Whether this step is checked."""
         return self._on_cpu or self._step == 1
 
@@ -40,7 +40,7 @@ class Watch:
         """Keep the state before a step, so that it can be repeated to find the broken site."""
         self._step += 1
         self._x = x
-        if self._looks:
+        if self.looks:
             self._before = default_state(self._device)
 
     def over(self, loss: SVILoss) -> Callable[..., Any]:
@@ -63,7 +63,7 @@ class Watch:
     def require_finite(self, losses: Tensor) -> None:
         """Raise DivergenceError where the loss of this step is not finite."""
         # A list, because torch's own check of two numbers takes 0.05 ms.
-        if self._looks and not all(map(math.isfinite, losses.tolist())):
+        if self.looks and not all(map(math.isfinite, losses.tolist())):
             what = _names(losses / -len(self._x))
             raise self._diverged(what, site=self._broken_site(), step=self._step)
 
@@ -84,7 +84,7 @@ class Watch:
         )
 
     def _broken_site(self) -> str | None:
-        if self._looks:
+        if self.looks:
             set_default_state(self._device, self._before)
         return broken_site(self._vae, self._x)
 

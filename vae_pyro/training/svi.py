@@ -20,7 +20,7 @@ from vae_pyro.compilation import (
     compile_program,
     keep_freed_memory,
 )
-from vae_pyro.compilation.precision import fast_float32, threads
+from vae_pyro.compilation.precision import Precision, fast_arithmetic, threads
 from vae_pyro.objectives import Objective, SVILoss
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.divergence import Watch
@@ -63,6 +63,7 @@ def train(
     noise: RandomStream,
     compiled: bool = False,
     num_threads: int | None = None,
+    precision: Precision = "float32",
     adam: FusedAdam | None = None,
     done: int = 0,
 ) -> Iterator[EpochRecord]:
@@ -74,8 +75,7 @@ def train(
     Args:
         vae: the pair; its weights are changed in place. In evaluation mode whenever this yields.
         objective: what to maximise.
-        epoch_batches: returns an iterator over one epoch of batches, x ``(batch, C, H, W)``, in the
-            likelihood's support, which only steps that are not compiled check.
+        epoch_batches: returns an iterator over one epoch of batches, x ``(batch, C, H, W)``.
         epochs: how many passes over the data.
         learning_rate: Adam's.
         noise: the random stream of the guide's samples.
@@ -83,6 +83,7 @@ def train(
             first one's shape; another one for a shorter last batch, where at least ``MIN_CALLS``
             epochs repay it. Epochs in which the objective warms up run uncompiled.
         num_threads: that a step runs on; by default as many as outside of the training.
+        precision: of matrix products; see ``fast_arithmetic``.
         adam: the optimiser of these weights, where a training continues; a new one by default.
         done: number of epochs that were finished before.
 
@@ -107,7 +108,7 @@ def train(
         with (
             pyro.get_param_store().scope(),
             noise.active(),
-            fast_float32(noise.device),
+            fast_arithmetic(noise.device, precision),
             threads(num_threads or torch.get_num_threads()),
             warnings.catch_warnings(),
         ):
@@ -116,6 +117,8 @@ def train(
                 graph = graphs.of(x, loss) if current == objective else None
                 watch.next_step(x)
                 if graph is not None:
+                    if watch.looks:
+                        vae.model.likelihood.check(x)
                     losses, *gradients = graph(x)
                     watch.require_finite(losses)
                     adam.step(gradients)
