@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-sweep: $(STAMP) ## train and evaluate with 2, 10 and 20 latent dimensions (about 90 seconds)
+sweep: $(STAMP) ## train and evaluate with 2, 10 and 20 latent dimensions (about two minutes)
 	$(BIN)/python run.py latent_dim=2,10,20 -m
 
 # A process of tests per core, each with one thread: most tests wait for processes of one thread.
