@@ -17,7 +17,7 @@ _PER_PARAMETER = 300
 
 def rows_per_chunk(vae: ModelAndGuide, x: Images, chunk_size: int = CHUNK_SIZE) -> int:
     """How many z's to decode at once for images like x ``(N, C, H, W)``."""
-    # Below 256 outputs it is the hidden layers, not the image, that fill the cache.
+    # Below 1,024 outputs it is the hidden layers, not the image, that fill the cache.
     return max(1, chunk_size // max(pair_of(vae).outputs_per_row(x), 1024))
 
 
