@@ -33,7 +33,10 @@ def test_ais_is_exact_within_its_own_honest_error_bars(start: Start) -> None:
     estimate = AIS(**BUDGET, start=start)(truth.vae, x)
     z_scores = (estimate.value - Exact()(truth.vae, x).value) / estimate.std_error
     assert estimate.bound is Bound.LOWER
-    assert z_scores.abs().max() < 4.8  # Student's t with 31 degrees of freedom
+    # Student's t with 31 degrees of freedom is beyond 6.1 once in a million; of 1,000 images,
+    # one is beyond 4.8 in every 27th such experiment.
+    assert z_scores.abs().max() < 6.1
+    assert (z_scores.abs() > 3).double().mean() < 0.015  # 0.5% of them are expected
     # Jensen: below by half a variance; and no more than that.
     jensen = (estimate.std_error / 2).mean()
     assert abs(z_scores.mean() + jensen) < 4.5 / math.sqrt(1000)

@@ -32,7 +32,7 @@ def vae(name: str) -> VAE:
 @pytest.mark.slow
 @every_likelihood
 def test_importance_sampling_and_ais_agree_with_quadrature(name: str, vae: VAE) -> None:
-    images = torch.randint(0, 5, (40, 1, 3, 4), dtype=torch.uint8)
+    images = torch.randint(0, 5, (100, 1, 3, 4), dtype=torch.uint8)
     x = vae.model.likelihood.prepare(images, torch.Generator().manual_seed(0))
     truth = Quadrature()(vae, x)
     assert truth.std_error.max() < 1e-2
@@ -40,7 +40,7 @@ def test_importance_sampling_and_ais_agree_with_quadrature(name: str, vae: VAE) 
         estimate = estimator(vae, x)
         z_scores = (estimate.value - truth.value) / estimate.std_error
         assert z_scores.abs().max() < 5
-        assert 0.8 < z_scores.std() < 1.4
+        assert 0.68 < z_scores.std() < 1.4  # 1 - 4.5 standard errors: 1 / sqrt(200) of 100 scores
     best = LocalELBO(300)(vae, x)
     assert ((best.value - truth.value) / best.std_error).max() < 4.5
 
