@@ -84,7 +84,8 @@ def pip(*arguments: str | Path) -> None:
 
 
 def test_the_wheel_holds_the_package_and_its_configurations_alone(wheel: Path) -> None:
-    package = [*ROOT.glob("vae_pyro/**/*.py"), ROOT / "vae_pyro" / "py.typed"]
+    package = [path for kind in ("py", "json") for path in ROOT.glob(f"vae_pyro/**/*.{kind}")]
+    package.append(ROOT / "vae_pyro" / "py.typed")
     expected = {str(path.relative_to(ROOT)) for path in package}
     expected |= {f"vae_pyro/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.yaml")}
     with zipfile.ZipFile(wheel) as archive:

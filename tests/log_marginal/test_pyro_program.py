@@ -114,7 +114,10 @@ def test_a_narrow_guide_is_mended_by_the_mixture() -> None:
     plain = ImportanceSampling(2000)(program, x)
     mixed = ImportanceSampling(2000, prior_share=0.3)(program, x)
     assert (plain.value - evidence(x)).abs().mean() > 3 * (mixed.value - evidence(x)).abs().mean()
-    assert ((mixed.value - evidence(x)) / mixed.std_error).abs().max() < 4.8
+    z_scores = (mixed.value - evidence(x)) / mixed.std_error
+    # The others have too few samples where their weights are: k-hat says so.
+    assert mixed.trusted.sum() > 20
+    assert z_scores[mixed.trusted].abs().max() < 4.8
 
 
 @pytest.mark.parametrize(
