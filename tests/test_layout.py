@@ -41,6 +41,7 @@ INNER_LAYERS = {
     "compilation": [
         "functions",
         "precision",
+        "processes",
         "tape",
         "recorder",
         "inductor",

@@ -29,6 +29,10 @@ class EstimatorError(UserError):
     """An estimator that does not apply to this VAE."""
 
 
+class WorkerError(UserError):
+    """A process that shares the work of this one, and ended before its part was done."""
+
+
 class ReportError(UserError):
     """Runs that cannot be compared, or whose files are missing or damaged."""
 

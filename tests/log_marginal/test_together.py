@@ -1,5 +1,6 @@
 """One evaluation in chunks: the same numbers whether it was stopped or not."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -89,10 +90,85 @@ def test_the_seed_decides() -> None:
     assert not torch.equal(first["elbo"].estimate.value, other["elbo"].estimate.value)
     # Two chunks, two sequences of random numbers: equal images do not get equal estimates.
     twice = estimate_together(
-        {"elbo": ELBOBound(5)}, truth.vae, x[:1].expand(200, -1, -1, -1), seed=0
+        {"elbo": ELBOBound(5)}, truth.vae, x[:1].expand(50, -1, -1, -1), seed=0
     )
     value = twice["elbo"].estimate.value
-    assert not torch.equal(value[:100], value[100:])
+    assert not torch.equal(value[:25], value[25:])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_processes_that_share_the_images_give_the_same_numbers(tmp_path: Path) -> None:
+    truth = LinearGaussian(shift=0.1)
+    x = truth.sample(110)
+    before = torch.get_num_threads()
+    answers = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            folder = tmp_path / str(threads)
+            answers.append(estimate_together(FAMILY, truth.vae, x, seed=0, folder=folder))
+    finally:
+        torch.set_num_threads(before)
+    alone, shared, by_three = answers
+    assert same(alone, shared)
+    assert same(alone, by_three)
+    # Each keeps what it computes, for an evaluation that is continued.
+    names = [sorted(path.name for path in folder.iterdir()) for folder in tmp_path.iterdir()]
+    assert names[0] == names[1] == names[2]
+
+
+@dataclass(frozen=True)
+class Who(Estimator):
+    """Tells which process computes, and on how many threads."""
+
+    def __call__(
+        self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
+    ) -> Estimate:
+        value = torch.full((len(x),), float(os.getpid()), dtype=torch.float64)
+        threads = torch.full_like(value, torch.get_num_threads())
+        return Estimate(value, 0 * value, Bound.LOWER, {"threads": threads})
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("images", "ahead"), [(39, 0), (41, 1)])
+def test_the_first_of_many_chunks_is_computed_here(
+    images: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a graph is compiled once, and a note on it is written once."""
+    monkeypatch.setattr(together, "IMAGES_PER_CHUNK", {"cpu": 1})
+    truth = LinearGaussian()
+    answer = estimate_together({"log_px_a": Who()}, truth.vae, truth.sample(images), seed=0)
+    estimate = answer["log_px_a"].estimate
+    assert (estimate.value == os.getpid()).tolist() == [True] * ahead + [False] * (images - ahead)
+    assert len(set(estimate.value.tolist())) == 2 + ahead
+    assert (estimate.diagnostics["threads"] == 1).all()
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_in_one_process_stops_all(tmp_path: Path) -> None:
+    truth = LinearGaussian()
+    x = truth.sample(110)
+    log, kept = tmp_path / "log", tmp_path / "kept"
+    stopping: dict[str, Estimator] = {"log_px_a": Counting(2, log)}
+    with pytest.raises(Stop):
+        estimate_together(stopping, truth.vae, x, seed=1, folder=kept)
+    done = list(kept.iterdir())
+    assert len(done) < 5
+    whole: dict[str, Estimator] = {"log_px_a": Counting(99, log)}
+    continued = estimate_together(whole, truth.vae, x, seed=1, folder=kept)
+    undisturbed = estimate_together(
+        {"log_px_a": Counting(99, tmp_path / "other")}, truth.vae, x, seed=1
+    )
+    assert same(continued, undisturbed)
+    assert set(done) < set(kept.iterdir())
 
 
 def test_the_ambient_randomness_is_left_alone() -> None:
@@ -130,7 +206,7 @@ class Counting(Estimator):
 
 def test_a_stopped_evaluation_goes_on_at_its_chunk(tmp_path: Path) -> None:
     truth = LinearGaussian()
-    x = truth.sample(450)
+    x = truth.sample(110)
     log = tmp_path / "log"
     undisturbed = estimate_together(
         {"log_px_a": Counting(99, tmp_path / "other")}, truth.vae, x, seed=1
@@ -147,7 +223,7 @@ def test_a_stopped_evaluation_goes_on_at_its_chunk(tmp_path: Path) -> None:
     continued = estimate_together(
         {"log_px_a": Counting(99, log)}, truth.vae, x, seed=1, folder=tmp_path / "kept"
     )
-    assert log.read_text().split() == ["100", "100", "100", "100", "50"]  # none twice
+    assert log.read_text().split() == ["25", "25", "25", "25", "10"]  # none twice
     assert same(continued, undisturbed)
 
 
@@ -164,8 +240,8 @@ def test_every_estimator_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_bidirectional_bounds_come_back_too(tmp_path: Path) -> None:
     truth = LinearGaussian()
-    fresh = bidirectional(AIS(3, 4, 2), truth.vae, 120, seed=0, folder=tmp_path)
-    kept = bidirectional(AIS(3, 4, 2), truth.vae, 120, seed=0, folder=tmp_path)
+    fresh = bidirectional(AIS(3, 4, 2), truth.vae, 40, seed=0, folder=tmp_path)
+    kept = bidirectional(AIS(3, 4, 2), truth.vae, 40, seed=0, folder=tmp_path)
     names = ("lower", "upper")
     assert same(dict(zip(names, fresh, strict=True)), dict(zip(names, kept, strict=True)))
     assert len(list(tmp_path.iterdir())) == 2
@@ -228,7 +304,8 @@ def test_what_has_no_answer_is_told_before_anything_is_computed(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_is_in_images_and_ends_with_all_of_them() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_progress_is_in_images_and_ends_with_all_of_them(threads: int) -> None:
     truth = LinearGaussian(shift=0.1)
     x = truth.sample(230)
     seen: dict[str, list[int]] = {}
@@ -239,7 +316,12 @@ def test_progress_is_in_images_and_ends_with_all_of_them() -> None:
         reports = seen.setdefault(label, [])
         yield lambda done, _: reports.append(done)
 
-    estimate_together(FAMILY, truth.vae, x, seed=0, progress=progress)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        estimate_together(FAMILY, truth.vae, x, seed=0, progress=progress)
+    finally:
+        torch.set_num_threads(before)
     assert list(seen) == [
         "evaluating elbo .. log_px",
         *(f"evaluating {name}" for name in list(FAMILY)[3:]),
@@ -305,7 +387,7 @@ def test_random_streams_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> Non
         return RandomStream(name, seed, device)
 
     monkeypatch.setattr(together, "RandomStream", named)
-    monkeypatch.setattr(together, "IMAGES_PER_CHUNK", 2)
+    monkeypatch.setattr(together, "IMAGES_PER_CHUNK", {"cpu": 2})
     truth = LinearGaussian()
     weights = {"elbo": ELBOBound(3), "iwae": IWAEBound(3, 3), "log_px": ImportanceSampling(3)}
     family: dict[str, Estimator] = {**weights, "log_px_prior": PriorSampling(3)}

@@ -1,6 +1,5 @@
 """Several estimators on the same images: in chunks, with progress, and continued after a stop."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vae_pyro.compilation import accelerated
+from vae_pyro.compilation.processes import num_processes, spread
 from vae_pyro.log_marginal.annealed import AIS
-from vae_pyro.log_marginal.cache import ChunkCache
+from vae_pyro.log_marginal.cache import Chunk, ChunkCache
 from vae_pyro.log_marginal.chunking import multiply_adds, rows_per_chunk
 from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.estimate import Estimate, concatenate
@@ -22,7 +22,9 @@ from vae_pyro.log_marginal.program import Images, ModelAndGuide, require_vae
 from vae_pyro.progress import ShowProgress, no_progress
 from vae_pyro.randomness import RandomStream
 
-IMAGES_PER_CHUNK = 100
+IMAGES_PER_CHUNK = {"cpu": 25, "cuda": 100}
+"""By the kind of device: few are shared evenly by a processor's cores, many occupy a GPU."""
+_MANY = 20  # chunks for each process: one more or less makes no difference
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +33,8 @@ class TimedEstimate:
 
     Attributes:
         estimate: for every image.
-        seconds: of computing it; those of a pass that several estimators share count for each.
+        seconds: of computing it, added up over the processes that share the images; those of a pass
+            that several estimators share count for each.
     """
 
     estimate: Estimate
@@ -275,30 +278,34 @@ def _in_chunks(
         progress: likewise.
         place: likewise.
     """
-    chunks = []
     cache = ChunkCache(folder, vae)
-    repeats = math.ceil(len(x) / IMAGES_PER_CHUNK)
-    with progress(label, len(x)) as report, accelerated(x.device, repeats=repeats):
-        for start in range(0, len(x), IMAGES_PER_CHUNK):
-            chunk = slice(start, min(start + IMAGES_PER_CHUNK, len(x)))
+    size = IMAGES_PER_CHUNK[x.device.type]
+    chunks = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
 
-            def compute_chunk(chunk: slice = chunk) -> dict[str, Estimate]:
-                noise = RandomStream(f"{stream} {place + chunk.start}", seed, x.device)
-                with noise.active():
-                    return compute(chunk, _within(report, chunk))
+    def compute_chunk(number: int, report: OnProgress) -> Chunk:
+        chunk = chunks[number]
 
-            key = (*given, seed, place + start)
-            chunks.append(cache.read_or_compute(key, x[chunk], compute_chunk))
-            report(chunk.stop, "")
+        def compute_anew() -> dict[str, Estimate]:
+            with RandomStream(f"{stream} {place + chunk.start}", seed, x.device).active():
+                return compute(chunk, report)
+
+        return cache.read_or_compute((*given, seed, place + chunk.start), x[chunk], compute_anew)
+
+    with progress(label, len(x)) as report, accelerated(x.device, repeats=len(chunks)):
+        done = [0.0] * len(chunks)
+
+        def report_all(number: int, share: float, state: str) -> None:
+            done[number] = share * (chunks[number].stop - chunks[number].start)
+            report(int(sum(done)), state)
+
+        processes = num_processes(x.device)
+        # What the first compiles, the processes share.
+        ahead = 1 if len(chunks) >= _MANY * processes else 0
+        computed = spread(compute_chunk, len(chunks), processes, report_all, ahead=ahead)
     return {
         name: TimedEstimate(
-            concatenate([estimates[name] for estimates, _ in chunks]),
-            sum(seconds for _, seconds in chunks),
+            concatenate([estimates[name] for estimates, _ in computed]),
+            sum(seconds for _, seconds in computed),
         )
-        for name in chunks[0][0]
+        for name in computed[0][0]
     }
-
-
-def _within(report: Callable[[int, str], None], chunk: slice) -> OnProgress:
-    size = chunk.stop - chunk.start
-    return lambda share, state: report(chunk.start + int(share * size), state)

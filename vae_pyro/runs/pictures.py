@@ -1,10 +1,14 @@
 """Pictures of a job, in its folder and in its run."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
+from vae_pyro.compilation.processes import Aside, num_processes
+from vae_pyro.errors import WorkerError
 from vae_pyro.evaluation import posterior_means
 from vae_pyro.files import write_atomically
 from vae_pyro.log_marginal.estimate import MOST_UNTRUSTED
@@ -13,37 +17,90 @@ from vae_pyro.reporting import figures
 from vae_pyro.tracking import Run
 from vae_pyro.vae import VAE
 
+logger = logging.getLogger(__name__)
+
 SERIES = ("samples", "reconstructions", "latent_space")
 BOUNDS_FILE = "elbo_vs_iwae.png"
+_PATIENCE = 60.0  # seconds; drawing takes half of one
 FILES = (*(f"{key}.png" for key in SERIES), BOUNDS_FILE)
 """What this module writes into a job's folder."""
 
 
-def draw_vae(
-    vae: VAE, test_x: Tensor, labels: Tensor, epoch: int, *, seed: int, run: Run, folder: Path
-) -> None:
-    """Samples, reconstructions and latent space of one epoch.
+class Pictures:
+    """Samples, reconstructions and latent space of a VAE, after one epoch or another.
+
+    From the second time on, and where there is a core for it, they are drawn by another process, so
+    that training goes on meanwhile.
 
     Args:
-        vae: as it is after this epoch.
+        vae: as it is when pictures are asked for.
         test_x: prepared test images, ``(N, C, H, W)``.
         labels: of the test images, ``(N,)``.
-        epoch: the step under which the pictures are recorded.
         seed: of the samples that are shown.
         run: where they are recorded.
         folder: where the latest of each kind is kept.
     """
-    means = posterior_means(vae, test_x)
-    with RandomStream("pictures", seed, test_x.device).active():
-        drawn = {
-            "samples": figures.sample_grid(vae),
-            "reconstructions": figures.reconstruction_grid(vae, test_x[:64]),
-            "latent_space": figures.latent_figure(vae, means, labels),
-        }
-    for key, figure in drawn.items():
-        pixels = figures.render(figure)
-        run.log_image(key, pixels, epoch)
-        write_atomically(folder / f"{key}.png", figures.png(pixels))
+
+    def __init__(
+        self, vae: VAE, test_x: Tensor, labels: Tensor, *, seed: int, run: Run, folder: Path
+    ) -> None:
+        self._vae = vae
+        self._test_x = test_x
+        self._labels = labels
+        self._seed = seed
+        self._run = run
+        self._folder = folder
+        self._epoch = 0
+        self._aside: Aside[dict[str, np.ndarray]] = Aside()
+        self._is_first = True
+
+    @property
+    def are_awaited(self) -> bool:
+        """Whether some are being drawn, and not recorded yet."""
+        return self._aside.is_busy
+
+    def draw(self, epoch: int) -> None:
+        """Begin to draw those of this epoch, the step under which they are recorded."""
+        self.record()
+        self._epoch = epoch
+        if self._is_first or num_processes(self._test_x.device) == 1:
+            self._is_first = False  # it loads the libraries, which further processes then share
+            self._keep(self._drawn())
+        else:
+            self._aside.begin(self._drawn)
+
+    def record(self, *, wait: bool = True) -> None:
+        """Record those that are drawn.
+
+        Args:
+            wait: for those that are being drawn.
+        """
+        if self._aside.is_busy and (wait or self._aside.is_done):
+            try:
+                drawn = self._aside.result(_PATIENCE)
+            except WorkerError as error:  # they are not worth a training
+                logger.warning("no pictures of epoch %d: %s", self._epoch, error)
+            else:
+                self._keep(drawn)
+
+    def give_up(self) -> None:
+        """Stop drawing."""
+        self._aside.stop()
+
+    def _drawn(self) -> dict[str, np.ndarray]:
+        means = posterior_means(self._vae, self._test_x)
+        with RandomStream("pictures", self._seed, self._test_x.device).active():
+            drawn = {
+                "samples": figures.sample_grid(self._vae),
+                "reconstructions": figures.reconstruction_grid(self._vae, self._test_x[:64]),
+                "latent_space": figures.latent_figure(self._vae, means, self._labels),
+            }
+        return {key: figures.render(figure) for key, figure in drawn.items()}
+
+    def _keep(self, drawn: Mapping[str, np.ndarray]) -> None:
+        for key, pixels in drawn.items():
+            self._run.log_image(key, pixels, self._epoch)
+            write_atomically(self._folder / f"{key}.png", figures.png(pixels))
 
 
 def draw_bounds(

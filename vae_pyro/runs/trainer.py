@@ -1,5 +1,6 @@
 """Train: ``fit`` with a run that records every epoch, pictures on the way, and checkpoints."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,10 @@ from rich.console import Console
 from vae_pyro.compilation import Mode
 from vae_pyro.config import TrainingConfig
 from vae_pyro.progress import show_progress
-from vae_pyro.runs.pictures import draw_vae, snapshot_epochs
+from vae_pyro.runs.pictures import Pictures, snapshot_epochs
 from vae_pyro.runs.preparation import Parts
 from vae_pyro.tracking import Run
-from vae_pyro.training import Epoch, fit
+from vae_pyro.training import Epoch, History, fit
 from vae_pyro.training.checkpoints import FOLDER, Checkpoints
 
 FILES = (FOLDER,)
@@ -62,23 +63,34 @@ class Trainer:
         options, parts = self.options, self.parts
         test_x = parts.dataset.prepared("test", parts.vae)
         snapshots = snapshot_epochs(options.epochs, options.snapshots)
-        draw = partial(
-            draw_vae,
-            parts.vae,
-            test_x,
-            parts.dataset.test.labels,
-            seed=self.seed,
-            run=run,
-            folder=self.folder,
-        )
+        labels = parts.dataset.test.labels
+        pictures = Pictures(parts.vae, test_x, labels, seed=self.seed, run=run, folder=self.folder)
+        # Else a job killed meanwhile would continue after an epoch without its pictures.
+        checkpoints.wait_for(lambda: pictures.are_awaited)
 
         def record(epoch: Epoch) -> None:
             if epoch.metrics:
                 run.log_metrics(epoch.metrics, epoch.number, epoch.time)
+            pictures.record(wait=epoch.is_last)
             if epoch.number in snapshots and not (epoch.is_restored or epoch.is_last):
-                draw(epoch.number)
+                pictures.draw(epoch.number)
 
-        history = fit(
+        try:
+            history = self._fit(checkpoints, record)
+            last_epoch = history.epochs[-1].number
+            pictures.draw(last_epoch)
+            pictures.record()
+        finally:
+            pictures.give_up()
+        metrics = {
+            "time/train_seconds": history.seconds,
+            "train/kept_epoch": float(history.kept_epoch),
+        }
+        return Trained(metrics, last_epoch)
+
+    def _fit(self, checkpoints: Checkpoints, on_epoch: Callable[[Epoch], None]) -> History:
+        options, parts = self.options, self.parts
+        return fit(
             parts.vae,
             parts.dataset,
             parts.objective,
@@ -93,13 +105,6 @@ class Trainer:
             compile_training=options.compile,
             compile_validation=self.compile_validation,
             checkpoints=checkpoints,
-            on_epoch=record,
+            on_epoch=on_epoch,
             progress=partial(show_progress, console=self.console),
         )
-        last_epoch = history.epochs[-1].number
-        draw(last_epoch)
-        metrics = {
-            "time/train_seconds": history.seconds,
-            "train/kept_epoch": float(history.kept_epoch),
-        }
-        return Trained(metrics, last_epoch)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +53,18 @@ class Checkpoints:
         self._written_epoch = -1
         self._due = 0.0
         self._next_copy = 0.0
+        self._must_wait: Callable[[], bool] = lambda: False
+
+    def wait_for(self, must_wait: Callable[[], bool]) -> None:
+        """None are due while this says that something else of their epoch is unfinished."""
+        self._must_wait = must_wait
 
     def are_due(self) -> bool:
         """Whether enough time has passed for another copy: what an interruption loses is a moment.
 
         Copies are taken at most four times a second.
         """
-        return time.monotonic() >= self._next_copy
+        return time.monotonic() >= self._next_copy and not self._must_wait()
 
     def keep(self, checkpoint: Checkpoint) -> None:
         """Remember the latest checkpoint; write it where one is due.

@@ -93,6 +93,7 @@ def train(
     """
     keep_freed_memory()
     adam = FusedAdam(vae.parameters(), learning_rate) if adam is None else adam
+    checked: Tensor | None = None
     graphs = _Graphs(vae, compiled=compiled, num_shapes=2 if epochs >= MIN_CALLS else 1)
     for epoch in range(done + 1, epochs + 1):
         start = time.perf_counter()
@@ -117,8 +118,11 @@ def train(
                 graph = graphs.of(x, loss) if current == objective else None
                 watch.next_step(x)
                 if graph is not None:
-                    if watch.looks:
-                        vae.model.likelihood.check(x)
+                    # Of several batches that were prepared at once, each is a part of the whole.
+                    whole = x if x._base is None else x._base
+                    if watch.looks and whole is not checked:
+                        vae.model.likelihood.check(whole)
+                        checked = whole
                     losses, *gradients = graph(x)
                     watch.require_finite(losses)
                     adam.step(gradients)
