@@ -25,6 +25,14 @@ def silent(number: int, share: float, state: str) -> None:
     pass
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 9])
 @pytest.mark.parametrize("tasks", [0, 1, 2, 7])
 def test_results_come_in_order(tasks: int, processes: int) -> None:
@@ -39,6 +47,7 @@ def test_results_come_in_order(tasks: int, processes: int) -> None:
     assert all(torch.equal(tensor, weights * number) for number, tensor in results)
 
 
+@pytest.mark.usefixtures("three_threads")
 def test_processes_work_at_the_same_time_on_one_thread_each() -> None:
     """Two that meet at a barrier: one after the other, the first would wait in vain."""
     barrier = multiprocessing.get_context("fork").Barrier(2)
@@ -52,6 +61,7 @@ def test_processes_work_at_the_same_time_on_one_thread_each() -> None:
     assert one == another == 1
 
 
+@pytest.mark.usefixtures("three_threads")
 def test_the_first_are_done_here() -> None:
     told: list[tuple[int, float, str]] = []
     found = spread(
@@ -169,14 +179,6 @@ def test_no_process_outlives_the_job(tmp_path: Path, signum: int, status: int) -
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-@pytest.fixture
-def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("three_threads")
