@@ -1,5 +1,6 @@
 """Tasks in forked processes: the same results, and nobody left behind."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -90,6 +91,29 @@ def test_reports_tell_of_their_task() -> None:
     assert {number for number, _, _ in on_the_way} == {0, 1, 2}
     assert all(state == f"state {number}" for number, _, state in on_the_way)
     assert sorted(report for report in told if report[1] == 1) == [(n, 1, "") for n in range(3)]
+
+
+@pytest.mark.parametrize("propagates", [True, False])
+def test_notes_are_written_by_the_parent(
+    propagates: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("vae_pyro.somewhere")
+    monkeypatch.setattr(logger, "propagate", propagates)
+    if not propagates:
+        monkeypatch.setattr(logger, "handlers", [caplog.handler])
+
+    def task(number: int, _report: object) -> int:
+        logger.warning("note of %s", {"task": number})
+        return number
+
+    assert spread(task, 3, 2, silent) == [0, 1, 2]
+    expected = [f"note of {{'task': {number}}}" for number in range(3)]
+    assert sorted(record.getMessage() for record in caplog.records) == expected
+    assert {record.process for record in caplog.records}.isdisjoint({os.getpid()})
+    aside: Aside[int] = Aside()
+    aside.begin(lambda: task(7, None))
+    assert aside.result() == 7
+    assert caplog.records[-1].getMessage() == "note of {'task': 7}"
 
 
 class OwnError(Exception):

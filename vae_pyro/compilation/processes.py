@@ -7,6 +7,8 @@ programs.
 
 import contextlib
 import ctypes
+import logging
+import logging.handlers
 import multiprocessing
 import os
 import pickle
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 
@@ -101,14 +103,14 @@ def spread(
                 kind, content = _received(connection)
                 if kind == "report":
                     report(doing[connection], *content)
-                    continue
-                number = doing.pop(connection)
-                results[number] = content
-                report(number, 1.0, "")
-                for number in left:  # the next one, if there is one
-                    doing[connection] = number
-                    connection.send(number)
-                    break
+                elif kind == "result":
+                    number = doing.pop(connection)
+                    results[number] = content
+                    report(number, 1.0, "")
+                    for number in left:  # the next one, if there is one
+                        doing[connection] = number
+                        connection.send(number)
+                        break
     finally:
         for worker in workers:
             worker.stop()
@@ -159,12 +161,14 @@ class Aside(Generic[Result]):
         """
         assert self._worker is not None
         try:
-            if not self._worker.connection.poll(patience):
-                raise WorkerError(f"a process did not do its work within {patience:.0f} s")
-            result: Result = _received(self._worker.connection)[1]
+            kind = ""
+            while kind != "result":
+                if not self._worker.connection.poll(patience):
+                    raise WorkerError(f"a process did not do its work within {patience:.0f} s")
+                kind, result = _received(self._worker.connection)
         finally:
             self.stop()
-        return result
+        return cast(Result, result)
 
     def stop(self) -> None:
         """Give the task up, if there is one."""
@@ -207,7 +211,7 @@ class _Worker:
 
 
 def _received(connection: Connection) -> tuple[str, Any]:
-    """What a process sends: a report or a result; its error is raised."""
+    """What a process sends: a report, a note for the log, or its result; its error is raised."""
     try:
         kind, content = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own process
     except (EOFError, ConnectionResetError):
@@ -217,6 +221,8 @@ def _received(connection: Connection) -> tuple[str, Any]:
         ) from None
     if kind == "error":
         raise content
+    if kind == "note":
+        logging.getLogger(content.name).handle(content)
     return kind, content
 
 
@@ -229,6 +235,7 @@ def _work(task: Callable[..., Any], connection: Connection, parent: int) -> None
         return
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     torch.set_num_threads(1)
+    _forward_log(connection)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             number = connection.recv()
@@ -250,6 +257,24 @@ def _paced(connection: Connection) -> Callable[[float, str], None]:
             connection.send_bytes(pickle.dumps(("report", (share, state))))
 
     return report
+
+
+class _Forwarding(logging.handlers.QueueHandler):
+    """The parent writes the log: what a terminal is locked with may be held in this copy of it."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)  # type: ignore[arg-type]  # only ``enqueue`` uses it
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.queue.send_bytes(pickle.dumps(("note", record)))  # type: ignore[attr-defined]
+
+
+def _forward_log(connection: Connection) -> None:
+    forwarding = _Forwarding(connection)
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger) and logger.handlers:
+            logger.handlers = [] if logger.propagate else [forwarding]
+    logging.root.handlers = [forwarding]
 
 
 def _as_message(error: BaseException) -> bytes:
