@@ -104,6 +104,22 @@ def test_a_process_that_is_killed_costs_its_pictures_alone(
     assert {step for _, step in run.images} == {0, 5}
 
 
+def test_without_room_for_a_process_they_are_drawn_here(
+    pictures: Callable[[Kept], Pictures], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    run = Kept()
+    drawing = pictures(run)
+    drawing.draw(0)
+    monkeypatch.setattr(os, "fork", none_left)
+    drawing.draw(3)
+    assert not drawing.are_awaited
+    assert {step for _, step in run.images} == {0, 3}
+    assert torch.get_num_threads() == threads
+
+
 @pytest.mark.usefixtures("threads")
 def test_what_is_wrong_with_a_picture_is_told(
     pictures: Callable[[Kept], Pictures], monkeypatch: pytest.MonkeyPatch

@@ -159,6 +159,27 @@ def test_a_process_that_is_killed_is_told() -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("granted", [0, 1])
+def test_fewer_processes_than_asked_for_do_all_the_same(
+    granted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, left = os.fork, [granted]
+
+    def fork_few() -> int:
+        if not left[0]:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        left[0] -= 1
+        return fork()
+
+    monkeypatch.setattr(os, "fork", fork_few)
+    found = spread(lambda number, _report: (number, os.getpid()), 5, 3, silent, ahead=1)
+    assert [number for number, _ in found] == list(range(5))
+    assert len({pid for _, pid in found}) == 1 + granted
+    if not granted:
+        with pytest.raises(WorkerError, match="no process can be started"):
+            Aside[int]().begin(lambda: 1)
+
+
 SLEEPING = """
 import os, sys, time
 from pathlib import Path

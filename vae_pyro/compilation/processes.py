@@ -30,11 +30,14 @@ import torch
 from vae_pyro.compilation.precision import threads
 from vae_pyro.errors import WorkerError
 
+logger = logging.getLogger(__name__)
+
 Report = Callable[[int, float, str], None]
 """Called with (number of the task, share of it that is done, a few words on its state)."""
 Result = TypeVar("Result")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_UNFORKABLE = {"ray", "jax"}
 _PACE = 0.1  # seconds between reports of a process
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
@@ -42,8 +45,9 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 def num_processes(device: torch.device) -> int:
     """How many processes may share some tasks: as many as PyTorch has threads.
 
-    One, which is this process, where forking is not safe: in a process with GPUs, of another system
-    than Linux, or outside of its main thread. Launchers of parallel jobs grant each one thread.
+    One, which is this process, where forking is not safe: beside GPUs or a library whose threads do
+    not survive it, on other systems than Linux, and outside of the main thread. Launchers of
+    parallel jobs grant each one thread.
 
     Args:
         device: where the tasks compute.
@@ -52,6 +56,7 @@ def num_processes(device: torch.device) -> int:
         sys.platform == "linux"
         and device.type == "cpu"
         and not torch.cuda.is_available()
+        and not _UNFORKABLE & sys.modules.keys()
         and threading.current_thread() is threading.main_thread()
         and not multiprocessing.current_process().daemon
     )
@@ -85,15 +90,21 @@ def spread(
     >>> spread(lambda number, report: number**2, 4, 2, lambda number, share, state: None)
     [0, 1, 4, 9]
     """
-    here = tasks if min(processes, tasks - ahead) <= 1 else ahead
     results: dict[int, Result] = {}
-    with threads(1) if here < tasks else contextlib.nullcontext():
-        for number in range(here):
+
+    def do_here(numbers: range) -> None:
+        for number in numbers:
             results[number] = task(number, partial(report, number))
             report(number, 1.0, "")
-    workers = _Worker.start(task, min(processes, tasks - here))
+
+    processes = min(processes, tasks - ahead)
+    with threads(1) if processes > 1 else contextlib.nullcontext():
+        do_here(range(ahead if processes > 1 else tasks))
+    workers = _Worker.start(task, processes) if processes > 1 else []
     try:
-        left = iter(range(here, tasks))
+        if processes > 1 and not workers:
+            do_here(range(ahead, tasks))
+        left = iter(range(len(results), tasks))
         doing = {worker.connection: number for worker, number in zip(workers, left, strict=False)}
         for ready, number in doing.items():
             ready.send(number)
@@ -144,10 +155,16 @@ class Aside(Generic[Result]):
         return self._worker is not None and self._worker.connection.poll()
 
     def begin(self, task: Callable[[], Result]) -> None:
-        """Begin a task, after the result of the one before was taken."""
+        """Begin a task, after the result of the one before was taken.
+
+        Raises:
+            WorkerError: where no process can be started.
+        """
         assert self._worker is None
-        (self._worker,) = _Worker.start(lambda _number, _report: task(), 1)
-        self._worker.connection.send(0)
+        for self._worker in _Worker.start(lambda _number, _report: task(), 1):
+            self._worker.connection.send(0)
+        if self._worker is None:
+            raise WorkerError("no process can be started")
 
     def result(self, patience: float | None = None) -> Result:
         """Wait for the result, and take it.
@@ -186,22 +203,31 @@ class _Worker:
 
     @classmethod
     def start(cls, task: Callable[..., Any], number: int) -> "list[_Worker]":
+        """So many processes, or as many as the system grants."""
         context = multiprocessing.get_context("fork")
-        workers = []
-        # A signal between a process's start and its first line would raise this one's exception.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        workers: list[_Worker] = []
         try:
-            for _ in range(number):
-                mine, its = context.Pipe()
-                process = context.Process(target=_work, args=(task, its, os.getpid()), daemon=True)
-                with warnings.catch_warnings():
-                    # Python 3.12 warns of other threads' locks; no task takes one of theirs.
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    process.start()
-                its.close()
-                workers.append(cls(process, mine))
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            # One between a process's start and its first line would raise this one's exception.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                for _ in range(number):
+                    mine, its = context.Pipe()
+                    arguments = (task, its, os.getpid())
+                    process = context.Process(target=_work, args=arguments, daemon=True)
+                    with warnings.catch_warnings():
+                        # Python 3.12 warns of other threads' locks; no task takes one of theirs.
+                        warnings.simplefilter("ignore", DeprecationWarning)
+                        process.start()
+                    its.close()
+                    workers.append(cls(process, mine))
+            except OSError as error:
+                logger.info("%d of %d processes: %s", len(workers), number, error)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        except BaseException:  # of a signal that waited
+            for worker in workers:
+                worker.stop()
+            raise
         return workers
 
     def stop(self) -> None:

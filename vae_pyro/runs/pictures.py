@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +64,12 @@ class Pictures:
         """Begin to draw those of this epoch, the step under which they are recorded."""
         self.record()
         self._epoch = epoch
-        if self._is_first or num_processes(self._test_x.device) == 1:
-            self._is_first = False  # it loads the libraries, which further processes then share
-            self._keep(self._drawn())
-        else:
-            self._aside.begin(self._drawn)
+        if not self._is_first and num_processes(self._test_x.device) > 1:
+            with suppress(WorkerError):  # no room for another process
+                self._aside.begin(self._drawn)
+                return
+        self._is_first = False  # it loads the libraries, which further processes then share
+        self._keep(self._drawn())
 
     def record(self, *, wait: bool = True) -> None:
         """Record those that are drawn.
