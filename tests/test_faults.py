@@ -114,7 +114,10 @@ def assert_complete(server: Server, job: Path) -> None:
         times = [point.timestamp for point in points]
         assert times == sorted(times)
     images = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
-    assert len(images) == 2 * 3 * 4  # pictures and thumbnails, three kinds, before and thrice
+    thumbnails = [path for path in images if path.endswith(".webp")]
+    assert len(thumbnails) == 3 * 4  # three kinds, before and thrice
+    # A server that is stopped between a picture and its thumbnail keeps it, and gets both later.
+    assert 0 <= len(images) - 2 * len(thumbnails) <= 1
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"checkpoint", "config.yaml", "model", "per_image.csv"} <= files
 

@@ -208,25 +208,28 @@ def test_what_cannot_be_asked_is_refused_before_a_run_is_opened(
 
 
 def test_an_evaluation_that_was_killed_goes_on(run_py: RunPy, tmp_path: Path) -> None:
-    """Killed at once after a chunk was kept; then the same command: what was kept is not redone."""
+    """Killed at once after a chunk was kept; then the same command: what was kept is not redone.
+
+    Two processes share the images of the one that is killed; the others have one.
+    """
     command = ["latent_dim=2", "tracking=none", "evaluation/estimators=[prior,ais]", *SMALL]
     command += ["evaluation.estimators.log_px_ais.num_temperatures=300"]
     folder = tmp_path / "job"
     process = forkserver.Popen(
         [sys.executable, str(ROOT / "run.py"), *command, "hydra.run.dir=job"],
         cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 200
-    while len(list(folder.glob("evaluation/*.safetensors"))) < 7 and time.monotonic() < deadline:
+    while len(list(folder.glob("evaluation/*.safetensors"))) < 25 and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert (
-        len(list(folder.glob("evaluation/*.safetensors"))) == 7
-    )  # three chunks of the guide's weights, three of log p(x), one of the prior; none of AIS
+    # 12 chunks of the guide's weights, 12 of log p(x), one of the prior; none of AIS
+    assert len(list(folder.glob("evaluation/*.safetensors"))) == 25
 
     shutil.copytree(folder, tmp_path / "marked")
     for path in (tmp_path / "marked").glob("evaluation/*.safetensors"):
