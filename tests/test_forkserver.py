@@ -166,7 +166,7 @@ def test_a_job_gives_the_same_output_and_files(tmp_path: Path) -> None:
         done = run(
             [sys.executable, str(ROOT / "run.py"), "latent_dim=2", *QUICK, "hydra.run.dir=job"],
             cwd=tmp_path / name,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # of several, it depends on who is first
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # with two, progress depends on timing
             capture_output=True,
             text=True,
             timeout=300,

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from tests.conftest import QUICK
 from tests.test_config import composed
+from vae_pyro.compilation import precision
 from vae_pyro.data import Dataset
 from vae_pyro.errors import DataError
 from vae_pyro.likelihoods import Bernoulli
@@ -41,10 +42,8 @@ class Kept(SilentRun):
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with precision.threads(request.param):
+        yield request.param
 
 
 @pytest.fixture

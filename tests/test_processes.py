@@ -1,4 +1,4 @@
-"""Tasks in forked processes: the same results, and nobody left behind."""
+"""Tasks in forked processes: their results, errors and notes, and that all processes end."""
 
 import logging
 import multiprocessing
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from vae_pyro.compilation.precision import threads
 from vae_pyro.compilation.processes import Aside, num_processes, spread
 from vae_pyro.errors import DataError, WorkerError
 
@@ -28,10 +29,8 @@ def silent(number: int, share: float, state: str) -> None:
 
 @pytest.fixture
 def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    with threads(3):
+        yield
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 9])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.linear_gaussian import LinearGaussian
+from vae_pyro.compilation.precision import threads
 from vae_pyro.errors import EstimatorError
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli, Beta
@@ -98,24 +99,18 @@ def test_the_seed_decides() -> None:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with threads(2):
+        yield
 
 
 def test_processes_that_share_the_images_give_the_same_numbers(tmp_path: Path) -> None:
     truth = LinearGaussian(shift=0.1)
     x = truth.sample(110)
-    before = torch.get_num_threads()
     answers = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            folder = tmp_path / str(threads)
+    for number in (1, 2, 3):
+        with threads(number):
+            folder = tmp_path / str(number)
             answers.append(estimate_together(FAMILY, truth.vae, x, seed=0, folder=folder))
-    finally:
-        torch.set_num_threads(before)
     alone, shared, by_three = answers
     assert same(alone, shared)
     assert same(alone, by_three)
@@ -132,8 +127,8 @@ class Who(Estimator):
         self, vae: ModelAndGuide, x: Tensor, on_progress: OnProgress | None = None
     ) -> Estimate:
         value = torch.full((len(x),), float(os.getpid()), dtype=torch.float64)
-        threads = torch.full_like(value, torch.get_num_threads())
-        return Estimate(value, 0 * value, Bound.LOWER, {"threads": threads})
+        count = torch.full_like(value, torch.get_num_threads())
+        return Estimate(value, 0 * value, Bound.LOWER, {"threads": count})
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -304,8 +299,8 @@ def test_what_has_no_answer_is_told_before_anything_is_computed(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_progress_is_in_images_and_ends_with_all_of_them(threads: int) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_progress_is_in_images_and_ends_with_all_of_them(number: int) -> None:
     truth = LinearGaussian(shift=0.1)
     x = truth.sample(230)
     seen: dict[str, list[int]] = {}
@@ -316,12 +311,8 @@ def test_progress_is_in_images_and_ends_with_all_of_them(threads: int) -> None:
         reports = seen.setdefault(label, [])
         yield lambda done, _: reports.append(done)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(number):
         estimate_together(FAMILY, truth.vae, x, seed=0, progress=progress)
-    finally:
-        torch.set_num_threads(before)
     assert list(seen) == [
         "evaluating elbo .. log_px",
         *(f"evaluating {name}" for name in list(FAMILY)[3:]),

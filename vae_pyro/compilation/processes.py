@@ -146,7 +146,7 @@ class Aside(Generic[Result]):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a task has begun whose result nobody has taken."""
+        """Whether a task was begun and its result is not taken yet."""
         return self._worker is not None
 
     @property
@@ -304,7 +304,7 @@ def _forward_log(connection: Connection) -> None:
 
 
 def _as_message(error: BaseException) -> bytes:
-    """The error with its traceback as a note; an own kind that cannot be sent becomes words."""
+    """The error, with its traceback as a note; one that cannot be pickled becomes a WorkerError."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
         content = pickle.dumps(("error", error))

@@ -34,7 +34,7 @@ class Pictures:
     that training goes on meanwhile.
 
     Args:
-        vae: as it is when pictures are asked for.
+        vae: drawn with the weights that it has when ``draw`` is called.
         test_x: prepared test images, ``(N, C, H, W)``.
         labels: of the test images, ``(N,)``.
         seed: of the samples that are shown.
