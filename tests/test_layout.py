@@ -130,7 +130,7 @@ INNER_LAYERS = {
         "sweeps",
         "estimators",
     ],
-    "tracking": ["base", "reasons", "reach", "outbox", "mlflow_store", "reading"],
+    "tracking": ["base", "reasons", "reach", "apart", "outbox", "mlflow_store", "reading"],
     "tracking.outbox": ["journal", "entries", "delivery", "run"],
     "runs": [
         "cores",

@@ -18,6 +18,7 @@ _COMMANDS = ("compare", "deliver")  # no overrides: they hold no =
 def run_job(cfg: DictConfig) -> float | None:
     """Run one job. Launchers import this function by its name, in processes of their own."""
     startup.prepare()
+    startup.begin_tracking(OmegaConf.select(cfg, "tracking._target_"))
     from vae_pyro.cli.app import main as run  # torch is slow to import, and --help needs none of it
 
     return run(cfg)

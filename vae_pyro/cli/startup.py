@@ -52,6 +52,18 @@ def prepare() -> None:
     sys.stderr = _lasting(sys.stderr)
 
 
+def begin_tracking(tracker: object) -> None:
+    """Let the tracking store's client be imported by another process, while this imports torch.
+
+    Args:
+        tracker: the name of its class, as the configuration has it.
+    """
+    if tracker == "vae_pyro.tracking.MLflow":
+        from vae_pyro.tracking import MLflow
+
+        MLflow().apart()
+
+
 def arrange_arguments() -> None:
     """Put the command line into the order that Hydra needs, and refuse credentials in it.
 

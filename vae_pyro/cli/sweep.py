@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from vae_pyro.cli import startup
 from vae_pyro.cli.slurm import is_restart
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.interruption import hasten, leave_if_told
@@ -201,6 +202,7 @@ def _prepare(config: DictConfig, kind: type[Sweep] | type[StartedJob], mode: str
     from vae_pyro.files import make_folder
 
     print_notes(make_console())
+    startup.begin_tracking(OmegaConf.select(config, "tracking._target_"))
     uri = OmegaConf.select(config, "tracking.uri", default="")
     swept = OmegaConf.select(config, "hydra.sweeper.params", default=None) or {}
     refuse_credentials(

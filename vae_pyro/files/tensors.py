@@ -4,15 +4,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from vae_pyro.errors import CheckpointError, StorageError
 from vae_pyro.files.disk import parse_json, regular_size, write_atomically
+
+if TYPE_CHECKING:  # slow to import, and the process that records needs none of it
+    from torch import Tensor
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -27,7 +27,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], about: Mapping[str, Any]) -> None:
     """Write tensors and a description of them atomically, with the SHA-256 of both.
 
     ``read_tensors`` returns the tensors in the order in which they are given here.
@@ -40,15 +40,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     Raises:
         StorageError: as ``write_atomically``.
     """
+    from safetensors.torch import save
+
     words = json.dumps(about)
     alone = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     # A safetensors file holds its tensors in an order of its own, so theirs is kept beside them.
     names = json.dumps(list(alone))
     metadata = {"about": words, "names": names, "sha256": _digest(alone, words)}
-    write_atomically(path, safetensors.torch.save(alone, metadata))
+    write_atomically(path, save(alone, metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Tensors by name, and their description, as ``write_tensors`` wrote them, to the bit.
 
     Nothing in the file is executed.
@@ -74,8 +76,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, about
 
 
-def _digest(tensors: Mapping[str, Tensor], words: str) -> str:
+def _digest(tensors: Mapping[str, "Tensor"], words: str) -> str:
     """SHA-256 of the words, and of the tensors with their names, in this order."""
+    import torch
+
     digest = hashlib.sha256(words.encode())
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from vae_pyro.tracking.apart import process_number
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _STATISTICS = Path("/proc/stat")
@@ -68,14 +70,19 @@ class CoreMeter:
 
 
 def _times() -> tuple[float, float, float] | None:
-    """Seconds: of the clock, of all cores at work, of this process."""
+    """Seconds: of the clock, of all cores at work, of this process with the one that records."""
     try:
         fields = _STATISTICS.read_text().splitlines()[0].split()[1:9]
         user, nice, system, _idle, _wait, irq, soft, steal = map(int, fields)
     except (OSError, ValueError, IndexError):
         return None
-    ticks = user + nice + system + irq + soft + steal
-    return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
+    busy = user + nice + system + irq + soft + steal
+    recording = 0
+    with suppress(OSError, ValueError, IndexError):
+        about = Path(f"/proc/{process_number()}/stat").read_text().rpartition(")")[2].split()
+        recording = int(about[11]) + int(about[12])  # utime and stime, as proc(5) counts them
+    second = os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), busy / second, time.process_time() + recording / second
 
 
 def crowding(threads: int, others: float) -> str | None:

@@ -111,6 +111,10 @@ class Tracker(ABC):
             TrackingError: as ``start_run``.
         """
 
+    def apart(self) -> "Tracker":
+        """This tracker, or one whose calls another process makes, beside a training."""
+        return self
+
     def trouble(self) -> Exception | None:
         """Why the store does not respond, found in a moment; None where that is unknown."""
         return None

@@ -15,6 +15,7 @@ import numpy as np
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import TrackingError
 from vae_pyro.files import lock
+from vae_pyro.tracking.apart import Apart, begin
 from vae_pyro.tracking.base import Status, StoredRun, Tracker
 from vae_pyro.tracking.reach import require_response
 from vae_pyro.tracking.reasons import reason
@@ -80,6 +81,9 @@ class MLflow(Tracker):
             return error
         return None
 
+    def apart(self) -> Tracker:
+        return Apart(self) if begin(_load) else self
+
     def options(self) -> dict[str, str]:
         return {**super().options(), "uri": self._whole_uri()}
 
@@ -93,22 +97,14 @@ class MLflow(Tracker):
             require_response(self.uri)
         except OSError as error:
             raise self._unusable(str(error)) from error
-        # People run this program on their own data, so MLflow must not report on its use.
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # A server that does not respond is tried again with every record. With MLflow's own
-        # retries a call would take several minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        import mlflow
+        _load()
+        from mlflow import MlflowClient
 
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        # Tracebacks of errors that are raised again, and reported where they are caught.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         try:
             with self._whole_database():
                 # MLflow keeps one connection for an address, also where the process has gone to
                 # another folder since.
-                return mlflow.MlflowClient(self._whole_uri())
+                return MlflowClient(self._whole_uri())
         except Exception as error:
             raise self._refused(error) from error
 
@@ -188,6 +184,21 @@ class MLflow(Tracker):
             "correct the address, use the embedded database (tracking.uri=sqlite:///mlflow.db), or "
             "record nothing (tracking=none)."
         )
+
+
+def _load() -> None:
+    """Import MLflow, as this program needs it."""
+    # People run this program on their own data, so MLflow must not report on its use.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A server that does not respond is tried again with every record. With MLflow's own retries a
+    # call would take several minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow  # noqa: F401
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Tracebacks of errors that are raised again, and reported where they are caught.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 class _MLflowRun(StoredRun):

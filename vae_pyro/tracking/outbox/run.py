@@ -224,7 +224,7 @@ def open_run(
     """
     if isinstance(tracker, NoTracking):
         return tracker.start_run(name, tags, parent)
-    run = OutboxRun(folder, tracker)
+    run = OutboxRun(folder, tracker.apart())
     run.start(name, tags, parent, must_respond=must_respond)
     return run
 
