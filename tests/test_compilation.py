@@ -2,11 +2,13 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
@@ -23,9 +25,10 @@ from vae_pyro.compilation import (
     compiled,
     functions,
     scope,
+    store,
 )
 from vae_pyro.compilation.graph import _require_equal
-from vae_pyro.compilation.precision import Precision
+from vae_pyro.compilation.precision import Precision, threads
 from vae_pyro.errors import DataError
 from vae_pyro.guide import DiagNormal, Flow, FullRankNormal, Guide
 from vae_pyro.likelihoods import (
@@ -45,6 +48,7 @@ from vae_pyro.log_marginal.proposals import Proposal
 from vae_pyro.networks import MLP, Conv, Linear, Network
 from vae_pyro.objectives import ELBO, IWAE, BetaELBO, DReG, ELBOAnalyticKL, Objective
 from vae_pyro.randomness import RandomStream
+from vae_pyro.training import svi
 from vae_pyro.training.optimizer import FusedAdam
 from vae_pyro.training.svi import EpochRecord, graph_of, train
 from vae_pyro.vae import VAE, build_vae
@@ -127,6 +131,7 @@ def epochs(
     batch_size: int = 12,
     objective: Objective | None = None,
     precision: Precision = "float32",
+    last_batch: int = 0,
 ) -> Iterator[EpochRecord]:
     return train(
         vae,
@@ -137,6 +142,7 @@ def epochs(
         noise=RandomStream("training", 0),
         compiled=compiled,
         precision=precision,
+        last_batch=last_batch,
     )
 
 
@@ -154,28 +160,60 @@ class Cyclical(BetaELBO):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("batch_size", "network", "epochs_for_short", "graphs"),
-    [(12, MLP((20,)), 200, 1), (5, Conv((3, 4)), 200, 1), (5, MLP((20,)), 4, 2)],
+    ("batch_size", "network", "short_too", "graphs"),
+    [(12, MLP((20,)), False, 1), (5, Conv((3, 4)), False, 1), (5, MLP((20,)), True, 2)],
 )
 def test_training_gives_the_same_numbers_compiled(
     batch_size: int,
     network: Network,
-    epochs_for_short: int,
+    short_too: bool,
     graphs: int,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """Also where the last batch is a shorter one, and the objective changes between epochs."""
-    monkeypatch.setattr("vae_pyro.training.svi.MIN_CALLS", epochs_for_short)
     monkeypatch.setenv("VAE_PYRO_GRAPHS", str(tmp_path / "graphs"))
     objective = Cyclical(beta=2.0)
     (eager, x), (graph, _) = small(network=network), small(network=network)
-    slow = list(epochs(eager, x, compiled=False, batch_size=batch_size, objective=objective))
-    fast = list(epochs(graph, x, compiled=True, batch_size=batch_size, objective=objective))
+    how: dict[str, Any] = {"batch_size": batch_size, "objective": objective}
+    how["last_batch"] = len(x) % batch_size if short_too else 0
+    slow = list(epochs(eager, x, compiled=False, **how))
+    fast = list(epochs(graph, x, compiled=True, **how))
     assert [r.elbo for r in fast] == pytest.approx([r.elbo for r in slow], rel=1e-5)
     assert [r.objective for r in fast] == pytest.approx([r.objective for r in slow], rel=1e-5)
     torch.testing.assert_close(weights(graph), weights(eager), rtol=1e-4, atol=1e-5)
     assert len(list((tmp_path / "graphs").glob("*.safetensors"))) == graphs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_the_graph_of_a_last_batch_is_made_by_another_process(
+    is_killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The numbers are the same bits as with one process, also where that one is killed."""
+    records: list[list[EpochRecord]] = []
+    kept_here: list[str] = []
+    write, here = store.write, os.getpid()
+
+    def noted(digest: str, graph: store.StoredGraph) -> None:
+        if os.getpid() != here and is_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        kept_here.append(digest)
+        write(digest, graph)
+
+    monkeypatch.setattr(store, "write", noted)
+    # A step runs on one thread, and a process could have the other core.
+    monkeypatch.setattr(svi, "num_processes", lambda _device: len(records) + 1)
+    for folder in ("alone", "shared"):
+        monkeypatch.setenv("VAE_PYRO_GRAPHS", str(tmp_path / folder))
+        vae, x = small(network=MLP((20,)))
+        with threads(1):
+            last = len(x) % 5
+            records.append(list(epochs(vae, x, compiled=True, batch_size=5, last_batch=last)))
+        assert len(list((tmp_path / folder).glob("*.safetensors"))) == 2
+    alone, shared = ([record.elbo for record in each] for each in records)
+    assert shared == alone
+    assert len(kept_here) == 2 + (2 if is_killed else 1)
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def told() -> Iterator[list[str]]:
 
 
 def begin(folder: Path, uri: str, **how: Any) -> OutboxRun:
-    record = OutboxRun(folder, MLflow(uri))
+    record = OutboxRun(folder, MLflow(uri).apart())
     record.start("a job", {"fingerprint": "abc"}, **({"must_respond": True} | how))
     return record
 

@@ -33,26 +33,36 @@ def record(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tape,
     Raises:
         NotRecordableError: where the graph does more than kernels and operations of PyTorch.
     """
-    from torch._inductor.cpu_vec_isa import supported_vec_isa_list, valid_vec_isa_list
+    from torch._inductor.cpu_vec_isa import VecISA, supported_vec_isa_list, valid_vec_isa_list
     from torch._inductor.exc import CppCompileError
 
-    try:  # without trying the compiler on ten small files first, which takes as many seconds
-        with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+    known = [dict(vars(isa)) for isa in supported_vec_isa_list]
+    try:  # without trying the compiler on a dozen small files first, which takes as many seconds
+        with (
+            torch._inductor.config.patch({"cpp.vec_isa_ok": True}),
+            _replaced(VecISA, "check_build", lambda *_: True),
+        ):
             return _recorded(graph, inputs)
     except CppCompileError:  # it may be older than the processor
-        for known in (valid_vec_isa_list, *(type(isa).__bool__ for isa in supported_vec_isa_list)):
-            getattr(known, "cache_clear", lambda: None)()
+        for cached in (valid_vec_isa_list, *(type(isa).__bool__ for isa in supported_vec_isa_list)):
+            getattr(cached, "cache_clear", lambda: None)()
+        for isa, before in zip(supported_vec_isa_list, known, strict=True):
+            vars(isa).clear()
+            vars(isa).update(before)
         return _recorded(graph, inputs)
 
 
 def _recorded(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tape, Path]:
+    from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.codecache import PyCodeCache
 
     kernels = _Kernels()
     copies: list[Any] = [tensor.clone() for tensor in inputs]
     recorder = Recorder(copies)
-    try:
-        with _collecting(kernels):
+    try:  # Inductor hands its kernels over, instead of compiling each into a library of its own
+        with _replaced(
+            AsyncCompile, "cpp_pybinding", lambda _self, _types, text: kernels.add(text)
+        ):
             compiled = torch._inductor.compile(graph, copies, options=_OPTIONS)
             kernels.recorder = recorder
             with recorder:
@@ -99,19 +109,13 @@ class _Kernel:
 
 
 @contextmanager
-def _collecting(kernels: _Kernels) -> Iterator[None]:
-    """Inductor hands its kernels over, instead of compiling each into a library of its own."""
-    from torch._inductor.async_compile import AsyncCompile
-
-    def cpp_pybinding(_self: Any, _types: list[str], source: str) -> _Kernel:
-        return kernels.add(source)
-
-    original = AsyncCompile.cpp_pybinding
-    AsyncCompile.cpp_pybinding = cpp_pybinding  # type: ignore[method-assign,assignment]
+def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        AsyncCompile.cpp_pybinding = original  # type: ignore[method-assign]
+        setattr(owner, name, original)
 
 
 def _library_cache() -> Any:

@@ -296,10 +296,13 @@ class _Forwarding(logging.handlers.QueueHandler):
 
 
 def _forward_log(connection: Connection) -> None:
-    forwarding = _Forwarding(connection)
-    for logger in logging.root.manager.loggerDict.values():
+    forwarding, warnings_only = _Forwarding(connection), _Forwarding(connection)
+    warnings_only.setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and logger.handlers:
-            logger.handlers = [] if logger.propagate else [forwarding]
+            # PyTorch hands all that its compiler does to a logger, in case that somebody asks.
+            own = warnings_only if name.startswith("torch") else forwarding
+            logger.handlers = [] if logger.propagate else [own]
     logging.root.handlers = [forwarding]
 
 

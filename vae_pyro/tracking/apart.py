@@ -147,9 +147,14 @@ class _Process:
         self._calls = itertools.count()
         self._asked: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
-        self.is_over = False
+        self._has_ended = False
         threading.Thread(target=self._receive, name="replies", daemon=True).start()
         atexit.register(self._end)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it cannot be asked any more."""
+        return self._has_ended or self._process.poll() is not None
 
     def ask(self, call: Callable[[], Any]) -> "Future[Any]":
         """Make a call there.
@@ -160,8 +165,10 @@ class _Process:
         future: Future[Any] = Future()
         requests = self._process.stdin
         assert requests is not None
-        number = next(self._calls)
-        request = pickle.dumps((number, os.getcwd(), call))
+        number, folder = next(self._calls), ""
+        with contextlib.suppress(OSError):  # it was removed
+            folder = os.getcwd()
+        request = pickle.dumps((number, folder, call))
         with self._lock:
             self._asked[number] = future
             try:
@@ -183,7 +190,7 @@ class _Process:
                 else:
                     future.set_exception(error)
         with self._lock:
-            self.is_over = True
+            self._has_ended = True
             for future in self._asked.values():
                 future.set_exception(_ended())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from vae_pyro.compilation import MIN_STEPS, Mode, accelerated, is_repaid
+from vae_pyro.compilation import MIN_CALLS, MIN_STEPS, Mode, accelerated, is_repaid
 from vae_pyro.compilation.precision import Precision
 from vae_pyro.data import Dataset, batches
 from vae_pyro.errors import ConfigError
@@ -208,6 +208,7 @@ def fit(
         compiled=not state.is_done
         and _is_compiled(compile_training, epochs * (len(data.train) // batch_size)),
         precision=precision,
+        last_batch=len(data.train) % batch_size if epochs >= MIN_CALLS else 0,
         num_threads=threads_for(vae, objective, valid_x, batch_size, state.threads),
         adam=adam,
         done=state.epoch,

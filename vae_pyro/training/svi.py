@@ -5,6 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import pyro
@@ -13,14 +14,11 @@ import pyro.optim
 import torch
 from torch import Tensor
 
-from vae_pyro.compilation import (
-    MIN_CALLS,
-    CompilationError,
-    Outputs,
-    compile_program,
-    keep_freed_memory,
-)
+from vae_pyro.compilation import CompilationError, Outputs, compile_program, keep_freed_memory
 from vae_pyro.compilation.precision import Precision, fast_arithmetic, threads
+from vae_pyro.compilation.processes import Aside, num_processes
+from vae_pyro.compilation.store import folder
+from vae_pyro.errors import WorkerError
 from vae_pyro.objectives import Objective, SVILoss
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.divergence import Watch
@@ -62,6 +60,7 @@ def train(
     learning_rate: float,
     noise: RandomStream,
     compiled: bool = False,
+    last_batch: int = 0,
     num_threads: int | None = None,
     precision: Precision = "float32",
     adam: FusedAdam | None = None,
@@ -79,9 +78,9 @@ def train(
         epochs: how many passes over the data.
         learning_rate: Adam's.
         noise: the random stream of the guide's samples.
-        compiled: whether compiled graphs compute losses and gradients: one for batches of the
-            first one's shape; another one for a shorter last batch, where at least ``MIN_CALLS``
-            epochs repay it. Epochs in which the objective warms up run uncompiled.
+        compiled: whether a compiled graph computes losses and gradients, for batches of the first
+            one's shape. Epochs in which the objective warms up run uncompiled.
+        last_batch: images of a shorter last batch, where that has a graph of its own; else 0.
         num_threads: that a step runs on; by default as many as outside of the training.
         precision: of matrix products; see ``fast_arithmetic``.
         adam: the optimiser of these weights, where a training continues; a new one by default.
@@ -94,7 +93,8 @@ def train(
     keep_freed_memory()
     adam = FusedAdam(vae.parameters(), learning_rate) if adam is None else adam
     checked: Tensor | None = None
-    graphs = _Graphs(vae, compiled=compiled, num_shapes=2 if epochs >= MIN_CALLS else 1)
+    can_share = num_processes(noise.device) > 1
+    graphs = _Graphs(vae, compiled=compiled, last_batch=last_batch, can_share=can_share)
     for epoch in range(done + 1, epochs + 1):
         start = time.perf_counter()
         vae.train()
@@ -146,12 +146,15 @@ class _Graphs:
     Args:
         vae: the pair.
         compiled: whether there are any.
-        num_shapes: for how many shapes, first come, first served.
+        last_batch: images of a shorter last batch, which has a graph, too; 0 if it has none.
+        can_share: whether another process may make that one, while this makes the first.
     """
 
-    def __init__(self, vae: VAE, *, compiled: bool, num_shapes: int) -> None:
+    def __init__(self, vae: VAE, *, compiled: bool, last_batch: int, can_share: bool) -> None:
         self._vae = vae
-        self._left = num_shapes if compiled else 0
+        self._sizes = {last_batch} if compiled else set()
+        self._is_first = compiled
+        self._can_share = can_share
         self._by_shape: dict[torch.Size, Callable[[Tensor], Outputs]] = {}
 
     def of(self, x: Tensor, loss: SVILoss) -> Callable[[Tensor], Outputs] | None:
@@ -161,14 +164,37 @@ class _Graphs:
             x: a batch.
             loss: of the objective; the same at every call.
         """
-        if x.shape not in self._by_shape and self._left:
-            self._left -= 1
+        if self._is_first or (x.shape not in self._by_shape and len(x) in self._sizes):
             try:
-                self._by_shape[x.shape] = graph_of(self._vae, loss, x)
+                with self._last_one_made_aside(x, loss):
+                    self._by_shape[x.shape] = graph_of(self._vae, loss, x)
             except CompilationError as error:
-                self._left = 0
+                self._sizes = set()
                 logger.warning("trained without compiling: %s", error)
+            self._is_first = False
         return self._by_shape.get(x.shape)
+
+    @contextmanager
+    def _last_one_made_aside(self, x: Tensor, loss: SVILoss) -> Iterator[None]:
+        """Meanwhile, the graph of the last batch is made; it is then found on disk."""
+        others = [x[:size] for size in self._sizes if 0 < size < len(x)]
+        aside: Aside[None] = Aside()
+
+        def make() -> None:
+            graph_of(self._vae, loss, others[0])
+
+        # A process that is forked has one thread, and a graph is made for a number of threads.
+        is_for_one = torch.get_num_threads() == 1
+        if others and self._is_first and self._can_share and is_for_one and folder() is not None:
+            with suppress(WorkerError):
+                aside.begin(make)
+        try:
+            yield
+            with suppress(WorkerError, CompilationError):  # it is tried again when it is needed
+                if aside.is_busy:
+                    aside.result()
+        finally:
+            aside.stop()
 
 
 def graph_of(vae: VAE, loss: SVILoss, x: Tensor) -> Callable[[Tensor], Outputs]:
