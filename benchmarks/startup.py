@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 
 from benchmarks.contest import ROOT, write
 
@@ -15,12 +16,14 @@ ONE_STEP = ("training.epochs=1", "training.batch_size=2000", "training.compile=f
 SHORT_JOB = ("training.epochs=20", "training.compile=false")
 
 
-def program(*arguments: str, until: str | None = None, **environment: str) -> Callable[[], float]:
-    """Run ``run.py`` in a new folder; time it to its end, or until it prints ``until``."""
+def program(
+    *arguments: str, script: str = "run.py", until: str | None = None, **environment: str
+) -> Callable[[], float]:
+    """Run a script in a new folder; time it to its end, or until it prints ``until``."""
 
     def run() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, str(ROOT / "run.py"), *arguments]
+            command = [sys.executable, str(ROOT / script), *arguments]
             start = time.perf_counter()
             process = subprocess.Popen(
                 command,
@@ -100,6 +103,11 @@ def main() -> None:
             "the same, `hydra/launcher=joblib`": program(*sweep, "hydra/launcher=joblib", **kept),
             "one default job, its graphs on disk": program(**kept),
         }
+        if find_spec("numpyro") is not None:
+            paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+            whole["the same three models, by a script in NumPyro"] = program(
+                "pictures", script="benchmarks/peers/numpyro_sweep.py", PYTHONPATH=paths
+            )
         seconds |= measured(whole, 1)
         first_step(kept["VAE_PYRO_GRAPHS"])  # makes the graph
         name = "the first compiled step of a process over an uncompiled one, its graph on disk"
