@@ -153,6 +153,30 @@ class Popen(_Popen):  # type: ignore[misc]
         return self.pid, _NUMBER.unpack(told)[0] if told else signal.SIGKILL
 
 
+class _RecorderForked(_Popen):  # type: ignore[misc]
+    """``subprocess.Popen`` of a forked process, which forks its process that records, too."""
+
+    def _execute_child(self, *args: Any, **kwargs: Any) -> None:
+        whole = inspect.signature(super()._execute_child).bind(*args, **kwargs).arguments
+        command = whole["args"]
+        if not (isinstance(command, list) and "vae_pyro.tracking.apart" in str(command[-1])):
+            super()._execute_child(*args, **kwargs)
+            return
+        self.pid = os.fork()
+        if not self.pid:
+            for ours, theirs, number in (("p2cwrite", "p2cread", 0), ("c2pread", "c2pwrite", 1)):
+                os.close(whole[ours])
+                os.dup2(whole[theirs], number)
+                os.close(whole[theirs])
+            try:
+                exec(command[-1], {})
+            finally:
+                os._exit(1)
+        self._child_created = True
+        for theirs in ("p2cread", "c2pwrite"):
+            os.close(whole[theirs])
+
+
 def run(
     command: Sequence[str | os.PathLike[str]],
     *,
@@ -329,6 +353,7 @@ def become(request: Mapping[str, Any], base: Sequence[str]) -> NoReturn:
     sys.orig_argv = [sys.executable, first, *rest]
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
+    subprocess.Popen = _RecorderForked  # type: ignore[misc]
     _use_threads(os.environ.get("OMP_NUM_THREADS"))
     random.seed()
     sys.modules["numpy"].random.seed()
