@@ -42,11 +42,12 @@ def _end_what_was_started() -> Iterator[None]:
 
 
 def is_alive(number: int) -> bool:
+    """Of a process that was killed, threads may still run when its first one has ended."""
     try:
         state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{number}/task")) > 1
     except OSError:
         return False
-    return state != "Z"
 
 
 def eventually_ends(number: int) -> bool:
