@@ -300,7 +300,7 @@ def _forward_log(connection: Connection) -> None:
     warnings_only.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and logger.handlers:
-            # PyTorch hands all that its compiler does to a logger, in case that somebody asks.
+            # PyTorch's compiler sends long debug records to a logger even when nobody reads them.
             own = warnings_only if name.startswith("torch") else forwarding
             logger.handlers = [] if logger.propagate else [own]
     logging.root.handlers = [forwarding]

@@ -137,7 +137,7 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class _Process:
-    """The other process, as seen from this one, which it does not outlive."""
+    """The job's handle on the other process, which ends with the job."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-c", _PROGRAM.format(path=sys.path)]
@@ -153,11 +153,11 @@ class _Process:
 
     @property
     def is_over(self) -> bool:
-        """Whether it cannot be asked any more."""
+        """Whether the process has ended."""
         return self._has_ended or self._process.poll() is not None
 
     def ask(self, call: Callable[[], Any]) -> "Future[Any]":
-        """Make a call there.
+        """Send a call to the process; the future gets its result.
 
         Raises:
             TrackingError: where the process has ended; the future raises it, too.
@@ -196,7 +196,7 @@ class _Process:
 
     def _end(self) -> None:
         if self.parent == os.getpid():
-            self._process.kill()  # what it has to do was waited for, as long as that may take
+            self._process.kill()  # the run was closed before, so every record was delivered or noted
             self._process.wait()
 
 
@@ -223,11 +223,11 @@ _run_numbers = itertools.count()
 
 
 def serve() -> None:
-    """Make the calls that are asked for, until the process that asks ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # which then still has something to record
+    """Run the calls of the job's process, and end when that process ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the job still records that it was killed
         signal.signal(number, signal.SIG_IGN)
     requests, replies = (os.fdopen(os.dup(n), mode) for n, mode in ((0, "rb"), (1, "wb")))
-    os.dup2(2, 1)  # what libraries print
+    os.dup2(2, 1)  # libraries print to stderr, since stdout carries the replies
     lock = threading.Lock()
 
     def answer(number: int, call: Callable[[], Any]) -> None:
@@ -248,7 +248,7 @@ def serve() -> None:
             with contextlib.suppress(OSError):
                 os.chdir(folder)
             threads.submit(answer, number, call)
-    os._exit(0)  # whatever hangs in a call
+    os._exit(0)  # at once, even if a call hangs
 
 
 def _opened(tracker: Tracker, method: str, *arguments: Any) -> _ApartRun | None:
