@@ -196,7 +196,7 @@ class _Process:
 
     def _end(self) -> None:
         if self.parent == os.getpid():
-            self._process.kill()  # the run was closed before, so every record was delivered or noted
+            self._process.kill()  # the run was closed before: no record is lost
             self._process.wait()
 
 
