@@ -1,5 +1,6 @@
 """What makes a stopped run another one: code that computes does, words do not."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,29 @@ def test_reports_and_records_are_not_in_the_fingerprint(
         assert is_seen(name), name
     for name in ("reporting/tables.py", "tracking/base.py", "cli/app.py", "runs/job.py"):
         assert not is_seen(name), name
+
+
+def test_a_digest_that_is_kept_is_that_of_the_files_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, home = tmp_path / "package", tmp_path / "kept"
+    shutil.copytree(Path(code.__file__).parents[1], package)
+    monkeypatch.setenv("VAE_PYRO_GRAPHS", "")
+    digest = digest_of_copy(package, monkeypatch)
+    monkeypatch.setenv("VAE_PYRO_GRAPHS", str(home))
+    assert digest_of_copy(package, monkeypatch) == digest
+    (kept,) = home.iterdir()
+    assert kept.read_text() == digest
+    kept.write_text("f" * 64)
+    assert digest_of_copy(package, monkeypatch) == "f" * 64, "it was read"
+    for damaged in ("", "f" * 63, "f" * 65, "z" * 64, "é" * 32):
+        kept.write_text(damaged)
+        assert digest_of_copy(package, monkeypatch) == digest
+        assert kept.read_text() == digest
+    model = package / "model.py"
+    model.write_text(model.read_text() + "\n_another = 1\n")
+    assert digest_of_copy(package, monkeypatch) != digest
+    assert len(list(home.iterdir())) == 2
 
 
 def test_what_a_job_leaves_behind_is_listed_once() -> None:

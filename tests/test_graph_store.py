@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vae_pyro.compilation import compile_program, store
 from vae_pyro.compilation.identity import UnknownPartError, graph_digest
 from vae_pyro.compilation.tape import Step, Tape, View
+from vae_pyro.files import private_folder
 from vae_pyro.guide import DiagNormal, Flow, FullRankNormal
 from vae_pyro.likelihoods import Bernoulli, Categorical, Normal
 from vae_pyro.networks import MLP, Conv
@@ -148,22 +149,22 @@ def test_what_is_damaged_or_foreign_is_made_anew(home: Path, damage: str) -> Non
 def test_a_folder_that_others_can_write_is_not_used(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert store.folder() == home
+    assert private_folder() == home
     assert home.stat().st_mode & 0o777 == 0o700
     home.chmod(0o720)
     with caplog.at_level(logging.WARNING):
-        assert store.folder() is None
-        assert store.folder() is None
+        assert private_folder() is None
+        assert private_folder() is None
     assert caplog.text.count("chmod 700") == 1, "told once"
     home.chmod(0o700)
     (tmp_path / "link").symlink_to(home)
     for place in (tmp_path / "link", "", "/proc/no/such/folder"):
         monkeypatch.setenv("VAE_PYRO_GRAPHS", str(place))
-        assert store.folder() is None
+        assert private_folder() is None
     assert "/proc/no/such/folder is not a folder that can be made" in caplog.text
     monkeypatch.delenv("VAE_PYRO_GRAPHS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert store.folder() == tmp_path / "cache/vae-pyro/graphs"
+    assert private_folder() == tmp_path / "cache/vae-pyro/graphs"
 
 
 def graph(size: int) -> store.StoredGraph:

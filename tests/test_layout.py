@@ -50,7 +50,7 @@ INNER_LAYERS = {
         "graph",
         "scope",
     ],
-    "files": ["disk", "tensors", "code"],
+    "files": ["disk", "tensors", "private", "code"],
     "data": [
         "dataset",
         "source",

@@ -80,6 +80,27 @@ def test_threads_sleep_unless_the_user_wants_them_to_spin(own: dict[str, str]) -
     assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr  # as OpenMP itself read it
 
 
+COLLECTOR = """
+import gc
+from vae_pyro.cli import startup
+with startup.importing():
+    imported = gc.isenabled(), [object]
+first = gc.get_freeze_count()
+with startup.importing():  # a second job
+    later = gc.isenabled(), [object]
+print(imported[0], later[0], gc.isenabled(), first > 1000, gc.get_freeze_count() <= first)
+print(any(found is imported for found in gc.get_objects()))
+print(any(found is later for found in gc.get_objects()))
+"""
+
+
+def test_what_is_imported_and_nothing_else_is_kept_from_the_collector() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTOR], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout.split() == ["False", *["True"] * 4, "False", "True"], done.stderr
+
+
 @pytest.mark.parametrize(
     "program",
     [

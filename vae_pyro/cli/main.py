@@ -19,8 +19,8 @@ def run_job(cfg: DictConfig) -> float | None:
     """Run one job. Launchers import this function by its name, in processes of their own."""
     startup.prepare()
     startup.begin_tracking(OmegaConf.select(cfg, "tracking._target_"))
-    from vae_pyro.cli.app import main as run  # torch is slow to import, and --help needs none of it
-
+    with startup.importing():  # torch is slow to import, and --help needs none of it
+        from vae_pyro.cli.app import main as run
     return run(cfg)
 
 

@@ -1,9 +1,12 @@
 """What each program does first, before torch is imported: threads that sleep, output that lasts."""
 
 import codecs
+import gc
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from vae_pyro.credentials import refuse_credentials
@@ -50,6 +53,25 @@ def prepare() -> None:
     codecs.register_error("plain", _plain)
     sys.stdout = _lasting(sys.stdout)
     sys.stderr = _lasting(sys.stderr)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import without looking for garbage, and never look for it in what was imported.
+
+    Modules stay; but Python's collector of reference cycles would go through all of them again and
+    again, for a seventh of the time of the imports. Only a process's first job imports: what later
+    ones leave behind is garbage.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def begin_tracking(tracker: object) -> None:

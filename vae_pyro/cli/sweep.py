@@ -69,7 +69,7 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent run; a store that cannot be used ends the sweep here."""
-        with _failing_loudly():
+        with _failing_loudly(), startup.importing():
             self._folder = _prepare(config, Sweep, "sweep")
             self._open(config)
 

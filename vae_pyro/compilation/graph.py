@@ -16,7 +16,7 @@ from vae_pyro.compilation import store
 from vae_pyro.compilation.functions import ON_CPU
 from vae_pyro.compilation.identity import UnknownPartError, graph_digest
 from vae_pyro.compilation.precision import matmul_error
-from vae_pyro.compilation.store import StoredGraph
+from vae_pyro.files import private_folder
 from vae_pyro.randomness import RandomStream
 
 Outputs = tuple[Tensor, ...]
@@ -117,7 +117,7 @@ def _digest(
     program: Program, module: nn.Module, inputs: Sequence[Tensor], key: object, *, gradients: bool
 ) -> str | None:
     """By which the graph is found on disk; None where it is not kept there."""
-    if key is None or inputs[0].device.type != "cpu" or store.folder() is None:
+    if key is None or inputs[0].device.type != "cpu" or private_folder() is None:
         return None
     try:
         return graph_digest(program.__qualname__, module, inputs, key, gradients=gradients)
@@ -125,12 +125,12 @@ def _digest(
         return None
 
 
-def _made(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> StoredGraph:
+def _made(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> store.StoredGraph:
     from vae_pyro.compilation.inductor import record
 
     constants = _constants_to_inputs(graph)
     tape, library = record(graph, [*inputs, *constants])
-    return StoredGraph(tape, library.read_bytes(), constants)
+    return store.StoredGraph(tape, library.read_bytes(), constants)
 
 
 def _constants_to_inputs(graph: torch.fx.GraphModule) -> list[Tensor]:
@@ -150,7 +150,7 @@ def _constants_to_inputs(graph: torch.fx.GraphModule) -> list[Tensor]:
 
 
 def _checked(
-    stored: StoredGraph,
+    stored: store.StoredGraph,
     state: Sequence[Tensor],
     inputs: Sequence[Tensor],
     expected: Callable[[int], Outputs],

@@ -1,17 +1,16 @@
 """Compiled graphs on disk, for later processes: private to the user, checked, limited in size.
 
-A graph holds native code. So graphs are read only from one folder that no other user can write.
+A graph holds native code. So graphs are read only from one folder that no other user can write
+(``private_folder``).
 """
 
 import ctypes
 import logging
 import os
-import stat
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,11 +18,10 @@ from torch import Tensor
 
 from vae_pyro.compilation.tape import Tape
 from vae_pyro.errors import CheckpointError, StorageError
-from vae_pyro.files import read_tensors, write_tensors
+from vae_pyro.files import private_folder, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
-_FOLDER = "VAE_PYRO_GRAPHS"
 _MOST_BYTES = 200 << 20  # of all graphs; one has 100 to 300 kB
 _SUFFIX = ".safetensors"
 
@@ -54,40 +52,9 @@ class StoredGraph:
             return ctypes.CDLL(str(path))
 
 
-def folder() -> Path | None:
-    """Where graphs are kept: ``$VAE_PYRO_GRAPHS``, else a folder of the user's cache.
-
-    None where it is switched off (``VAE_PYRO_GRAPHS=``), cannot be made, or where somebody else
-    could write there.
-    """
-    chosen = os.environ.get(_FOLDER)
-    if chosen == "" or not hasattr(os, "getuid"):
-        return None
-    try:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        path = Path(chosen or Path(caches) / "vae-pyro" / "graphs")
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = path.lstat()
-    except (OSError, RuntimeError) as error:  # for instance, the user has no home folder
-        if chosen:
-            _tell(f"{chosen} is not a folder that can be made ({error})")
-        return None
-    is_mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-    if not is_mine or status.st_mode & 0o022:
-        _tell(f"{path} is not a folder that you alone can write (chmod 700)")
-        return None
-    return path
-
-
-@cache
-def _tell(why: str) -> None:
-    """Once in a process, not for each graph."""
-    logger.warning("compiled graphs are not kept: %s", why)
-
-
 def read(digest: str) -> StoredGraph | None:
     """The graph of this digest; None where there is none that is whole."""
-    home = folder()
+    home = private_folder()
     path = None if home is None else home / f"{digest}{_SUFFIX}"
     if path is None or not path.is_file() or path.is_symlink():
         return None
@@ -107,7 +74,7 @@ def read(digest: str) -> StoredGraph | None:
 
 def write(digest: str, graph: StoredGraph) -> None:
     """Keep a graph, and remove the least recently used ones where there are too many bytes."""
-    home = folder()
+    home = private_folder()
     if home is None:
         return
     tensors = {
@@ -127,6 +94,6 @@ def write(digest: str, graph: StoredGraph) -> None:
 
 def forget(digest: str) -> None:
     """Remove a graph that does not give the program's numbers."""
-    home = folder()
+    home = private_folder()
     if home is not None:
         (home / f"{digest}{_SUFFIX}").unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from vae_pyro.files.disk import (
     remove_leftovers,
     write_atomically,
 )
+from vae_pyro.files.private import private_folder
 from vae_pyro.files.tensors import read_tensors, tensor_shapes, write_tensors
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "make_folder",
     "parse_file",
     "parse_json",
+    "private_folder",
     "read_regular",
     "read_tensors",
     "regular_size",

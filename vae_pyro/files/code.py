@@ -3,7 +3,15 @@
 import ast
 import functools
 import hashlib
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from vae_pyro.errors import StorageError
+from vae_pyro.files.disk import read_regular, write_atomically
+from vae_pyro.files.private import private_folder
 
 COMPUTING = (
     "compilation",
@@ -36,15 +44,35 @@ def code_digest() -> str:
 
     It does not depend on comments, docstrings and messages, nor on the modules that report, record
     or run the command line. So better words do not turn a stopped run into another one.
+
+    Reading the code takes half a second, so the digest of files with these bytes is kept.
     """
     package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
+    files: dict[str, bytes] = {}
     for name in COMPUTING:
         path = package / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(package).as_posix()} ".encode())
-            digest.update(without_words(file.read_text(encoding="utf-8")).encode())
+            files[file.relative_to(package).as_posix()] = file.read_bytes()
+    home = private_folder()
+    known = None if home is None else home / f"code-{_of_bytes(files)}"
+    if known is not None:
+        with suppress(OSError):
+            kept = read_regular(known, 64).decode("ascii", "replace")
+            if re.fullmatch("[0-9a-f]{64}", kept):
+                return kept
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name} {without_words(content.decode())}".encode())
+    if known is not None:
+        with suppress(StorageError):
+            write_atomically(known, digest.hexdigest().encode())
     return digest.hexdigest()
+
+
+def _of_bytes(files: Mapping[str, bytes]) -> str:
+    """SHA-256 of what the digest of the code is made from, and by."""
+    own = Path(without_words.__code__.co_filename).read_bytes()
+    return hashlib.sha256(repr((sys.version, own, files)).encode()).hexdigest()
 
 
 def without_words(source: str) -> str:

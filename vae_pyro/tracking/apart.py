@@ -6,6 +6,7 @@ Python too, waits for its turn. Importing that client takes seconds as well, whi
 
 import atexit
 import contextlib
+import gc
 import itertools
 import os
 import pickle
@@ -29,6 +30,7 @@ from vae_pyro.tracking.reasons import reason
 
 _CALLERS = 32  # runs with a call at the same time; each may hang in it
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from vae_pyro.tracking.apart import serve; serve()"
+_MANY_OBJECTS = 100_000  # made before Python looks for reference cycles; imports make more
 
 
 class RefusedCallError(Exception):
@@ -224,6 +226,7 @@ _run_numbers = itertools.count()
 
 def serve() -> None:
     """Run the calls of the job's process, and end when that process ends."""
+    gc.set_threshold(_MANY_OBJECTS)
     for number in (signal.SIGINT, signal.SIGTERM):  # the job still records that it was killed
         signal.signal(number, signal.SIG_IGN)
     requests, replies = (os.fdopen(os.dup(n), mode) for n, mode in ((0, "rb"), (1, "wb")))

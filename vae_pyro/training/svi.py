@@ -17,8 +17,8 @@ from torch import Tensor
 from vae_pyro.compilation import CompilationError, Outputs, compile_program, keep_freed_memory
 from vae_pyro.compilation.precision import Precision, fast_arithmetic, threads
 from vae_pyro.compilation.processes import Aside, num_processes
-from vae_pyro.compilation.store import folder
 from vae_pyro.errors import WorkerError
+from vae_pyro.files import private_folder
 from vae_pyro.objectives import Objective, SVILoss
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.divergence import Watch
@@ -184,8 +184,8 @@ class _Graphs:
             graph_of(self._vae, loss, others[0])
 
         # A process that is forked has one thread, and a graph is made for a number of threads.
-        is_for_one = torch.get_num_threads() == 1
-        if others and self._is_first and self._can_share and is_for_one and folder() is not None:
+        is_found = torch.get_num_threads() == 1 and private_folder() is not None
+        if others and self._is_first and self._can_share and is_found:
             with suppress(WorkerError):
                 aside.begin(make)
         try:
