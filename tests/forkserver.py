@@ -153,7 +153,7 @@ class Popen(_Popen):  # type: ignore[misc]
         return self.pid, _NUMBER.unpack(told)[0] if told else signal.SIGKILL
 
 
-class _RecorderForked(_Popen):  # type: ignore[misc]
+class RecorderForked(_Popen):  # type: ignore[misc]
     """``subprocess.Popen`` of a forked process, which forks its process that records, too."""
 
     def _execute_child(self, *args: Any, **kwargs: Any) -> None:
@@ -353,7 +353,7 @@ def become(request: Mapping[str, Any], base: Sequence[str]) -> NoReturn:
     sys.orig_argv = [sys.executable, first, *rest]
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
-    subprocess.Popen = _RecorderForked  # type: ignore[misc]
+    subprocess.Popen = RecorderForked  # type: ignore[misc]
     _use_threads(os.environ.get("OMP_NUM_THREADS"))
     random.seed()
     sys.modules["numpy"].random.seed()

@@ -13,6 +13,7 @@ import os
 import random
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import vae_pyro.cli.app  # noqa: E402, F401
+from tests.forkserver import RecorderForked  # noqa: E402
+
+subprocess.Popen = RecorderForked  # type: ignore[misc]
 
 
 def attempt(overrides: list[str]) -> int:
