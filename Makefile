@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help setup sweep test test-fast coverage lint type bench experiments ui lock clean
+.PHONY: help setup sweep test test-all test-fast coverage lint type bench experiments ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,10 @@ sweep: $(STAMP) ## train and evaluate with 2, 10 and 20 latent dimensions (about
 	$(BIN)/python run.py latent_dim=2,10,20 -m
 
 # A process of tests per core, each with one thread: most tests wait for processes of one thread.
-test: lint type ## lint, types and all tests (about half an hour on two cores)
+test: lint type ## lint, types and the tests without the mark long (about an hour on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m 'not long'
+
+test-all: lint type ## lint, types and all tests (half an hour more)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 test-fast: $(STAMP) ## the tests without the mark slow (under 3 minutes)

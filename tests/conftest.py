@@ -34,7 +34,14 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
-_SHARED = ("sweep", "undisturbed", "slurm", "server", "served")  # served is made of the sweep
+_SHARED = (
+    "sweep",
+    "sweeps",
+    "undisturbed",
+    "slurm",
+    "server",
+    "served",
+)  # served is made of the sweep
 _SLOW = {*_SHARED, "run_py", "postgres"}
 
 

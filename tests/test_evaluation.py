@@ -79,6 +79,7 @@ def test_bits_per_dim_is_of_the_levels() -> None:
     assert m["test/bits_per_dim"] == pytest.approx(-m["test/log_px"] / (6 * math.log(2)))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_standard_errors_contain_the_dequantisation() -> None:
     """Over fresh draws of x from the same images, the number moves as much as it says."""
@@ -223,6 +224,7 @@ def test_every_number_that_is_estimated_has_both_errors(evaluated: Evaluation) -
     assert compared | {"test/log_px_exact", "simulated/gap"} <= names
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_two_errors_are_what_they_say() -> None:
     """Evaluated anew the number moves by the one; with fresh images, by the other."""

@@ -260,6 +260,7 @@ def test_two_sweeps_start_at_once_on_a_fresh_database(tmp_path: Path) -> None:
     assert [run.info.status for run in runs] == ["FINISHED"] * 6
 
 
+@pytest.mark.long
 def test_eight_jobs_at_once_on_one_database_lose_nothing(run_py: RunPy, tmp_path: Path) -> None:
     done = run_py(
         *SHORT,

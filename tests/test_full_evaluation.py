@@ -160,6 +160,7 @@ def test_the_exact_answer_stands_beside_the_others(run_py: RunPy, tmp_path: Path
     assert m["test/log_px"] < exact + 5 * m["test/log_px_std_error"]
 
 
+@pytest.mark.long
 def test_densities_are_asked_of_every_draw(run_py: RunPy, tmp_path: Path) -> None:
     done = run_py(
         "likelihood=normal_learned_scale",

@@ -104,6 +104,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_sweep_killed_dozens_of_times_ends_as_an_undisturbed_one(
     undisturbed: Path, tmp_path: Path
 ) -> None:

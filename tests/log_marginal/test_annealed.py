@@ -77,6 +77,7 @@ def test_simulated_images_have_the_truth_between_the_bounds() -> None:
     assert upper.estimate.mean() > exact.mean() - 4.5 * spread
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_more_temperatures_close_the_bracket() -> None:
     truth = LinearGaussian()

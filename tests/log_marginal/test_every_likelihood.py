@@ -45,6 +45,7 @@ def test_importance_sampling_and_ais_agree_with_quadrature(name: str, vae: VAE) 
     assert ((best.value - truth.value) / best.std_error).max() < 4.5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @every_likelihood
 def test_simulated_images_can_be_weighed(name: str, vae: VAE) -> None:
