@@ -86,12 +86,16 @@ FOLLOWED = ("PYTHONPATH", "OMP_NUM_THREADS", "TORCHINDUCTOR_CACHE_DIR")
 _LENGTH = struct.Struct("!I")
 _NUMBER = struct.Struct("!i")
 _AT_START = dict(os.environ)
-# What the programs set for themselves, which the tests' own process may have done since.
-_SERVERS = _AT_START | {
+# What the programs and scikit-learn set for themselves, as the tests' own process may have done,
+# or its parent.
+_OWN = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_WAIT_POLICY": "passive",
     "GOMP_SPINCOUNT": "1000",
+    "KMP_DUPLICATE_LIB_OK": "True",
+    "KMP_INIT_AT_FORK": "FALSE",
 }
+_SERVERS = _AT_START | _OWN
 _tables: Path | None = None
 _Popen: Any = subprocess.Popen  # of whose private methods type checkers know nothing
 
@@ -210,6 +214,7 @@ def _can_be_forked(command: Any, environment: Mapping[str, str]) -> bool:
     names = {*environment, *_SERVERS} - {*FOLLOWED}
     return all(
         environment.get(name) in (_AT_START.get(name), _SERVERS.get(name))
+        or (name in _OWN and name not in environment)
         for name in names
         if name.startswith(READ_AT_START)
     )

@@ -138,8 +138,11 @@ def test_what_is_read_at_the_start_starts_an_interpreter(
     command = program("import sys; print(sys.stdout.encoding, 'torch' in sys.modules)")
     # As when the tests began: scikit-learn sets variables of this kind where a test imports it.
     at_start = {name: v for name, v in os.environ.items() if not name.startswith("KMP_")}
+    as_scikit_learn_sets_it = {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
     for environment, expected in (
         ({}, "utf-8 True"),
+        (as_scikit_learn_sets_it, "utf-8 True"),
+        ({"KMP_INIT_AT_FORK": "TRUE"}, "utf-8 False"),
         ({"PYTHONIOENCODING": "ascii"}, "ascii False"),
         ({"CXX": "/nowhere/c++"}, "utf-8 False"),
         (
