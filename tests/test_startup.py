@@ -101,6 +101,19 @@ def test_what_is_imported_and_nothing_else_is_kept_from_the_collector() -> None:
     assert done.stdout.split() == ["False", *["True"] * 4, "False", "True"], done.stderr
 
 
+def test_what_was_imported_is_cleared_at_the_end() -> None:
+    """Else libraries with modules of their own in C++ print what was left of them."""
+    imports = """
+from vae_pyro.cli import startup
+with startup.importing():
+    import vae_pyro.cli.app
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 @pytest.mark.parametrize(
     "program",
     [

@@ -1,5 +1,6 @@
 """What each program does first, before torch is imported: threads that sleep, output that lasts."""
 
+import atexit
 import codecs
 import gc
 import io
@@ -71,6 +72,8 @@ def importing() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        # At the end Python clears its modules, and libraries complain of what is kept from that.
+        atexit.register(gc.unfreeze)
         gc.enable()
 
 
