@@ -40,6 +40,7 @@ LAYERS = [
 INNER_LAYERS = {
     "compilation": [
         "functions",
+        "operations",
         "precision",
         "processes",
         "tape",

@@ -114,6 +114,29 @@ with startup.importing():
     assert (done.stdout, done.stderr) == ("", "")
 
 
+UNCOMPILED = """
+import sys
+from vae_pyro.cli import main
+sys.argv[1:] = "latent_dim=1", "training.epochs=1", "evaluation.num_images=20", "tracking=none"
+main.main()
+print({"torch._dynamo", "triton"} & sys.modules.keys())
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_compiles_nothing_imports_no_compiler(tmp_path: Path) -> None:
+    """The compiler takes seconds of a process; many functions of PyTorch import it unasked."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNCOMPILED],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.stdout.endswith("\nset()\n"), done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     "program",
     [

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from vae_pyro.compilation.operations import Operations
 from vae_pyro.compilation.precision import threads
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP, Conv, Network
 from vae_pyro.objectives import ELBO, IWAE
-from vae_pyro.training.trial import _Operations, threads_for, try_out
+from vae_pyro.training.trial import threads_for, try_out
 from vae_pyro.vae import VAE, build_vae
 
 
@@ -26,7 +27,7 @@ def test_operations_are_counted_as_pytorchs_own_counter_does(
     vae, x = build(network), torch.zeros(5, 1, 28, 28)
     with FlopCounterMode(display=False) as theirs:
         try_out(vae, objective, x)
-    ours = _Operations()
+    ours = Operations()
     with ours:
         try_out(vae, objective, x)
     assert ours.total == theirs.get_total_flops() > 0

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from vae_pyro.compilation.operations import Operations
 from vae_pyro.log_marginal.drawing import pair_of
 from vae_pyro.log_marginal.program import Images, ModelAndGuide
 from vae_pyro.vae import VAE
@@ -27,11 +27,10 @@ def multiply_adds(vae: VAE) -> int:
     Those of the decoder's matrix products and convolutions, which are more than its weights where
     weights are shared between pixels; and the likelihood's elementwise functions.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    operations = Operations()
+    with torch.no_grad(), operations:
         parameters: Tensor = vae.model.decoder(vae.model.origin[None])
-    # The counter counts the multiplication and the addition.
-    products: int = counter.get_total_flops() // 2
-    return products + _PER_PARAMETER * parameters.numel()
+    return operations.total // 2 + _PER_PARAMETER * parameters.numel()
 
 
 def num_alike(total: int, at_once: int, size: int) -> int:

@@ -1,12 +1,10 @@
 """An objective computed once before it is trained: whether it fits, and how long a step is."""
 
-from typing import Any
-
 import pyro
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from vae_pyro.compilation.operations import Operations
 from vae_pyro.objectives import Objective
 from vae_pyro.randomness import RandomStream
 from vae_pyro.vae import VAE
@@ -49,7 +47,7 @@ def threads_for(vae: VAE, objective: Objective, x: Tensor, batch_size: int, avai
     if vae.device.type != "cpu" or available == 1:
         return available
     x = x[:batch_size]
-    counter = _Operations()
+    counter = Operations()
     try:
         with RandomStream("threads", 0).active(), torch.no_grad(), counter:
             try_out(vae, objective, x)
@@ -57,27 +55,3 @@ def threads_for(vae: VAE, objective: Objective, x: Tensor, batch_size: int, avai
         return available
     step = 3 * counter.total * batch_size / len(x)  # forwards, and twice as much backwards
     return min(available, max(1, round(step / _PER_THREAD)))
-
-
-class _Operations(TorchFunctionMode):
-    """Counts the floating-point operations of matrix products and convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0.0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Call the function, and count it."""
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name == "linear":
-            self.total += 2 * args[0].numel() * args[1].shape[0]
-        elif name in ("matmul", "mm", "bmm", "__matmul__"):
-            self.total += 2 * args[0].numel() * args[1].shape[-1]
-        elif name in ("conv1d", "conv2d", "conv3d"):
-            self.total += 2 * args[1].numel() * result.numel() / result.shape[1]
-        elif name.startswith("conv_transpose"):
-            self.total += 2 * args[1].numel() * args[0].numel() / args[0].shape[1]
-        return result
