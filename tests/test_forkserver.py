@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -47,6 +47,15 @@ def program(tmp_path: Path) -> Callable[[str], list[str]]:
     return write
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A shell's background jobs ignore it, and new interpreters would, too; forked ones do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 @pytest.mark.parametrize("as_module", [False, True], ids=["file", "module"])
 @pytest.mark.parametrize("session", [False, True])
 def test_it_sees_what_a_new_interpreter_sees(
