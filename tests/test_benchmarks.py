@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import accuracy, importance, training, workload
+from benchmarks import accuracy, digits, importance, training, workload
 from benchmarks import contest as contest_module
 from benchmarks.contest import Contestant, Times, Unit, contest, ratio, write
 from benchmarks.peers import torch_vae
@@ -50,6 +50,14 @@ def test_all_train_the_same(name: str, images: Tensor) -> None:
     records = training.records(data, workload.build(CPU), compiled=False)
     for _ in range(3):
         assert epoch() == pytest.approx(next(records).elbo, abs=4)
+
+
+def test_numpyro_trains_digits_the_same() -> None:
+    """Epoch 20 and 40; the ELBO differs by the noise of training."""
+    pytest.importorskip("numpyro")
+    ours, theirs = digits.ours(num_threads=1), digits.numpyro()
+    for _ in range(2):
+        assert theirs() == pytest.approx(ours(), abs=1)
 
 
 @pytest.mark.parametrize("name", ["Pyro's own", "JAX"])
@@ -155,6 +163,7 @@ def test_a_page_has_a_place_for_every_benchmark() -> None:
     assert sorted(names) == [
         "accuracy",
         "calibration",
+        "digits",
         "importance",
         "scaling",
         "startup",
@@ -172,6 +181,6 @@ def test_an_unknown_benchmark_is_named() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "error: no benchmark 'trainign'; there are training, importance, scaling, startup, "
+        "error: no benchmark 'trainign'; there are training, digits, importance, scaling, startup, "
         "accuracy, calibration\n"
     )

@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from jax import lax, random
 from numpyro.infer import SVI, Trace_ELBO
 
-from vae_pyro.data import Digits
+from vae_pyro.data import Dataset, Digits, Split
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
@@ -72,8 +72,23 @@ def programs(start: Weights, latent_dim: int) -> tuple[Callable[[Any], None], ..
     return model, guide
 
 
-def training(svi: SVI, grey: Any, valid_x: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """(state, key) -> the state after an epoch, and the ELBO of the validation images."""
+def shares_of_white(data: Dataset, split: Split) -> Any:
+    """Its images, ``(N, D)``."""
+    assert data.num_levels is not None
+    return jnp.asarray(split.images.flatten(1).numpy(), jnp.float32) / (data.num_levels - 1)
+
+
+def begin(key: Any, grey: Any, latent_dim: int) -> tuple[SVI, Any]:
+    """The SVI and its first state."""
+    encoder = (grey.shape[1], HIDDEN, HIDDEN, 2 * latent_dim)
+    decoder = (latent_dim, HIDDEN, HIDDEN, grey.shape[1])
+    start = fresh(key, {"encoder": encoder, "decoder": decoder})
+    svi = SVI(*programs(start, latent_dim), numpyro.optim.Adam(1e-3), Trace_ELBO())
+    return svi, svi.init(key, grey[:BATCH_SIZE])
+
+
+def training(svi: SVI, grey: Any, valid_x: Any = None) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """(state, key) -> the state after an epoch, and the ELBO of the validation images, if any."""
     whole = len(grey) // BATCH_SIZE
 
     @jax.jit
@@ -89,6 +104,8 @@ def training(svi: SVI, grey: Any, valid_x: Any) -> Callable[[Any, Any], tuple[An
         state = lax.fori_loop(0, whole, step, state)
         if len(grey) % BATCH_SIZE:
             state, _ = svi.update(state, x[whole * BATCH_SIZE :])
+        if valid_x is None:
+            return state, 0.0
         weights, loss = svi.get_params(state), Trace_ELBO(num_particles=5)
         return state, -loss.loss(valid_key, weights, svi.model, svi.guide, valid_x) / len(valid_x)
 
@@ -132,18 +149,12 @@ def draw(weights: Weights, x: Any, labels: Any, z: Any, where: str) -> None:
 def cell(latent_dim: int, folder: Path) -> float:
     """Train, evaluate and draw; returns log p(x), nats per test image."""
     data, key = Digits().load(), random.PRNGKey(0)
-    assert data.num_levels is not None
     grey, valid_x, test_x = (
-        jnp.asarray(split.images.flatten(1).numpy(), jnp.float32) / (data.num_levels - 1)
-        for split in (data.train, data.valid, data.test)
+        shares_of_white(data, split) for split in (data.train, data.valid, data.test)
     )
     valid_x = random.bernoulli(random.PRNGKey(7), valid_x).astype(jnp.float32)
     test_x = random.bernoulli(random.PRNGKey(8), test_x).astype(jnp.float32)
-    encoder = (grey.shape[1], HIDDEN, HIDDEN, 2 * latent_dim)
-    decoder = (latent_dim, HIDDEN, HIDDEN, grey.shape[1])
-    start = fresh(key, {"encoder": encoder, "decoder": decoder})
-    svi = SVI(*programs(start, latent_dim), numpyro.optim.Adam(1e-3), Trace_ELBO())
-    state = svi.init(key, valid_x[:BATCH_SIZE])
+    svi, state = begin(key, grey, latent_dim)
     epoch = training(svi, grey, valid_x)
     z = random.normal(key, (64, latent_dim))
     best, kept = -math.inf, svi.get_params(state)
@@ -157,6 +168,25 @@ def cell(latent_dim: int, folder: Path) -> float:
             now = svi.get_params(state)
             draw(now, test_x, data.test.labels, z, f"{folder}/{{}}-{number}.png")
     return float(log_px(kept, test_x, key))
+
+
+def epochs(number: int, latent_dim: int) -> Callable[[], float]:
+    """So many epochs of training and nothing else, again and again; each returns the ELBO."""
+    data, key = Digits().load(), random.PRNGKey(0)
+    grey = shares_of_white(data, data.train)
+    svi, state = begin(key, grey, latent_dim)
+    epoch, loss = training(svi, grey), Trace_ELBO()
+    x = random.bernoulli(key, grey).astype(jnp.float32)
+
+    def run() -> float:
+        nonlocal state, key
+        for _ in range(number):
+            key, this = random.split(key)
+            state, _ = epoch(state, this)
+        elbo = -loss.loss(key, svi.get_params(state), svi.model, svi.guide, x) / len(x)
+        return float(elbo)
+
+    return run
 
 
 if __name__ == "__main__":
