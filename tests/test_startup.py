@@ -117,7 +117,8 @@ with startup.importing():
 UNCOMPILED = """
 import sys
 from vae_pyro.cli import main
-sys.argv[1:] = "latent_dim=1", "training.epochs=1", "evaluation.num_images=20", "tracking=none"
+sys.argv[1:] = "latent_dim=1", "training.epochs=1", "tracking=none", "evaluation.compile=false"
+sys.argv += "evaluation/estimators=[quadrature]", "evaluation.num_images=20"
 main.main()
 print({"torch._dynamo", "triton"} & sys.modules.keys())
 """

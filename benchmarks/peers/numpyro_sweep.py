@@ -178,13 +178,16 @@ def epochs(number: int, latent_dim: int) -> Callable[[], float]:
     epoch, loss = training(svi, grey), Trace_ELBO()
     x = random.bernoulli(key, grey).astype(jnp.float32)
 
+    @jax.jit
+    def elbo(key: Any, weights: Weights) -> Any:
+        return -loss.loss(key, weights, svi.model, svi.guide, x) / len(x)
+
     def run() -> float:
         nonlocal state, key
         for _ in range(number):
             key, this = random.split(key)
             state, _ = epoch(state, this)
-        elbo = -loss.loss(key, svi.get_params(state), svi.model, svi.guide, x) / len(x)
-        return float(elbo)
+        return float(elbo(key, svi.get_params(state)))
 
     return run
 

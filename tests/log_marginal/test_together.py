@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.linear_gaussian import LinearGaussian
 from vae_pyro.compilation.precision import threads
@@ -432,6 +432,20 @@ def test_what_a_decoder_costs() -> None:
     weights = sum(p.numel() for p in small.model.decoder.parameters())
     assert multiply_adds(small) > 10 * weights
     assert multiply_adds(large) > 10 * multiply_adds(small)
+
+
+def test_a_decoder_of_other_functions_costs_no_less_than_its_weights() -> None:
+    class Einsum(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("...i,oi->...o", x, self.weight) + self.bias
+
+    vae, _ = small_and_large(MLP((10,)))
+    known = multiply_adds(vae)
+    layers = [part for part in vae.model.decoder.modules() if isinstance(part, nn.Linear)]
+    assert layers
+    for layer in layers:
+        layer.__class__ = Einsum
+    assert multiply_adds(vae) == known
 
 
 def test_budgets_are_frozen() -> None:

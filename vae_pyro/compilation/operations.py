@@ -8,8 +8,8 @@ from torch.overrides import TorchFunctionMode
 class Operations(TorchFunctionMode):
     """Counts the floating-point operations of matrix products and convolutions.
 
-    ``torch.utils.flop_counter`` counts the same, but imports PyTorch's compiler for it, which takes
-    one or two seconds of every process.
+    ``torch.utils.flop_counter`` agrees, and knows more functions (``torch.einsum``). But every mode
+    below autograd imports PyTorch's compiler, which takes one or two seconds of a process.
 
     Attributes:
         total: multiplications and additions since this was made.

@@ -25,12 +25,14 @@ def multiply_adds(vae: VAE) -> int:
     """What one evaluation of p(x | z) costs, in multiply-adds.
 
     Those of the decoder's matrix products and convolutions, which are more than its weights where
-    weights are shared between pixels; and the likelihood's elementwise functions.
+    weights are shared between pixels; and the likelihood's elementwise functions. No fewer than
+    there are weights, where a decoder computes by other functions, such as ``torch.einsum``.
     """
     operations = Operations()
     with torch.no_grad(), operations:
         parameters: Tensor = vae.model.decoder(vae.model.origin[None])
-    return operations.total // 2 + _PER_PARAMETER * parameters.numel()
+    weights = sum(w.numel() for w in vae.model.decoder.parameters() if w.ndim > 1)
+    return max(operations.total // 2, weights) + _PER_PARAMETER * parameters.numel()
 
 
 def num_alike(total: int, at_once: int, size: int) -> int:
