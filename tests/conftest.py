@@ -92,6 +92,13 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_signal_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a signal a process has 2.5 seconds for its records; another test has its own time."""
+    monkeypatch.setattr("vae_pyro.interruption._Pending.since", None)
+    monkeypatch.setattr("vae_pyro.interruption._Pending.status", None)
+
+
+@pytest.fixture(autouse=True)
 def _log() -> Iterator[None]:
     """A command that ran in this process printed the notes; the next test reads them in caplog."""
     yield

@@ -154,7 +154,8 @@ def test_slurm_preemption(run_py: Command, tmp_path: Path, slurm: Slurm, server:
     finally:
         sweep.kill()
         sweep.wait()
-    assert slurm.job(job_id)["JobState"] == "COMPLETED"
+    # The sweep ends when the job's result is there, a moment before the job itself.
+    wait_for(lambda: slurm.job(job_id)["JobState"] == "COMPLETED", 60, tell)
     (result,) = tmp_path.glob("multirun/*/*/*/result.json")
     assert json.loads(result.read_text())["error"] is None
     assert_complete(server, "preemption", jobs=1, epochs=epochs)
