@@ -37,6 +37,7 @@ OPTIONS = {
         "kmnist",
         "omniglot",
         "cifar10",
+        "images",
         "linear_gaussian",
     },
     "likelihood": {

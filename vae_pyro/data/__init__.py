@@ -3,6 +3,7 @@
 from vae_pyro.data.cifar10 import CIFAR10
 from vae_pyro.data.dataset import Dataset, Split, batches
 from vae_pyro.data.digits import Digits
+from vae_pyro.data.images import ImageFolder
 from vae_pyro.data.linear_gaussian import LinearGaussian
 from vae_pyro.data.mnist import KMNIST, MNIST, FashionMNIST
 from vae_pyro.data.omniglot import Omniglot
@@ -16,6 +17,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "FashionMNIST",
+    "ImageFolder",
     "ImageSource",
     "LinearGaussian",
     "Omniglot",
