@@ -186,7 +186,8 @@ def test_a_command_that_does_not_exist_is_named(sweeps: Path) -> None:
     done = run(sweeps, "compar", "small", "large")
     assert done.returncode == 1
     assert done.stderr == (
-        "error: there is no command compar: commands are compare and deliver, settings key=value\n"
+        "error: there is no command compar (did you mean compare?); commands are compare, deliver, "
+        "ui, and settings are written key=value\n"
     )
 
 

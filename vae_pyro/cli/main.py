@@ -10,9 +10,11 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from vae_pyro.cli import startup
+from vae_pyro.cli.command_line import check, did_you_mean
 from vae_pyro.cli.presets import Presets, conf_folder
+from vae_pyro.errors import ConfigError
 
-_COMMANDS = ("compare", "deliver")  # no overrides: they hold no =
+_COMMANDS = ("compare", "deliver", "ui")  # no overrides: they hold no =
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -34,13 +36,20 @@ def main() -> None:
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in _COMMANDS:
         sys.exit(importlib.import_module(f"vae_pyro.cli.{first}").main(sys.argv[2:]))
-    if first.isalpha():
-        commands = " and ".join(_COMMANDS)
-        sys.exit(f"error: there is no command {first}: commands are {commands}, settings key=value")
+    hint = did_you_mean(first, _COMMANDS)
+    if first.isalpha() and (hint or len(sys.argv) == 2):  # more words may be "seed 3"
+        sys.exit(
+            f"error: there is no command {first}{hint}; commands are {', '.join(_COMMANDS)}, and "
+            "settings are written key=value"
+        )
     startup.arrange_arguments()
     sys.path.append(os.getcwd())
     Plugins.instance().register(Presets)
     OmegaConf.register_new_resolver("program", _program, replace=True)  # for the text of --help
+    try:
+        check(sys.argv[1:], _program())
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(run_job)()
 
 

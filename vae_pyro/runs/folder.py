@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -10,9 +11,11 @@ from vae_pyro.files import cannot_write, lock, make_folder, remove_leftovers
 from vae_pyro.reporting.results import RESULT_FILE, JobResult
 from vae_pyro.runs import evaluator, pictures, recording, trainer
 from vae_pyro.runs.fingerprint import FINGERPRINT_FILE, Fingerprint
+from vae_pyro.runs.manifest import JOB_FILE
 from vae_pyro.saving import MODEL_FOLDER
 
 _LOCK = ".lock"
+_BEFORE_IT_BEGAN = _LOCK, "run.log", JOB_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,24 @@ def continue_or_begin(folder: Path, fingerprint: Fingerprint, *, resume: bool) -
         logger.info("a new run; what was there before is in %s (%s)", aside, why)
     fingerprint.write(folder / FINGERPRINT_FILE)
     return None
+
+
+def remove_unused(folder: Path, below: Path) -> None:
+    """Remove the folder of a job that was refused before it began, unless more is in it.
+
+    Args:
+        folder: the job's own.
+        below: this folder, and those in it, go as well where they are empty then.
+    """
+    if (folder / FINGERPRINT_FILE).exists():
+        return
+    with suppress(OSError):  # what cannot be removed stays
+        for path in (*folder.glob(".hydra/*"), *(folder / name for name in _BEFORE_IT_BEGAN)):
+            path.unlink(missing_ok=True)
+        (folder / ".hydra").rmdir()
+        for path in (folder, *folder.parents):
+            if path == folder or path.is_relative_to(below):
+                path.rmdir()
 
 
 def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
