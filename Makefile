@@ -49,7 +49,7 @@ experiments: $(STAMP) ## run all experiments again, and rebuild their table (abo
 	$(BIN)/python -m experiments
 
 ui: $(STAMP) ## browse the recorded runs in MLflow; Ctrl-C ends it
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $(PORT)
+	$(BIN)/python run.py ui --port $(PORT)
 
 PORT ?= 5000
 

@@ -52,7 +52,7 @@ def run_all(names: Sequence[str], overrides: list[str]) -> None:
     Where one of them fails, the others still run, and the program ends with status 1.
     """
     from experiments.command import load, run_experiment  # torch is slow to import
-    from vae_pyro.cli.app import fail
+    from vae_pyro.cli.console import fail
 
     failed = []
     for name in names:

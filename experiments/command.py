@@ -13,8 +13,7 @@ from typing import Any
 
 from experiments.context import OUTPUTS, Context, Experiment, Result, as_typed
 from experiments.pages import HERE, NAMES, fill, fill_table
-from vae_pyro.cli.app import explain, fail
-from vae_pyro.cli.console import make_console, print_notes
+from vae_pyro.cli.console import explain, fail, make_console, print_notes
 from vae_pyro.config import flatten
 from vae_pyro.files import make_folder, write_atomically
 from vae_pyro.interruption import Interrupted, interruptible, leave_if_told, uninterrupted

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vae_pyro.cli.app import explain
+from vae_pyro.cli.console import explain
 from vae_pyro.data import Dataset
 from vae_pyro.errors import UserError
 from vae_pyro.interruption import Interrupted, interruptible

@@ -63,6 +63,7 @@ def test_what_is_recorded_is_in_the_store(store: MLflow, run: StoredRun, tmp_pat
     run.log_metrics({"elbo": -1.5}, 1)
     run.log_steps([({"elbo": -1.25}, 2, 1.0), ({"elbo": -1.0}, 3, 2.0)])
     run.log_image("samples", PICTURE, 1)
+    run.log_image("final/samples", PICTURE, 0)
     run.log_file(tmp_path / "notes.txt", "notes")
     run.tag("colour", "blue")
     run.describe("a *job*")
@@ -70,6 +71,9 @@ def test_what_is_recorded_is_in_the_store(store: MLflow, run: StoredRun, tmp_pat
     run.end("FINISHED")
     assert run.has_image("samples", 1)
     assert not run.has_image("samples", 2)
+    assert run.has_image("final/samples", 0)
+    assert not run.has_image("final/samples", 1)
+    assert not run.has_image("samples", 0)
     client = MlflowClient(store.uri)
     assert run.run_id is not None
     found = client.get_run(run.run_id)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
+from vae_pyro import progress
 from vae_pyro.cli.console import make_console, print_notes
 
 
@@ -59,3 +60,22 @@ def test_messages_of_threads_are_not_mixed(capsys: pytest.CaptureFixture[str]) -
         thread.join()
     lines = capsys.readouterr().out.splitlines()
     assert sorted(lines) == sorted(f"note: {letter * 50}" for letter in "abcd" * 100)
+
+
+def test_progress_names_its_job_and_soon_says_how_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 steps of 4 seconds: the third is past ten seconds, then every fifth of them is shown."""
+    now = [0.0]
+    monkeypatch.setattr("vae_pyro.progress.time.monotonic", lambda: now[0])
+    with progress.show_progress("training", 100, make_console(), job="d=2") as report:
+        for done in range(1, 101):
+            now[0] += 4
+            report(done, "ELBO -1")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "d=2: training 3/100  ELBO -1  388 s left",
+        "d=2: training 20/100  ELBO -1  320 s left",
+    ]
+    assert lines[-1] == "d=2: training 100/100  ELBO -1"
+    assert len(lines) == 6

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests import forkserver
 from tests.conftest import MNIST_ROOT, QUICK, ROOT, needs_mnist
@@ -17,8 +19,10 @@ GUIDES = (
     "reading_the_table",
     "comparing_models",
     "command_line",
+    "browsing_runs",
     "resuming",
     "notebooks",
+    "own_images",
     "adding_one_thing",
 )
 PAGES = README + "".join((ROOT / "docs" / f"{name}.md").read_text() for name in GUIDES)
@@ -56,6 +60,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     for name, content in FILES:
         (folder / name).write_text(content)
+    (folder / "my_images").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(30):
+        levels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(folder / f"my_images/{number}.png")
     return folder
 
 
@@ -114,6 +123,12 @@ def test_python_snippet(copy: Path) -> None:
     )
     for name, line in zip(("importance", "quadrature"), printed[15:], strict=True):
         assert re.match(rf"{name} -\d+\.\d+ ± \S+ nats per image ", line)
+
+
+@pytest.mark.slow
+def test_own_images_in_a_notebook(copy: Path) -> None:
+    (loading,) = [block for block in SNIPPETS if "ImageFolder(" in block]
+    assert run(copy, "python", "-c", loading).stdout == "(3, 32, 32) 21 6\n"
 
 
 @pytest.mark.slow

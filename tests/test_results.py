@@ -20,12 +20,10 @@ from vae_pyro.reporting.results import (
     groups,
     varying_settings,
 )
+from vae_pyro.reporting.sweep_data import comparison_csv, runs_csv, summary_csv
 from vae_pyro.reporting.sweeps import (
     DIFFERENCE,
-    comparison_csv,
     print_sweep,
-    runs_csv,
-    summary_csv,
     sweep_chart,
     sweep_markdown,
     sweep_table,

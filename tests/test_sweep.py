@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,13 +25,16 @@ from safetensors.torch import load_file
 
 from tests import forkserver
 from tests.conftest import QUICK, ROOT
-from tests.test_tracking import free_port, wait_until_healthy
+from tests.test_tracking import free_port
 from vae_pyro.data import Dataset
 from vae_pyro.evaluation import validate
 from vae_pyro.log_marginal import ELBOBound
 from vae_pyro.randomness import RandomStream
 from vae_pyro.runs.pictures import snapshot_epochs
 from vae_pyro.saving import load_model
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 IN_TRAINING = ("train/elbo", "valid/elbo", "valid/reconstruction", "valid/kl")
 IN_TEST = (
@@ -46,7 +50,7 @@ CONTRACT = {
     *IN_TRAINING,
     *IN_TEST,
     *(f"{name}_std_error" for name in (*IN_TRAINING, *IN_TEST)),
-    *(f"{name}_image_std_error" for name in IN_TEST),
+    *(f"{name.replace('test/', 'test_se/')}_image_std_error" for name in IN_TEST),
     "test/active_units_std_error",
     "test/effective_sample_size",
     "test/pareto_k_high",
@@ -123,6 +127,9 @@ def test_every_contract_metric_is_there(sweep: Sweep) -> None:
         for name in ("train/elbo", "valid/elbo", "valid/kl", "valid/reconstruction"):
             history = sweep.client.get_metric_history(run.info.run_id, name)
             assert [point.step for point in history] == list(range(1, 201))
+        for name in CONTRACT - {*IN_TRAINING} - {f"{name}_std_error" for name in IN_TRAINING}:
+            (point,) = sweep.client.get_metric_history(run.info.run_id, name)
+            assert point.step == 0  # MLflow draws a bar
 
 
 def test_the_numbers_make_sense(sweep: Sweep) -> None:
@@ -150,10 +157,31 @@ def test_params_and_tags_follow_the_contract(sweep: Sweep) -> None:
         assert params["latent_dim"] == str(latent_dim)
         assert params["likelihood"] == "bernoulli"
         assert params["training.epochs"] == "200"
-        assert params["network.hidden"] == "[400, 400]"
+        assert len(params) <= 10  # MLflow prints all of them above each picture
+        assert run.info.run_name == f"d={latent_dim}"
         assert re.fullmatch("[0-9a-f]{64}", tags["fingerprint"])
         fingerprints.add(tags["fingerprint"])
     assert len(fingerprints) == 3
+
+
+def test_the_images_are_an_input_of_each_run(sweep: Sweep, digits: Dataset) -> None:
+    for run in sweep.children.values():
+        (found,) = run.inputs.dataset_inputs
+        assert found.dataset.name == "digits"
+        assert found.dataset.digest == digits.checksum[:36]
+        profile = json.loads(found.dataset.profile)
+        assert profile["test"] == len(digits.test)
+        assert profile["image_shape"] == [1, 8, 8]
+
+
+def test_the_parent_has_the_bounds_against_the_latent_dimension(sweep: Sweep) -> None:
+    assert sweep.parent.info.run_name == "sweep d=2,10,20"
+    for name in ("elbo", "iwae_5", "iwae_50", "log_px"):
+        history = sweep.client.get_metric_history(sweep.parent.info.run_id, f"sweep/{name}")
+        assert {point.step: point.value for point in history} == {
+            latent_dim: pytest.approx(run.data.metrics[f"test/{name}"], rel=1e-12)
+            for latent_dim, run in sweep.children.items()
+        }
 
 
 def test_artifacts_follow_the_contract(sweep: Sweep, tmp_path: Path) -> None:
@@ -168,6 +196,9 @@ def test_artifacts_follow_the_contract(sweep: Sweep, tmp_path: Path) -> None:
         for key in ("samples", "reconstructions", "latent_space"):
             steps = {int(re.search(r"step[+%](\d+)", n)[1]) for n in images if n.startswith(key)}
             assert steps == snapshot_epochs(200, 8)
+            (final,) = [name for name in images if re.match(f"final[#~]{key}", name)]
+            assert re.search(r"step[+%]0[+%]", final)
+        assert np.asarray(Image.open(folder / "training.png")).std() > 10
 
 
 def test_the_parent_holds_table_and_chart(sweep: Sweep, tmp_path: Path) -> None:
@@ -195,7 +226,9 @@ def test_the_parent_holds_table_and_chart(sweep: Sweep, tmp_path: Path) -> None:
         assert float(pair["std_error"]) > float(pair["monte_carlo_std_error"]) > 0
         assert pair["is_about"] == "weights"
     assert np.asarray(Image.open(folder / "elbo_vs_iwae.png")).std() > 10
-    assert "log p(x)" in sweep.parent.data.tags["mlflow.note.content"]
+    description = sweep.parent.data.tags["mlflow.note.content"]
+    assert description.startswith("| latent_dim | ELBO | IWAE-50 | log p(x) | rank |")
+    assert "`python run.py latent_dim=2,10,20 -m`" in description
 
 
 def last_table(output: str) -> str:
@@ -240,34 +273,35 @@ def test_the_kept_weights_are_those_of_the_best_epoch(
 
 
 @pytest.fixture(scope="module")
-def ui(sweep: Sweep) -> Iterator[str]:
-    """``make ui`` on a free port."""
-    port = free_port()
-    with (sweep.folder / "ui.log").open("w") as log:
+def page(sweep: Sweep) -> Iterator[str]:
+    """The page that ``make ui`` names, on a free port."""
+    log = sweep.folder / "ui.log"
+    with log.open("w") as output:
         server = subprocess.Popen(
-            ["make", "-o", ".venv/installed", "ui", f"PORT={port}"],
+            ["make", "-o", ".venv/installed", "ui", f"PORT={free_port()}"],
             cwd=sweep.folder,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
     try:
-        wait_until_healthy(f"http://127.0.0.1:{port}", server, sweep.folder / "ui.log")
-        yield f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"^open (http://127\.0\.0\.1:\S+)$", log.read_text(), re.M)):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.25)
+        yield found[1]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
 
 
-@pytest.mark.skipif(
-    shutil.which("chromium") is None or shutil.which("chromedriver") is None,
-    reason="needs chromium and chromedriver",
-)
-def test_the_mlflow_ui_shows_it(sweep: Sweep, ui: str, tmp_path: Path) -> None:
+@pytest.fixture
+def browser(tmp_path: Path) -> "Iterator[webdriver.Chrome]":
     from selenium import webdriver
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
 
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        pytest.skip("needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for argument in (
@@ -279,28 +313,103 @@ def test_the_mlflow_ui_shows_it(sweep: Sweep, ui: str, tmp_path: Path) -> None:
         "--disable-background-networking",
         "--disable-component-update",
         "--disable-sync",
-        "--window-size=1600,1400",
+        "--window-size=1600,2400",
         f"--user-data-dir={tmp_path}",
     ):
         options.add_argument(argument)
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     browser = webdriver.Chrome(options=options, service=service)
-    try:
-        wait = WebDriverWait(browser, 90)
-        experiment = f"{ui}/#/experiments/{sweep.parent.info.experiment_id}"
+    yield browser
+    browser.quit()
 
-        def page() -> str:
-            return browser.find_element(By.TAG_NAME, "body").text
 
-        browser.get(f"{experiment}/runs/{sweep.parent.info.run_id}")
-        wait.until(lambda _: all(f"latent_dim={d}" in page() for d in (2, 10, 20)))
-        wait.until(lambda _: "IWAE-5" in page())  # the table
+def wait(browser: "webdriver.Chrome", condition: Callable[[], Any], seconds: float = 90) -> Any:
+    """What the condition is once it is true; until then pages are drawn anew under one's hands."""
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver.support.ui import WebDriverWait
 
-        browser.get(f"{experiment}/runs/{sweep.children[2].info.run_id}/model-metrics")
-        wait.until(lambda _: "active_units" in page())
-        wait.until(lambda _: browser.execute_script(_SCROLL_AND_COUNT_PICTURES) >= 3)
-    finally:
-        browser.quit()
+    waiting = WebDriverWait(browser, seconds, ignored_exceptions=[WebDriverException])
+    return waiting.until(lambda _: condition())
+
+
+def text(browser: "webdriver.Chrome") -> str:
+    return browser.find_element("tag name", "body").text
+
+
+def test_the_link_opens_the_bounds_against_the_latent_dimension(
+    sweep: Sweep, page: str, browser: "webdriver.Chrome"
+) -> None:
+    """No click: the curves of the sweep, and a point for each job."""
+    names = ("elbo", "iwae_50", "log_px")
+    wanted = {f"{place}/{name}" for place in ("sweep", "test") for name in names}
+    browser.get(page)
+    drawn = wait(
+        browser, lambda: (found := browser.execute_script(_CHARTS)).keys() >= wanted and found
+    )
+    for name in names:
+        expected = {d: run.data.metrics[f"test/{name}"] for d, run in sweep.children.items()}
+        assert dict(drawn[f"sweep/{name}"]) == pytest.approx(expected)
+        assert dict(drawn[f"test/{name}"]) == pytest.approx(expected)
+
+
+_CHARTS = """
+const found = {};
+for (const chart of document.querySelectorAll('.js-plotly-plot'))
+  for (const trace of chart.data) {
+    const title = (chart.layout.yaxis || {}).title || {};
+    const name = trace.metricKey || title.text || title;
+    if (trace.x && trace.y)
+      found[name] = (found[name] || []).concat(
+        [...trace.x].map((x, i) => [Number(x), trace.y[i]]));
+  }
+return found;
+"""
+
+
+def test_pictures_of_all_jobs_stand_side_by_side(page: str, browser: "webdriver.Chrome") -> None:
+    """One click: the samples of the three jobs, none of which has to be scrolled to."""
+    browser.get(page)
+    wait(browser, lambda: browser.execute_script(_ENLARGE, "final/samples"))
+    pictures = wait(browser, lambda: len(found := browser.execute_script(_PICTURES)) >= 3 and found)
+    assert len({(left, top) for left, top, *_ in pictures}) == 3
+    assert all(top >= 0 and left >= 0 and width > 200 for left, top, width, _ in pictures)
+    assert all(top + height <= 2400 for _, top, _, height in pictures)
+    dialog = browser.find_element("css selector", '[role="dialog"]').text
+    assert "d=10" in dialog
+    assert "training.epochs" not in dialog  # no parameters above the pictures
+
+
+_ENLARGE = """
+for (const e of document.querySelectorAll('*'))
+  if (e.scrollHeight > e.clientHeight + 100 && getComputedStyle(e).overflowY !== 'visible')
+    e.scrollTop = e.scrollHeight;
+const title = [...document.querySelectorAll('h4')].find(
+  e => e.textContent.includes(arguments[0]));
+if (!title) return false;
+title.closest('[data-testid="experiment-view-compare-runs-card"]').querySelector(
+  'button[data-component-id="fullscreen_button_chartcard"]').click();
+return true;
+"""
+_PICTURES = """
+const dialog = document.querySelector('[role="dialog"]');
+if (!dialog) return [];
+return [...dialog.querySelectorAll('img')].filter(i => i.naturalWidth > 0).map(i => {
+  const box = i.getBoundingClientRect();
+  return [box.left, box.top, box.width, box.height];
+});
+"""
+
+
+def test_the_pages_of_runs_show_table_and_pictures(
+    sweep: Sweep, page: str, browser: "webdriver.Chrome"
+) -> None:
+    runs = page.partition("?")[0]
+    browser.get(f"{runs}/{sweep.parent.info.run_id}")
+    wait(browser, lambda: all(f"d={d}" in text(browser) for d in (2, 10, 20)))
+    wait(browser, lambda: "IWAE-50" in text(browser))  # the table
+    browser.get(f"{runs}/{sweep.children[2].info.run_id}/model-metrics")
+    wait(browser, lambda: "active_units" in text(browser))
+    wait(browser, lambda: browser.execute_script(_SCROLL_AND_COUNT_PICTURES) >= 3)
 
 
 _SCROLL_AND_COUNT_PICTURES = """
@@ -327,8 +436,8 @@ def test_one_failed_job_does_not_stop_the_others(run_py: Command, tmp_path: Path
     assert "error: 1 of 3 jobs failed\n  latent_dim=0" in done.stderr
     assert "latent_dim=0: input should be greater than or equal to 1" in done.stderr
     assert "Traceback" not in done.stderr
-    statuses = {run.info.run_name.split(",")[0]: run.info.status for run in runs_in(tmp_path)}
-    assert statuses.pop("latent_dim=2") == statuses.pop("latent_dim=3") == "FINISHED"
+    statuses = {run.info.run_name: run.info.status for run in runs_in(tmp_path)}
+    assert statuses.pop("d=2") == statuses.pop("d=3") == "FINISHED"
     assert list(statuses.values()) == ["FAILED"]  # the parent; the refused job opened no run
     (summary,) = tmp_path.glob("multirun/*/*/summary.csv")
     assert len(summary.read_text().splitlines()) == 3
@@ -377,7 +486,7 @@ def test_a_folder_used_again_does_not_mix_two_sweeps(run_py: Command, tmp_path: 
     assert [row["latent_dim"] for row in rows] == ["5", "6"]
 
 
-def test_runs_are_named_after_what_their_results_depend_on(run_py: Command, tmp_path: Path) -> None:
+def test_runs_are_named_after_what_differs(run_py: Command, tmp_path: Path) -> None:
     """And overrides may stand behind -m."""
     done = run_py(
         "latent_dim=2,3",
@@ -390,24 +499,34 @@ def test_runs_are_named_after_what_their_results_depend_on(run_py: Command, tmp_
     )
     assert done.returncode == 0, done.stderr
     names = {run.info.run_name for run in runs_in(tmp_path)}
-    rest = f"{', '.join(QUICK)}, seed=1"
-    assert names == {
-        f"latent_dim=2, {rest}",
-        f"latent_dim=3, {rest}",
-        f"sweep latent_dim=2,3 {' '.join(QUICK)} seed=1",
-    }
+    assert names == {"d=2", "d=3", "sweep d=2,3"}
 
 
 def test_a_refused_sweep_leaves_no_run(run_py: Command, tmp_path: Path) -> None:
-    done = run_py("likelihood=bernoulli,nope", "-m")
+    """Hydra composes the jobs when the parent run is open; the second data set has no folder."""
+    done = run_py("data=mnist,digits", "data.root=.", "-m")
     assert done.returncode == 1
-    assert "likelihood/nope" in done.stderr
+    assert "data.root" in done.stderr
     assert runs_in(tmp_path) == []
 
 
-def test_a_sweep_over_choices_names_them(run_py: Command) -> None:
-    done = run_py("network.activation=relu,tanh", "data.binarisation=static", *QUICK, "-m")
+def test_a_sweep_with_an_unknown_option_leaves_nothing(run_py: Command, tmp_path: Path) -> None:
+    done = run_py("likelihood=bernoulli,nope", "-m")
+    assert done.returncode == 1
+    assert "likelihood=nope" in done.stderr
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+
+
+def test_a_sweep_over_choices_names_them(run_py: Command, tmp_path: Path) -> None:
+    varied = ("network.activation=relu,tanh", "data.binarisation=static")
+    done = run_py(*varied, "name=my sweep", *QUICK, "-m")
     assert done.returncode == 0, done.stderr
+    assert {run.info.run_name for run in runs_in(tmp_path)} == {
+        "my sweep",
+        "activation=relu",
+        "activation=tanh",
+    }
+    assert "activation=tanh: training" in done.stdout
     table = last_table(done.stdout)
     assert "network.activation" in table
     assert "relu" in table
@@ -581,7 +700,7 @@ def test_more_samples_leave_the_training_alone(run_py: Command, tmp_path: Path) 
     [
         (["latent_dms=3"], "latent_dms"),
         (["+latent_dms=3"], "latent_dms: no such key; did you mean latent_dim?"),
-        (["likelihood=gaussian"], "likelihood/gaussian"),
+        (["likelihood=gaussian"], "likelihood=gaussian: there is no such option"),
         (["latent_dim=two"], "latent_dim=two: input should be a valid integer"),
         (["latent_dim=0"], "latent_dim=0: input should be greater than or equal to 1"),
         (
@@ -650,8 +769,8 @@ def test_a_traceback_is_there_for_who_asks(run_py: Command) -> None:
 
 def test_help_is_a_page(run_py: Command) -> None:
     page = run_py("--help").stdout
-    assert len(page.splitlines()) <= 72
-    for part in ("latent_dim=2,10,20 -m", "data: cifar10", "learning_rate: 0.001", "mlflow ui"):
+    assert len(page.splitlines()) <= 73
+    for part in ("latent_dim=2,10,20 -m", "data: cifar10", "learning_rate: 0.001", "run.py ui"):
         assert part in page
 
 

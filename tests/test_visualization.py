@@ -182,3 +182,24 @@ def test_seeds_are_dots_and_one_seed_has_no_bars() -> None:
     ends = [line.get_ydata().tolist() for line in upper.lines]
     assert [-3.0, -1.5] in ends  # an end that is not finite is not drawn
     assert render(figure).std() > 5
+
+
+@pytest.mark.parametrize("size", [3, 28, 64, 130, 250])
+def test_every_image_is_framed_at_any_size(size: int) -> None:
+    """A line across sixteen black images meets seventeen grey ones, also where pixels are fewer."""
+    vae = build_vae(2, (1, size, size), MLP((2,)), Bernoulli(17), DiagNormal, seed=None)
+    figure = reconstruction_grid(vae, torch.zeros(16, 1, size, size))
+    pixels = render(figure)[..., 0].astype(float)
+    box = figure.axes[0].get_window_extent()
+    across = pixels[round(len(pixels) - box.y1 + box.height / 4), round(box.x0) : round(box.x1)]
+    is_line = across > 40
+    assert np.diff(np.concatenate([[0], is_line, [0]]).astype(int)).clip(0).sum() == 17
+
+
+def test_only_labelled_images_have_badges(digits_vae: VAE) -> None:
+    means = torch.randn(30, digits_vae.latent_dim)
+    badges = [
+        [text.get_text() for text in latent_figure(digits_vae, means, labels).axes[-1].texts]
+        for labels in (torch.arange(30) % 2, torch.zeros(30, dtype=torch.int64))
+    ]
+    assert badges == [["0", "1"], []]

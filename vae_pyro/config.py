@@ -112,6 +112,7 @@ class Config:
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Literal["auto", "cpu", "cuda"]
     resume: bool
+    name: Annotated[str, Field(min_length=1, max_length=200)] | None
     training: TrainingConfig
     data: Options
     network: Options

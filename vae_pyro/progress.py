@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 """(what is done, number of steps) -> a context that gives report(steps done, state in words)."""
 
-_LINES = 5  # at most so many plain lines per task
+_LINES = 5  # so many plain lines per task
+_SOON = 10.0  # seconds until one more, which says how long the task will take
 
 
 def no_progress(_label: str, _total: int) -> AbstractContextManager[Callable[[int, str], None]]:
@@ -19,17 +20,21 @@ def no_progress(_label: str, _total: int) -> AbstractContextManager[Callable[[in
 
 
 @contextmanager
-def show_progress(label: str, total: int, console: Console) -> Iterator[Callable[[int, str], None]]:
+def show_progress(
+    label: str, total: int, console: Console, job: str = ""
+) -> Iterator[Callable[[int, str], None]]:
     """Show one task's progress.
 
     Args:
         label: what is being done.
         total: how many steps it has.
         console: where to show it.
+        job: whose task it is, where several print at once.
 
     Yields:
         a function to call with (steps done, a few words on the current state).
     """
+    label = f"{job}: {label}" if job else label
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -45,12 +50,16 @@ def show_progress(label: str, total: int, console: Console) -> Iterator[Callable
 
     start = time.monotonic()
     lines = 0
+    was_shown = False
 
     def report(done: int, state: str) -> None:
-        nonlocal lines
-        if done * _LINES >= (lines + 1) * total:
+        nonlocal lines, was_shown
+        spent = time.monotonic() - start
+        is_due = done * _LINES >= (lines + 1) * total
+        if is_due or (not was_shown and done and spent >= _SOON):
+            was_shown = True
             lines = done * _LINES // total
-            left = (time.monotonic() - start) / done * (total - done)
+            left = spent / done * (total - done)
             words = [
                 f"{label} {done:,}/{total:,}",
                 state,

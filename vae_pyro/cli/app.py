@@ -1,8 +1,6 @@
 """Between Hydra and a job: its name, its folder, and how it fails."""
 
-import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,12 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vae_pyro.cli.console import make_console, print_notes
+from vae_pyro.cli.console import explain, fail, make_console, print_notes
 from vae_pyro.cli.slurm import is_restart, requeue_if_preempted
-from vae_pyro.errors import StorageError, UserError
+from vae_pyro.errors import StorageError
 from vae_pyro.interruption import Interrupted, interruptible, leave_if_told
+from vae_pyro.reporting.naming import job_name
 from vae_pyro.reporting.tables import print_run
-from vae_pyro.runs.folder import claim
+from vae_pyro.runs.folder import claim, remove_unused
 from vae_pyro.runs.job import Job, run_job
 from vae_pyro.runs.manifest import StartedJob, Sweep, relevant_overrides, task_overrides
 
@@ -49,6 +48,11 @@ def main(cfg: DictConfig) -> float | None:
         parent=sweep.parent if sweep else None,
         sweep=sweep.token if sweep else None,
         needs_validation_log_px=is_search,
+        run_name=job_name(
+            split_overrides(chosen), split_overrides(relevant_overrides(sweep.overrides))
+        )
+        if sweep
+        else cfg.name or job_name(split_overrides(chosen)),
     )
     console = make_console()
     print_notes(console)
@@ -83,26 +87,13 @@ def main(cfg: DictConfig) -> float | None:
     except Exception as error:
         fail(explain(error))
         if sweep is None:
+            remove_unused(output, Path("outputs").absolute())
             sys.exit(1)
         return None
     if sweep is None:
         print_run(result, console)
         console.print(f"pictures and weights: {output}", highlight=False, soft_wrap=True)
     return result.metrics.get("valid/log_px")
-
-
-def explain(error: Exception) -> str:
-    """One clear message for any error."""
-    if isinstance(error, UserError):
-        return str(error)
-    return f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)"
-
-
-def fail(message: str) -> None:
-    """Print an error; with HYDRA_FULL_ERROR=1 the traceback as well."""
-    if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
-        print(traceback.format_exc(), file=sys.stderr)
-    print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def split_overrides(overrides: Sequence[str]) -> Mapping[str, str]:

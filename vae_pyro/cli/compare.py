@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vae_pyro.cli import startup
-from vae_pyro.cli.app import fail
-from vae_pyro.cli.console import make_console, print_notes
+from vae_pyro.cli.console import fail, make_console, print_notes
 from vae_pyro.errors import ReportError, UserError
+from vae_pyro.evaluation.names import put_back
 from vae_pyro.reporting.configurations import PER_IMAGE_FILE, SEED, Group, grouped
 from vae_pyro.reporting.results import RESULT_FILE, JobResult
-from vae_pyro.reporting.sweeps import (
-    comparison_csv,
-    print_sweep,
-    sweep_markdown,
-    sweep_notes,
-    sweep_table,
-)
+from vae_pyro.reporting.sweep_data import comparison_csv
+from vae_pyro.reporting.sweeps import print_sweep, sweep_markdown, sweep_notes, sweep_table
 from vae_pyro.reporting.tables import table_latex
 from vae_pyro.runs.fingerprint import FINGERPRINT_FILE, Fingerprint
 from vae_pyro.tracking import RecordedRun, downloaded, recorded_runs
@@ -132,7 +127,7 @@ def _of_store(run: RecordedRun, uri: str | None, kept: ExitStack) -> JobResult:
             x=run.tags["x"],
             images=run.tags["images"],
             log_cell_volume=float(volume) if volume else None,
-            metrics=dict(run.metrics),
+            metrics=put_back(run.metrics),
             folder=folder,
         )
     except (KeyError, ValueError) as error:

@@ -1,8 +1,13 @@
-"""Standard output of the programs: the console they print on, and the notes among its lines."""
+"""What the programs print: tables and notes on standard output, errors on standard error."""
 
 import logging
+import os
+import sys
+import traceback
 
 from rich.console import Console
+
+from vae_pyro.errors import UserError
 
 _WIDTH = 140  # characters, enough for the table of results
 
@@ -28,6 +33,20 @@ def print_notes(console: Console) -> None:
     logger.addHandler(_NoteHandler(console))
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def explain(error: Exception) -> str:
+    """One clear message for any error."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)"
+
+
+def fail(message: str) -> None:
+    """Print an error; with HYDRA_FULL_ERROR=1 the traceback as well."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
+        print(traceback.format_exc(), file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 class _NoteHandler(logging.Handler):

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vae_pyro.cli import startup
-from vae_pyro.cli.app import fail
-from vae_pyro.cli.console import make_console, print_notes
+from vae_pyro.cli.console import fail, make_console, print_notes
 from vae_pyro.errors import ResumeError, TrackingError, UserError
 from vae_pyro.interruption import Interrupted, interruptible
 from vae_pyro.runs.folder import claim

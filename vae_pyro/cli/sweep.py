@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import logging
 import multiprocessing
+import shlex
 import signal
 import sys
 import time
@@ -56,6 +57,7 @@ class SweepCallback(Callback):
         self._run: Run | None = None
         self._folder = Path()
         self._token = ""
+        self._overrides: list[str] = []
         self._claim: IO[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,11 +87,13 @@ class SweepCallback(Callback):
             self._close(results)
 
     def _open(self, config: DictConfig) -> None:
+        from vae_pyro.cli.app import split_overrides
         from vae_pyro.config import build
+        from vae_pyro.reporting.naming import sweep_name
         from vae_pyro.runs.folder import claim, set_aside
         from vae_pyro.tracking import RECORD_FOLDER, Tracker, open_run
 
-        overrides = task_overrides(config.hydra.overrides.task)
+        overrides = self._overrides = task_overrides(config.hydra.overrides.task)
         earlier = Sweep.read(self._folder) if _is_resumed(config) else None
         if earlier is not None and not is_same_command(earlier.overrides, overrides):
             earlier = None
@@ -104,7 +108,7 @@ class SweepCallback(Callback):
         assert isinstance(options, dict)
         tracker = build({str(k): v for k, v in options.items()}, Tracker, "tracking")
         relevant = relevant_overrides(overrides)
-        name = f"sweep {' '.join(relevant)}"
+        name = config.name or sweep_name(split_overrides(relevant))
         self._run = open_run(tracker, record, name, {"sweep": "parent"}, must_respond=True)
         # Hydra has no hook for a sweep that it refuses or that is interrupted.
         atexit.register(self._abandon)
@@ -116,14 +120,13 @@ class SweepCallback(Callback):
         from vae_pyro.cli.console import make_console
         from vae_pyro.files import write_atomically
         from vae_pyro.reporting.configurations import grouped
-        from vae_pyro.reporting.sweeps import (
+        from vae_pyro.reporting.sweep_data import (
             comparison_csv,
-            print_sweep,
             runs_csv,
             summary_csv,
-            sweep_chart,
-            sweep_markdown,
+            sweep_metrics,
         )
+        from vae_pyro.reporting.sweeps import print_sweep, sweep_chart, sweep_description
 
         if self._run is None or all(result.error is not None for result in results):
             return
@@ -133,13 +136,16 @@ class SweepCallback(Callback):
         for name, content in zip(_FILES, contents, strict=True):
             write_atomically(self._folder / name, content)
             self._run.log_file(self._folder / name, "sweep")
-        self._run.describe(sweep_markdown(groups))
+        for metrics, step in sweep_metrics(groups):
+            self._run.log_metrics(metrics, step)
+        command = " ".join(["python run.py", *map(shlex.quote, self._overrides), "-m"])
+        self._run.describe(sweep_description(groups, command))
         console = make_console()
         print_sweep(groups, console)
         console.print(f"tables and chart: {self._folder}", highlight=False, soft_wrap=True)
 
     def _close(self, results: list[JobResult]) -> None:
-        from vae_pyro.cli.app import fail
+        from vae_pyro.cli.console import fail
 
         failed = [result for result in results if result.error is not None]
         self._end("FINISHED" if results and not failed else "FAILED")
@@ -260,7 +266,7 @@ def _failing_loudly() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from vae_pyro.cli.app import explain, fail
+        from vae_pyro.cli.console import explain, fail
 
         fail(explain(error))
         sys.exit(1)

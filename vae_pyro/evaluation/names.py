@@ -1,5 +1,6 @@
 """The names of the metrics: what a number is recorded as, and which names are taken."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -97,6 +98,29 @@ def metrics_of(scope: Scope, name: str, number: PerImage, draws: int = 1) -> dic
         f"{scope}/{name}_std_error": number.mean_std_error(draws),
         f"{scope}/{name}_image_std_error": number.image_std_error(draws),
     }
+
+
+def set_apart(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The names under which MLflow gets them: errors over images in a section of their own.
+
+    MLflow draws each metric, in sections by what is left of the slash.
+
+    >>> set_apart({"test/elbo": -3.0, "test/elbo_image_std_error": 0.1})
+    {'test/elbo': -3.0, 'test_se/elbo_image_std_error': 0.1}
+    """
+    return {
+        re.sub(rf"^(\w+)/(\w+_{_ERRORS[1]})$", r"\1_se/\2", name): value
+        for name, value in metrics.items()
+    }
+
+
+def put_back(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What ``set_apart`` got.
+
+    >>> put_back({"test_se/elbo_image_std_error": 0.1})
+    {'test/elbo_image_std_error': 0.1}
+    """
+    return {name.replace("_se/", "/", 1): value for name, value in metrics.items()}
 
 
 def merge(*parts: Mapping[str, float]) -> dict[str, float]:

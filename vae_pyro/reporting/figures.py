@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ CLASS_COLOURS = (
 )
 # From the loosest bound to log p(x), the last one; warm and cold in turn (after Okabe and Ito).
 BOUND_COLOURS = ("#d55e00", "#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#332288")
+_SPLIT_COLOURS = {"train": BOUND_COLOURS[1], "valid": BOUND_COLOURS[-1]}
 AXIS = "nats per test image (higher is better)"
 
 
@@ -50,10 +51,16 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def tile(images: Tensor, columns: int) -> np.ndarray:
+def tile(images: Tensor, columns: int, shown: float = math.inf) -> np.ndarray:
     """Images ``(N, C, H, W)`` in [0, 1] side by side, row by row; ``(rows H', columns W', 3)``.
 
-    Grey lines one pixel wide separate them.
+    Grey lines separate them, one pixel wide or, where the picture is reduced, as wide as one pixel
+    of what is shown.
+
+    Args:
+        images: see above.
+        columns: images per row.
+        shown: pixels that the picture is reduced to across, where it has more.
 
     >>> tile(torch.zeros(6, 1, 8, 8), columns=3).shape
     (19, 28, 3)
@@ -61,44 +68,70 @@ def tile(images: Tensor, columns: int) -> np.ndarray:
     grey = images.detach().float().cpu().clamp(0, 1)
     grey = grey.expand(-1, 3, -1, -1) if grey.shape[1] == 1 else grey
     rows = math.ceil(len(grey) / columns)
-    height, width = grey.shape[2] + 1, grey.shape[3] + 1
-    canvas = torch.full((3, rows * height + 1, columns * width + 1), 0.6)
+    line = max(1, math.ceil(columns * (grey.shape[3] + 1) / shown))
+    height, width = grey.shape[2] + line, grey.shape[3] + line
+    canvas = torch.full((3, rows * height + line, columns * width + line), 0.6)
     for index, image in enumerate(grey):
         row, column = divmod(index, columns)
-        top, left = row * height + 1, column * width + 1
+        top, left = row * height + line, column * width + line
         canvas[:, top : top + grey.shape[2], left : left + grey.shape[3]] = image
     return canvas.permute(1, 2, 0).numpy()
 
 
 _MARGIN = 0.1  # inches around a picture
+_WIDTH = 9.0  # inches of a picture of grids
+_DPI = 100  # pixels per inch, matplotlib's own
 _TITLE = 0.35  # inches above it, for its title
 
 
 def _show(
-    figure: Figure, pixels: np.ndarray, title: str, column: int = 0, columns: int = 1
+    figure: Figure,
+    pixels: np.ndarray,
+    title: str,
+    column: int = 0,
+    columns: int = 1,
+    row: int = 0,
+    rows: int = 1,
 ) -> None:
-    """A picture with its title, in one of several columns.
+    """A picture with its title, in one of several columns and rows.
 
     The place is computed here, because matplotlib's layout takes longer than all of the drawing.
     """
     width, height = figure.get_size_inches()
-    across, room = width / columns - 2 * _MARGIN, height - _TITLE - _MARGIN
+    across, room = width / columns - 2 * _MARGIN, height / rows - _TITLE - _MARGIN
     scale = min(across / pixels.shape[1], room / pixels.shape[0])
     size = scale * pixels.shape[1], scale * pixels.shape[0]
     left = width / columns * column + _MARGIN + (across - size[0]) / 2
-    bottom = _MARGIN + (room - size[1]) / 2
+    bottom = height / rows * (rows - 1 - row) + _MARGIN + (room - size[1]) / 2
     axes = figure.add_axes((left / width, bottom / height, size[0] / width, size[1] / height))
-    axes.imshow(pixels, interpolation="nearest")
+    is_reduced = pixels.shape[1] > size[0] * figure.dpi
+    axes.imshow(pixels, interpolation="antialiased" if is_reduced else "nearest")
     axes.set_title(title, y=1.0)  # a place that is given need not be searched for
     axes.set_axis_off()
 
 
-def sample_grid(vae: VAE, num_images: int = 64) -> Figure:
-    """z ~ p(z): on the left the mean image E[x | z], on the right a sample x ~ p(x | z).
+def _stack(grids: Mapping[str, Tensor], columns: int) -> Figure:
+    """Grids of images under each other, by their titles."""
+    across = (_WIDTH - 2 * _MARGIN) * _DPI
+    pictures = {title: tile(images, columns, across) for title, images in grids.items()}
+    tallest = max(pixels.shape[0] / pixels.shape[1] for pixels in pictures.values())
+    strip = (_WIDTH - 2 * _MARGIN) * tallest + _TITLE + _MARGIN
+    figure = Figure(figsize=(_WIDTH, strip * len(pictures)), dpi=_DPI)
+    for row, (title, pixels) in enumerate(pictures.items()):
+        _show(figure, pixels, title, row=row, rows=len(pictures))
+    return figure
+
+
+def sample_grid(
+    vae: VAE, num_images: int = 64, x: Tensor | None = None, columns: int = 16
+) -> Figure:
+    """z ~ p(z): the mean images E[x | z], and below them samples x ~ p(x | z) of the same z.
 
     Args:
         vae: the pair.
-        num_images: on each side.
+        num_images: in each grid.
+        x: real images, ``(N, C, H, W)``; shown above, as many as there are.
+        columns: of each grid.
 
     >>> from vae_pyro.guide import DiagNormal
     >>> from vae_pyro.likelihoods import Bernoulli
@@ -113,11 +146,10 @@ def sample_grid(vae: VAE, num_images: int = 64) -> Figure:
     with torch.no_grad():
         p_x = vae.model.decode(vae.model.prior().sample((num_images,)))
         means, samples = p_x.mean, p_x.sample()
-    figure = Figure(figsize=(9, 4.8))
-    columns = math.isqrt(num_images)
-    _show(figure, tile(means, columns), "mean of p(x | z),  z ~ p(z)", 0, 2)
-    _show(figure, tile(samples, columns), "sample x ~ p(x | z),  same z", 1, 2)
-    return figure
+    grids = {"mean of p(x | z),  z ~ p(z)": means, "sample x ~ p(x | z),  same z": samples}
+    if x is not None:
+        grids = {"real images x": x[:num_images]} | grids
+    return _stack(grids, columns)
 
 
 def reconstruction_grid(vae: VAE, x: Tensor, columns: int = 16) -> Figure:
@@ -136,10 +168,8 @@ def reconstruction_grid(vae: VAE, x: Tensor, columns: int = 16) -> Figure:
     rows = [
         row for pair in zip(x.split(columns), means.split(columns), strict=True) for row in pair
     ]
-    figure = Figure(figsize=(9, 0.6 * len(rows) + 0.6))
     title = "odd rows: x.   even rows: mean of p(x | z),  z ~ q(z | x)"
-    _show(figure, tile(torch.cat(rows), columns), title)
-    return figure
+    return _stack({title: torch.cat(rows)}, columns)
 
 
 def latent_figure(vae: VAE, means: Tensor, labels: Tensor) -> Figure:
@@ -152,7 +182,7 @@ def latent_figure(vae: VAE, means: Tensor, labels: Tensor) -> Figure:
     Args:
         vae: the pair.
         means: posterior means of the test images, ``(N, D)``.
-        labels: ``(N,)``.
+        labels: ``(N,)``; all the same where the images have none.
     """
     dims = means.shape[1]
     points = means.detach().double().cpu()
@@ -168,10 +198,10 @@ def latent_figure(vae: VAE, means: Tensor, labels: Tensor) -> Figure:
         )
     if dims == 1:
         points = torch.stack([points[:, 0], labels.double().cpu()], 1)
-        names = ("z[0]", "label")
+        names = ("z[0]", "label" if len(labels.unique()) > 1 else "")
     if dims == 2:
-        figure = Figure(figsize=(12.5, 6))
-        _show(figure, _manifold(vae), "mean of p(x | z) at the quantiles of p(z)", 0, 2)
+        figure = Figure(figsize=(12.5, 6), dpi=_DPI)
+        _show(figure, _manifold(vae, 6.0 * _DPI), "mean of p(x | z) at the quantiles of p(z)", 0, 2)
         scatter = figure.add_axes((0.56, 0.09, 0.42, 0.85))
     else:
         figure = Figure(figsize=(6, 5.2))
@@ -182,20 +212,23 @@ def latent_figure(vae: VAE, means: Tensor, labels: Tensor) -> Figure:
     return figure
 
 
-def _manifold(vae: VAE, per_side: int = 15) -> np.ndarray:
+def _manifold(vae: VAE, shown: float, per_side: int = 15) -> np.ndarray:
     quantiles = torch.linspace(0.5 / per_side, 1 - 0.5 / per_side, per_side)
     across = torch.distributions.Normal(0.0, 1.0).icdf(quantiles)
     up = across.flip(0)  # as in the scatter plot beside it, z[1] grows upwards
     z = torch.stack(torch.meshgrid(up, across, indexing="ij"), -1).flip(-1).reshape(-1, 2)
     with torch.no_grad():
-        return tile(vae.model.decode(z.to(vae.device)).mean, per_side)
+        return tile(vae.model.decode(z.to(vae.device)).mean, per_side, shown)
 
 
 def _scatter(axes: Axes, points: Tensor, labels: Tensor) -> None:
-    for label in labels.unique().tolist():
+    classes = labels.unique().tolist()
+    for label in classes:
         chosen = points[labels == label]
         colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
         axes.scatter(chosen[:, 0], chosen[:, 1], s=14, color=colour, alpha=0.6, linewidths=0)
+        if len(classes) == 1:  # nobody has told them apart
+            break
         x, y = chosen.median(0).values.tolist()
         axes.annotate(
             str(label),
@@ -206,6 +239,36 @@ def _scatter(axes: Axes, points: Tensor, labels: Tensor) -> None:
             color="white",
             bbox={"boxstyle": "circle,pad=0.2", "facecolor": colour, "edgecolor": "white"},
         )
+
+
+def training_figure(history: Mapping[str, Sequence[float]], kept_epoch: int) -> Figure:
+    """The ELBO of training and validation images by epoch, and its two parts.
+
+    Args:
+        history: metrics by name, epoch by epoch from the first, in nats per image.
+        kept_epoch: whose weights the VAE has; marked by a line.
+
+    >>> names = ("train/elbo", "valid/elbo", "valid/reconstruction", "valid/kl")
+    >>> figure = training_figure({name: [-30.0, -28.0] for name in names}, kept_epoch=2)
+    >>> [axes.get_title() for axes in figure.axes]
+    ['ELBO', 'E_q log p(x | z), validation', 'KL(q(z | x) || p(z)), validation']
+    """
+    panels = {
+        "ELBO": ("train/elbo", "valid/elbo"),
+        "E_q log p(x | z), validation": ("valid/reconstruction",),
+        "KL(q(z | x) || p(z)), validation": ("valid/kl",),
+    }
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axes, (title, metrics) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for metric in metrics:
+            split = metric.partition("/")[0]
+            epochs = range(1, len(history[metric]) + 1)
+            axes.plot(epochs, history[metric], color=_SPLIT_COLOURS[split], label=split)
+        axes.axvline(kept_epoch, color="0.6", linewidth=1, zorder=0)
+        axes.grid(axis="y", alpha=0.3)
+        axes.set(xlabel="epoch", ylabel="nats per image", title=title)
+    figure.axes[0].legend(loc="lower right", title=f"line: kept epoch ({kept_epoch})")
+    return figure
 
 
 def bounds_figure(

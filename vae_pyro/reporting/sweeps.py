@@ -8,22 +8,26 @@ from rich.console import Console
 from vae_pyro.evaluation.comparison import Comparison, rank_set
 from vae_pyro.evaluation.difference import Scope, seed_interval
 from vae_pyro.reporting.chart import ChartPoint, Panel, sweep_figure
-from vae_pyro.reporting.configurations import SEED, Configuration, Group
+from vae_pyro.reporting.configurations import Configuration, Group
 from vae_pyro.reporting.figures import png, render
-from vae_pyro.reporting.results import JobResult, bound_label, bound_names, setting
+from vae_pyro.reporting.results import bound_label, bound_names
 from vae_pyro.reporting.tables import (
     SummaryTable,
     bound_notes,
+    markdown_rows,
     print_notes,
     print_table,
     table_markdown,
-    to_csv,
 )
 
 DIFFERENCE = "difference to the highest"
-_DIGITS = 7  # significant, of a number in a file
+_DIM = "latent_dim"
 _CAPTION = "nats per test image, higher is better, means over the training seeds"
 _RANKS = "rank: what all comparisons together decide at 95% (Holm); * marks the best set"
+_WHERE = (
+    "Charts of the bounds: *Model metrics*, `sweep/`. Tables, comparisons and a figure: "
+    "*Artifacts*, `sweep/`. Pictures of a job: *Model metrics* of the job, `final/`."
+)
 _INCOMPARABLE = (
     "each kind of x has its own table; probabilities of different kinds of x are not to be compared"
 )
@@ -127,115 +131,22 @@ def sweep_markdown(groups: Sequence[Group]) -> str:
     return "\n\n".join([*map(table_markdown, map(sweep_table, groups)), *sweep_notes(groups)])
 
 
-def summary_csv(groups: Sequence[Group]) -> str:
-    """One row for each configuration: means over seeds, difference to the highest, rank."""
-    rows = []
+def sweep_description(groups: Sequence[Group], command: str) -> str:
+    """A sweep in MLflow, as Markdown: first a few columns, which is what its box shows unopened.
+
+    Args:
+        groups: of the sweep.
+        command: that started it.
+    """
+    parts = []
     for group in groups:
-        # A mean of error bars is no error bar of the mean; those of each run are in runs.csv.
-        metrics = [
-            name
-            for name in dict.fromkeys(name for run in group.runs for name in run.metrics)
-            if not name.endswith("_std_error")
-        ]
-        for one in group.configurations:
-            row: dict[str, object] = {
-                **_about_x(one.runs[0]),
-                **one.settings,
-                "seeds": one.scores.num_seeds,
-                **_compared(group, one),
-                **{name: one.mean(name) for name in metrics},
-            }
-            rows.append(row)
-    return _csv(rows)
-
-
-def _compared(group: Group, one: Configuration) -> dict[str, object]:
-    """A configuration among those of its group."""
-    comparison, best = group.comparison, group.comparison.highest
-    low_rank, high_rank = comparison.ranks[one.name]
-    parts = one.scores.components()
-    row: dict[str, object] = {
-        "log_px_seed_std": one.scores.value.mean(1).std().item() if len(one.runs) > 1 else None,
-        **{f"log_px_variance_{name}": number for name, number in vars(parts).items()},
-        "rank_first": low_rank,
-        "rank_last": high_rank,
-        "in_best_set": one.name in comparison.best_set,
-    }
-    if one.name != best:
-        difference = comparison.difference(one.name, best)
-        low, high = difference.interval()
-        row |= {
-            "difference_to_highest": difference.value,
-            "difference_std_error": difference.std_error,
-            "difference_low": low,
-            "difference_high": high,
-            "difference_is_about": difference.scope.name.lower(),
-        }
-    return row
-
-
-def runs_csv(groups: Sequence[Group]) -> str:
-    """One row for each run, with every final metric and its own errors."""
-    return _csv(
-        [
-            {
-                **_about_x(run),
-                **one.settings,
-                SEED: setting(run, SEED),
-                **run.metrics,
-            }
-            for group in groups
-            for one in group.configurations
-            for run in one.runs
-        ]
-    )
-
-
-def comparison_csv(groups: Sequence[Group]) -> str:
-    """One row for each pair of configurations with one kind of x."""
-    rows: list[dict[str, object]] = []
-    for group in groups:
-        seeds = {one.name: one.scores.num_seeds for one in group.configurations}
-        for difference in group.comparison.differences:
-            low, high = difference.interval()
-            rows.append(
-                {
-                    "x": group.x,
-                    "first": difference.first,
-                    "second": difference.second,
-                    "first_seeds": seeds[difference.first],
-                    "second_seeds": seeds[difference.second],
-                    "num_images": group.configurations[0].scores.num_images,
-                    "difference": difference.value,
-                    "std_error": difference.std_error,
-                    "degrees_of_freedom": difference.degrees_of_freedom,
-                    "low": low,
-                    "high": high,
-                    "is_about": difference.scope.name.lower(),
-                    "monte_carlo_std_error": difference.monte_carlo_std_error,
-                    "unpaired_std_error": difference.unpaired_std_error,
-                    "p_value": difference.p_value,
-                    "p_value_holm": difference.adjusted_p_value,
-                    "verdict": difference.verdict,
-                }
-            )
-    return _csv(rows)
-
-
-def _about_x(run: JobResult) -> dict[str, object]:
-    return {"x": run.x, "images": run.images, "log_cell_volume": run.log_cell_volume}
-
-
-def _csv(rows: Sequence[dict[str, object]]) -> str:
-    """Rows with the columns of all of them; numbers have seven significant digits."""
-    columns = list({name: None for row in rows for name in row})
-    return to_csv([{name: _cell(cell) for name, cell in row.items()} for row in rows], columns)
-
-
-def _cell(cell: object) -> object:
-    if isinstance(cell, float):
-        return float(f"{cell:.{_DIGITS}g}")
-    return "" if cell is None else cell
+        table = sweep_table(group)
+        bounds = [bound_label(name) for name in bound_names(group.runs)]
+        shown = [*group.keys, bounds[0], *bounds[-2:], "rank"]
+        few = [index for index, name in enumerate(table.header) if name in shown]
+        rows = [[row[index] for index in few] for row in table.rows]
+        parts.append(markdown_rows([table.header[index] for index in few], rows))
+    return "\n\n".join([*parts, f"`{command}`", _WHERE, sweep_markdown(groups)])
 
 
 def sweep_chart(groups: Sequence[Group]) -> bytes:
@@ -247,12 +158,12 @@ def sweep_chart(groups: Sequence[Group]) -> bytes:
 def _panel(group: Group, groups: Sequence[Group]) -> Panel:
     """The configurations with one kind of x."""
     named = [k for k in group.keys if len({c.settings[k] for c in group.configurations}) > 1]
-    keys = named or ["latent_dim"]
+    keys = named or [_DIM]
     shared = [k for k in group.keys if k not in keys and len(groups) > 1]
-    ordered = keys == ["latent_dim"]
+    ordered = keys == [_DIM]
     shown = sorted(
         group.configurations,
-        key=lambda c: int(c.settings["latent_dim"]) if ordered else -c.scores.mean(),
+        key=lambda c: int(c.settings[_DIM]) if ordered else -c.scores.mean(),
     )
     of_group = ", ".join(f"{key}={shown[0].settings[key]}" for key in shared)
     return Panel(

@@ -168,9 +168,13 @@ def table_markdown(table: SummaryTable) -> str:
     | ---: |
     | -24.50 |
     """
-    lines = [table.header, ["---:"] * len(table.header), *table.rows]
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{table.title}**\n\n{rows}"
+    return f"**{table.title}**\n\n{markdown_rows(table.header, table.rows)}"
+
+
+def markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A header and rows as Markdown, aligned to the right."""
+    lines = [header, ["---:"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def table_latex(table: SummaryTable) -> str:

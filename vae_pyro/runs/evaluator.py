@@ -2,22 +2,19 @@
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-from rich.console import Console
 
 from vae_pyro.compilation import accelerated
 from vae_pyro.config import EvaluationConfig
 from vae_pyro.evaluation import Evaluation, evaluate, log_cell_volume
-from vae_pyro.evaluation.names import merge
+from vae_pyro.evaluation.names import merge, set_apart
 from vae_pyro.files import write_atomically
 from vae_pyro.log_marginal import estimate_together
-from vae_pyro.progress import ShowProgress, show_progress
+from vae_pyro.progress import ShowProgress
 from vae_pyro.reporting.estimators import estimators_csv, latent_csv, per_image_csv
 from vae_pyro.runs.pictures import draw_bounds
 from vae_pyro.runs.preparation import Parts
-from vae_pyro.tracking import Run
+from vae_pyro.tracking import FINAL, Run
 
 CACHE_FOLDER = "evaluation"
 """Holds what is already estimated while a job evaluates; removed when it has finished."""
@@ -34,21 +31,20 @@ class Evaluator:
         options: the group ``evaluation`` of its configuration.
         seed: of the evaluation.
         folder: the job's own.
-        console: where progress is shown.
+        progress: shows how far the evaluation is.
     """
 
     parts: Parts
     options: EvaluationConfig
     seed: int
     folder: Path
-    console: Console
+    progress: ShowProgress
 
-    def evaluate(self, run: Run, epoch: int) -> tuple[Evaluation, dict[str, float]]:
+    def evaluate(self, run: Run) -> tuple[Evaluation, dict[str, float]]:
         """All metrics of the test set; tables and chart are left in the job's folder.
 
         Args:
             run: records metrics and files.
-            epoch: the step of the metrics.
 
         Returns:
             the evaluation; and its metrics with the job's own (``time/evaluate_seconds``, ..).
@@ -66,14 +62,14 @@ class Evaluator:
                 seed=self.seed,
                 draws=draws,
                 folder=self.folder / CACHE_FOLDER,
-                progress=self._progress,
+                progress=self.progress,
             )
         own = {}
         if parts.dataset.log_prob is not None:
             own["test/log_px_true"] = parts.dataset.log_prob(x).mean().item()
         own["time/evaluate_seconds"] = time.perf_counter() - start
         metrics = merge(evaluation.metrics, own)
-        run.log_metrics(metrics, step=epoch)
+        run.log_metrics(set_apart(metrics), FINAL)
         is_trusted = evaluation.estimates["log_px"].estimate.is_trusted
         run.tag("log_px_trusted", "yes" if is_trusted else "no")
         draw_bounds(
@@ -89,12 +85,11 @@ class Evaluator:
             self._keep(run, "estimators.csv", estimators_csv(evaluation))
         return evaluation, metrics
 
-    def validation_log_px(self, run: Run, epoch: int) -> dict[str, float]:
+    def validation_log_px(self, run: Run) -> dict[str, float]:
         """``valid/log_px`` as ``test/log_px``: a search chooses models by it, not by test data.
 
         Args:
             run: records it.
-            epoch: its step.
         """
         parts = self.parts
         x = parts.dataset.prepared("valid", parts.vae)
@@ -105,23 +100,19 @@ class Evaluator:
                 x,
                 seed=self.seed,
                 folder=self.folder / CACHE_FOLDER,
-                progress=self._progress,
+                progress=self.progress,
             )["log_px"].estimate
         metrics = {
             "valid/log_px": estimate.mean(),
             "valid/log_px_std_error": estimate.mean_std_error(),
         }
-        run.log_metrics(metrics, step=epoch)
+        run.log_metrics(metrics, FINAL)
         return metrics
 
     @property
     def log_cell_volume(self) -> float | None:
         """See ``vae_pyro.evaluation.log_cell_volume``."""
         return log_cell_volume(self.parts.likelihood, self.parts.dataset.image_shape)
-
-    @property
-    def _progress(self) -> ShowProgress:
-        return partial(show_progress, console=self.console)
 
     def _keep(self, run: Run, name: str, text: str) -> None:
         write_atomically(self.folder / name, text.encode())

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from vae_pyro.compilation.precision import threads
 from vae_pyro.config import parse_config
 from vae_pyro.evaluation.names import merge
 from vae_pyro.interruption import uninterrupted
+from vae_pyro.progress import show_progress
 from vae_pyro.reporting.results import JobResult
 from vae_pyro.runs.evaluator import CACHE_FOLDER, Evaluator
 from vae_pyro.runs.fingerprint import Fingerprint, identify_x
 from vae_pyro.runs.folder import continue_or_begin
 from vae_pyro.runs.preparation import Parts, prepare
-from vae_pyro.runs.recording import record_config, record_files, recorded
+from vae_pyro.runs.recording import record_config, record_data, record_files, recorded
 from vae_pyro.runs.report import report
 from vae_pyro.runs.trainer import Trainer
 from vae_pyro.saving import MODEL_FOLDER, save_model
@@ -35,13 +37,14 @@ class Job:
     """What a job is called, where it writes, and to which sweep it belongs.
 
     Attributes:
-        name: shown in tables and in MLflow.
+        name: shown in tables.
         settings: what the user set for it, by key.
         choices: the option chosen in every group, by group.
         output: the job's own folder.
         parent: run id of the sweep it belongs to.
         sweep: its token. A job of a sweep starts even where the store does not respond.
         needs_validation_log_px: whether a search chooses the next job by valid/log_px.
+        run_name: shown in MLflow; by default the name.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Job:
     parent: str | None
     sweep: str | None = None
     needs_validation_log_px: bool = False
+    run_name: str | None = None
 
 
 def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
@@ -77,28 +81,34 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         finished = continue_or_begin(job.output, fingerprint, resume=config.resume)
         if finished is not None:
             return _read_back(finished, parts, job)
-        place: dict[str, Any] = {"seed": config.seed, "folder": job.output, "console": console}
+        place: dict[str, Any] = {
+            "seed": config.seed,
+            "folder": job.output,
+            "progress": partial(
+                show_progress, console=console, job=(job.run_name or job.name) if job.sweep else ""
+            ),
+        }
         trainer = Trainer(parts, config.training, config.evaluation.compile, **place)
         evaluator = Evaluator(parts, config.evaluation, **place)
         checkpoints = Checkpoints(job.output / CHECKPOINTS, config.training.checkpoint_seconds)
         with recorded(
             parts,
             fingerprint,
-            job.name,
+            job.run_name or job.name,
             job.parent,
             job.output,
             checkpoints,
             is_part_of_sweep=job.sweep is not None,
         ) as run:
-            record_config(run, described, job.choices, job.output)
+            record_config(run, described, {**job.choices, **job.settings}, job.output)
+            record_data(run, parts.dataset, job.choices.get("data", ""), config.data["_target_"])
             trained = trainer.train(run, checkpoints)
             model = save_model(job.output / MODEL_FOLDER, parts.vae, parts.blueprint)
             kept = checkpoints.paths() if config.training.keep_checkpoints else []
             record_files(run, {CHECKPOINTS: kept, MODEL_FOLDER: model})
-            evaluation, metrics = evaluator.evaluate(run, trained.last_epoch)
+            evaluation, metrics = evaluator.evaluate(run)
             if job.needs_validation_log_px:
-                metrics = merge(metrics, evaluator.validation_log_px(run, trained.last_epoch))
-            run.log_metrics(trained.metrics, trained.last_epoch)
+                metrics = merge(metrics, evaluator.validation_log_px(run))
             report(evaluation, parts, evaluator.log_cell_volume, run, console)
             result = JobResult(
                 job.name,
@@ -107,7 +117,7 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
                 x=parts.x,
                 images=identify_x(parts.dataset, parts.likelihood),
                 log_cell_volume=evaluator.log_cell_volume,
-                metrics=merge(metrics, trained.metrics),
+                metrics=merge(metrics, trained),
                 sweep=job.sweep,
             )
             with uninterrupted():

@@ -15,6 +15,7 @@ NOT_IN_FINGERPRINT = (
     "tracking",
     "data.root",
     "resume",
+    "name",
     "training.checkpoint_seconds",
     "training.keep_checkpoints",
 )

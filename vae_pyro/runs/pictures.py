@@ -15,15 +15,16 @@ from vae_pyro.files import write_atomically
 from vae_pyro.log_marginal.estimate import MOST_UNTRUSTED
 from vae_pyro.randomness import RandomStream
 from vae_pyro.reporting import figures
-from vae_pyro.tracking import Run
+from vae_pyro.tracking import FINAL, Run
 from vae_pyro.vae import VAE
 
 logger = logging.getLogger(__name__)
 
 SERIES = ("samples", "reconstructions", "latent_space")
 BOUNDS_FILE = "elbo_vs_iwae.png"
+TRAINING_FILE = "training.png"
 _PATIENCE = 60.0  # seconds; drawing takes half of one
-FILES = (*(f"{key}.png" for key in SERIES), BOUNDS_FILE)
+FILES = (*(f"{key}.png" for key in SERIES), BOUNDS_FILE, TRAINING_FILE)
 """What this module writes into a job's folder."""
 
 
@@ -54,6 +55,7 @@ class Pictures:
         self._epoch = 0
         self._aside: Aside[dict[str, np.ndarray]] = Aside()
         self._is_first = True
+        self._kept: tuple[int, Mapping[str, np.ndarray]] | None = None
 
     @property
     def are_awaited(self) -> bool:
@@ -85,6 +87,12 @@ class Pictures:
             else:
                 self._keep(drawn)
 
+    def finish(self) -> None:
+        """Record those of the last epoch as final, too, if they were drawn."""
+        if self._kept is not None and self._kept[0] == self._epoch:
+            for key, pixels in self._kept[1].items():
+                self._run.log_image(f"final/{key}", pixels, FINAL)
+
     def give_up(self) -> None:
         """Stop drawing."""
         self._aside.stop()
@@ -93,16 +101,27 @@ class Pictures:
         means = posterior_means(self._vae, self._test_x)
         with RandomStream("pictures", self._seed, self._test_x.device).active():
             drawn = {
-                "samples": figures.sample_grid(self._vae),
+                "samples": figures.sample_grid(self._vae, x=self._test_x),
                 "reconstructions": figures.reconstruction_grid(self._vae, self._test_x[:64]),
                 "latent_space": figures.latent_figure(self._vae, means, self._labels),
             }
         return {key: figures.render(figure) for key, figure in drawn.items()}
 
     def _keep(self, drawn: Mapping[str, np.ndarray]) -> None:
+        self._kept = self._epoch, drawn
         for key, pixels in drawn.items():
             self._run.log_image(key, pixels, self._epoch)
             write_atomically(self._folder / f"{key}.png", figures.png(pixels))
+
+
+def draw_training(
+    history: Mapping[str, Sequence[float]], kept_epoch: int, *, run: Run, folder: Path
+) -> None:
+    """The metrics of training and validation against the epoch; see ``figures.training_figure``."""
+    figure = figures.training_figure(history, kept_epoch)
+    path = folder / TRAINING_FILE
+    write_atomically(path, figures.png(figures.render(figure)))
+    run.log_file(path)
 
 
 def draw_bounds(

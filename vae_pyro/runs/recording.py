@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vae_pyro.config import flatten
+from vae_pyro.data import Dataset
 from vae_pyro.errors import StorageError
 from vae_pyro.evaluation import log_cell_volume
 from vae_pyro.files import write_atomically
@@ -21,6 +22,8 @@ from vae_pyro.training.checkpoints import Checkpoints
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+_PARAMS = ("latent_dim", "seed", "training.epochs")  # of every run
+_NOT_A_PARAM = "tracking"
 FILES = (RECORD_FOLDER, CONFIG_FILE)
 """What this module writes into a job's folder."""
 
@@ -83,17 +86,42 @@ def recorded(
 
 
 def record_config(
-    run: Run, tree: Mapping[str, Any], choices: Mapping[str, str], folder: Path
+    run: Run, tree: Mapping[str, Any], chosen: Mapping[str, str], folder: Path
 ) -> None:
-    """The resolved configuration, as parameters of the run and as ``config.yaml``.
+    """The resolved configuration as ``config.yaml``, and what was chosen as parameters of the run.
 
-    The fingerprint, which ``continue_or_begin`` has left in the folder, goes along.
+    MLflow prints all parameters above each picture, so those that nobody set stay in the file. The
+    fingerprint, which ``continue_or_begin`` has left in the folder, goes along.
+
+    Args:
+        run: where they go.
+        tree: the configuration.
+        chosen: the options of its groups, and what the user set.
+        folder: the job's own.
     """
-    run.log_params({**choices, **flatten(tree)})
+    flat = flatten(tree)
+    shown = {key: value for key, value in chosen.items() if not key.startswith(_NOT_A_PARAM)}
+    run.log_params(
+        {key: flat[key] for key in _PARAMS} | {key: flat.get(key, v) for key, v in shown.items()}
+    )
     path = folder / CONFIG_FILE
     write_atomically(path, OmegaConf.to_yaml(dict(tree)).encode())
     run.log_file(path)
     run.log_file(folder / FINGERPRINT_FILE)
+
+
+def record_data(run: Run, dataset: Dataset, name: str, source: str) -> None:
+    """The images of the job, by their checksum.
+
+    Args:
+        run: where they go.
+        dataset: of the job.
+        name: the option of the group ``data``.
+        source: the class that loads them.
+    """
+    sizes = {split: len(getattr(dataset, split)) for split in ("train", "valid", "test")}
+    shape = {"image_shape": list(dataset.image_shape), "num_levels": dataset.num_levels}
+    run.log_dataset(name, dataset.checksum, source, sizes | shape)
 
 
 def record_files(run: Run, paths: Mapping[str, Sequence[Path]]) -> None:

@@ -2,35 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-from rich.console import Console
 
 from vae_pyro.compilation import Mode
 from vae_pyro.config import TrainingConfig
-from vae_pyro.progress import show_progress
-from vae_pyro.runs.pictures import Pictures, snapshot_epochs
+from vae_pyro.progress import ShowProgress
+from vae_pyro.runs.pictures import Pictures, draw_training, snapshot_epochs
 from vae_pyro.runs.preparation import Parts
-from vae_pyro.tracking import Run
+from vae_pyro.tracking import FINAL, Run
 from vae_pyro.training import Epoch, History, fit
 from vae_pyro.training.checkpoints import FOLDER, Checkpoints
 
 FILES = (FOLDER,)
 """What this module writes into a job's folder."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How a training ended.
-
-    Attributes:
-        metrics: ``time/train_seconds`` and ``train/kept_epoch``.
-        last_epoch: the step under which the final metrics and pictures are recorded.
-    """
-
-    metrics: dict[str, float]
-    last_epoch: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +27,7 @@ class Trainer:
         compile_validation: whether validation is compiled, as ``evaluation.compile`` says.
         seed: of the training.
         folder: the job's own.
-        console: where progress is shown.
+        progress: shows how far the training is.
     """
 
     parts: Parts
@@ -51,14 +35,17 @@ class Trainer:
     compile_validation: Mode
     seed: int
     folder: Path
-    console: Console
+    progress: ShowProgress
 
-    def train(self, run: Run, checkpoints: Checkpoints) -> Trained:
+    def train(self, run: Run, checkpoints: Checkpoints) -> dict[str, float]:
         """Train, or continue; the VAE is left with the weights that are kept.
 
         Args:
             run: records every epoch's metrics, and pictures.
             checkpoints: continued from the last one, where there is one.
+
+        Returns:
+            ``time/train_seconds`` and ``train/kept_epoch``.
         """
         options, parts = self.options, self.parts
         test_x = parts.dataset.prepared("test", parts.vae)
@@ -77,16 +64,19 @@ class Trainer:
 
         try:
             history = self._fit(checkpoints, record)
-            last_epoch = history.epochs[-1].number
-            pictures.draw(last_epoch)
+            pictures.draw(history.epochs[-1].number)
             pictures.record()
+            pictures.finish()
         finally:
             pictures.give_up()
+        by_epoch = {name: history[name] for name in history.epochs[0].metrics}
+        draw_training(by_epoch, history.kept_epoch, run=run, folder=self.folder)
         metrics = {
             "time/train_seconds": history.seconds,
             "train/kept_epoch": float(history.kept_epoch),
         }
-        return Trained(metrics, last_epoch)
+        run.log_metrics(metrics, FINAL)
+        return metrics
 
     def _fit(self, checkpoints: Checkpoints, on_epoch: Callable[[Epoch], None]) -> History:
         options, parts = self.options, self.parts
@@ -106,5 +96,5 @@ class Trainer:
             compile_validation=self.compile_validation,
             checkpoints=checkpoints,
             on_epoch=on_epoch,
-            progress=partial(show_progress, console=self.console),
+            progress=self.progress,
         )

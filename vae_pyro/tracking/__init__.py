@@ -1,11 +1,12 @@
 """Where a run is recorded: in MLflow, through an outbox on disk, or nowhere."""
 
-from vae_pyro.tracking.base import NoTracking, Run, SilentRun, Status, StoredRun, Tracker
+from vae_pyro.tracking.base import FINAL, NoTracking, Run, SilentRun, Status, StoredRun, Tracker
 from vae_pyro.tracking.mlflow_store import MLflow
 from vae_pyro.tracking.outbox import RECORD_FOLDER, OutboxRun, deliver_rest, open_run
-from vae_pyro.tracking.reading import RecordedRun, downloaded, recorded_runs
+from vae_pyro.tracking.reading import RecordedRun, downloaded, existing_store, recorded_runs
 
 __all__ = [
+    "FINAL",
     "RECORD_FOLDER",
     "MLflow",
     "NoTracking",
@@ -18,6 +19,7 @@ __all__ = [
     "Tracker",
     "deliver_rest",
     "downloaded",
+    "existing_store",
     "open_run",
     "recorded_runs",
 ]

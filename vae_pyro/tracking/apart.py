@@ -91,6 +91,9 @@ class _ApartRun(StoredRun):
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
         _call(_with_run, self.key, "log_image", key, image, step)
 
+    def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+        _call(_with_run, self.key, "log_dataset", name, digest, source, dict(profile))
+
     def log_file(self, path: Path, folder: str | None = None) -> None:
         _call(_with_run, self.key, "log_file", path, folder)
 

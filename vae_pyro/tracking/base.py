@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+FINAL = 0
+"""The step of final metrics and pictures: MLflow draws bars of what ends at step 0, not lines."""
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
@@ -38,9 +40,20 @@ class Run(ABC):
         """Record one picture of a series.
 
         Args:
-            key: name of the series.
+            key: name of the series; what is left of a slash is the section that shows it.
             image: ``uint8 (H, W, 3)``.
             step: the epoch.
+        """
+
+    @abstractmethod
+    def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+        """Record which images the run used.
+
+        Args:
+            name: of the data set.
+            digest: of its images and labels, in hexadecimal.
+            source: where they come from.
+            profile: its sizes, in values that JSON has.
         """
 
     @abstractmethod
@@ -158,6 +171,9 @@ class SilentRun(StoredRun):
         pass
 
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        pass
+
+    def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
         pass
 
     def log_file(self, path: Path, folder: str | None = None) -> None:

@@ -1,29 +1,28 @@
-"""Runs in MLflow: a database or a server. The only file that imports mlflow."""
+"""MLflow as the tracking store: a database or a server."""
 
 import logging
 import os
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from vae_pyro.credentials import refuse_credentials
 from vae_pyro.errors import TrackingError
 from vae_pyro.files import lock
 from vae_pyro.tracking.apart import Apart, begin
-from vae_pyro.tracking.base import Status, StoredRun, Tracker
+from vae_pyro.tracking.base import StoredRun, Tracker
+from vae_pyro.tracking.embedded import ARTIFACTS, follow
+from vae_pyro.tracking.mlflow_run import PARENT, MLflowRun
 from vae_pyro.tracking.reach import require_response
 from vae_pyro.tracking.reasons import reason
+from vae_pyro.tracking.view import link, missing_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PARENT = "mlflow.parentRunId"
 _A_MOMENT = 0.2  # seconds
 _IN_FILE = re.compile(r"sqlite:///(?!:memory:|file:)[^?]+")
 
@@ -62,7 +61,7 @@ class MLflow(Tracker):
             run = client.create_run(experiment_id, run_name=name, tags=tags)
         except Exception as error:
             raise self._refused(error) from error
-        return _MLflowRun(client, run.info.run_id)
+        return MLflowRun(client, run.info.run_id)
 
     def find_run(self, tag: str, value: str) -> StoredRun | None:
         if re.fullmatch(r"[\w-]+", value) is None:  # it becomes part of a query
@@ -72,7 +71,7 @@ class MLflow(Tracker):
             found = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
         except Exception as error:
             raise self._refused(error) from error
-        return _MLflowRun(client, found[0].info.run_id) if found else None
+        return MLflowRun(client, found[0].info.run_id) if found else None
 
     def trouble(self) -> Exception | None:
         try:
@@ -86,6 +85,17 @@ class MLflow(Tracker):
 
     def options(self) -> dict[str, str]:
         return {**super().options(), "uri": self._whole_uri()}
+
+    def page(self, address: str | None = None) -> str:
+        """Where a browser finds the runs of this experiment.
+
+        Args:
+            address: of the server that shows them; by default the store itself.
+
+        Raises:
+            TrackingError: where the store cannot be used.
+        """
+        return link(address or self.uri.rstrip("/"), self._open()[1])
 
     def client(self) -> "MlflowClient":
         """MLflow's own client of this store.
@@ -114,20 +124,23 @@ class MLflow(Tracker):
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is None:
                 return client, self._create_experiment(client)
+            if experiment.lifecycle_stage == "active":
+                for key, value in missing_view(experiment.tags).items():
+                    with suppress(Exception):  # a server may not allow it to everybody
+                        client.set_experiment_tag(experiment.experiment_id, key, value)
+                return client, experiment.experiment_id
         except Exception as error:  # the stores raise SQLAlchemy's, requests' and MLflow's own
             raise self._refused(error) from error
-        if experiment.lifecycle_stage != "active":
-            raise self._unusable(
-                f"its experiment {self.experiment!r} was deleted; restore it, or choose another "
-                "with tracking.experiment"
-            )
-        return client, experiment.experiment_id
+        raise self._unusable(
+            f"its experiment {self.experiment!r} was deleted; restore it, or choose another with "
+            "tracking.experiment"
+        )
 
     def _create_experiment(self, client: "MlflowClient") -> str:
         # The kind decides which of MLflow's two faces the experiment opens with.
-        kind = {"mlflow.experimentKind": "custom_model_development"}
+        tags = {"mlflow.experimentKind": "custom_model_development", **missing_view({})}
         try:
-            created: str = client.create_experiment(self.experiment, self._artifacts(), tags=kind)
+            created: str = client.create_experiment(self.experiment, self._artifacts(), tags=tags)
         except Exception:
             # Of two processes that start at once on a fresh server, one comes second.
             experiment = client.get_experiment_by_name(self.experiment)
@@ -158,6 +171,8 @@ class MLflow(Tracker):
                 artifacts = (Path.cwd() / "mlruns").as_uri()
                 SqlAlchemyStore(f"sqlite:///{aside}", artifacts)
                 aside.replace(path)
+            else:
+                follow(path)
             yield
 
     def _whole_uri(self) -> str:
@@ -172,7 +187,7 @@ class MLflow(Tracker):
     def _artifacts(self) -> str | None:
         """Where artifacts lie: beside an embedded database; a server decides for itself."""
         if self.uri.startswith("sqlite:///"):
-            return (self._sqlite_folder() / "mlartifacts").as_uri()
+            return (self._sqlite_folder() / ARTIFACTS).as_uri()
         return None
 
     def _refused(self, error: Exception) -> TrackingError:
@@ -199,89 +214,3 @@ def _load() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # Tracebacks of errors that are raised again, and reported where they are caught.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-
-
-class _MLflowRun(StoredRun):
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
-        self._run_id = run_id
-        self._client = client
-
-    @property
-    def run_id(self) -> str:
-        return self._run_id
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        entries = [Param(key, str(value)) for key, value in params.items()]
-        for start in range(0, len(entries), 100):  # MLflow's limit per call
-            self._client.log_batch(self.run_id, params=entries[start : start + 100])
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int, at: float | None = None) -> None:
-        self.log_steps([(metrics, step, time.time() if at is None else at)])
-
-    def log_steps(self, records: Sequence[tuple[Mapping[str, float], int, float]]) -> None:
-        from mlflow.entities import Metric
-
-        entries = [
-            Metric(key, value, int(at * 1000), step)
-            for metrics, step, at in records
-            for key, value in metrics.items()
-        ]
-        for start in range(0, len(entries), 1000):  # MLflow's limit per call
-            self._client.log_batch(self.run_id, metrics=entries[start : start + 1000])
-
-    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
-        self._client.log_image(self.run_id, image, key=key, step=step)
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        if not self._share(path, folder):
-            self._client.log_artifact(self.run_id, str(path), folder)
-
-    def _share(self, path: Path, folder: str | None) -> bool:
-        """Where the store lies beside the job's folder, both have one copy: a link.
-
-        That is safe, since files are replaced and never changed.
-
-        Returns:
-            whether that was possible; not so on two file systems, or in another user's store.
-        """
-        root = self._client.get_run(self.run_id).info.artifact_uri
-        if not root.startswith("file:"):
-            return False
-        from mlflow.utils.file_utils import local_file_uri_to_path
-
-        stored = Path(local_file_uri_to_path(root)) / (folder or "") / path.name
-        try:
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            stored.unlink(missing_ok=True)
-            os.link(path, stored)
-        except OSError:
-            return False
-        return True
-
-    def tag(self, name: str, value: str) -> None:
-        self._client.set_tag(self.run_id, name, value)
-
-    def describe(self, markdown: str) -> None:
-        self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
-
-    def end(self, status: Status) -> None:
-        if status == "RUNNING":
-            self._client.update_run(self.run_id, status)
-        else:
-            self._client.set_terminated(self.run_id, status)
-
-    def has_image(self, key: str, step: int) -> bool:
-        names = (
-            Path(file.path).name for file in self._client.list_artifacts(self.run_id, "images")
-        )
-        # MLflow writes the picture and then its thumbnail: where that is there, both are.
-        mine = re.compile(rf"{re.escape(key)}[%+]step[%+]{step}[%+].*\.webp")
-        return any(map(mine.fullmatch, names))
-
-    def set_parent(self, parent: str) -> None:
-        self._client.set_tag(self.run_id, PARENT, parent)
-
-    def discard(self) -> None:
-        self._client.delete_run(self.run_id)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vae_pyro.errors import TrackingError
-from vae_pyro.tracking.mlflow_store import PARENT, MLflow
+from vae_pyro.tracking.mlflow_run import PARENT
+from vae_pyro.tracking.mlflow_store import MLflow
 from vae_pyro.tracking.reasons import reason
 
 _NAME_STORE = (
@@ -29,7 +30,7 @@ def downloaded(run_id: str, artifact: str, uri: str | None = None) -> Iterator[P
     Raises:
         TrackingError: where the store does not respond, or has no such run or artifact.
     """
-    store = _existing(uri)
+    store = existing_store(uri)
     client = store.client()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -71,7 +72,7 @@ def recorded_runs(run_id: str, uri: str | None = None) -> list[RecordedRun]:
     Raises:
         TrackingError: where the store does not respond, or has no such run.
     """
-    store = _existing(uri)
+    store = existing_store(uri)
     client = store.client()
     try:
         run = client.get_run(run_id)
@@ -94,13 +95,17 @@ def recorded_runs(run_id: str, uri: str | None = None) -> list[RecordedRun]:
     ]
 
 
-def _existing(uri: str | None) -> MLflow:
-    """The store of this address; by default $MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db``.
+def existing_store(uri: str | None = None, experiment: str = MLflow.experiment) -> MLflow:
+    """The store of this address; a database must exist.
+
+    Args:
+        uri: by default $MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db``.
+        experiment: whose runs are meant.
 
     Raises:
         TrackingError: where it is a file that does not exist.
     """
-    store = MLflow(uri or os.environ.get("MLFLOW_TRACKING_URI") or MLflow.uri)
+    store = MLflow(uri or os.environ.get("MLFLOW_TRACKING_URI") or MLflow.uri, experiment)
     if store.uri.startswith("sqlite:///"):
         database = Path(store.uri.removeprefix("sqlite:///"))
         if not database.is_file():  # asking MLflow would create it

@@ -42,6 +42,8 @@ def hand_over(entries: Sequence[Entry], folder: Path, run: StoredRun, *, is_repe
         if not (is_repeated and run.has_image(entry["key"], entry["step"])):
             image = _picture(_inside(folder, folder / entry["file"]))
             run.log_image(entry["key"], image, entry["step"])
+    elif entry["op"] == "dataset":
+        run.log_dataset(*(entry[name] for name in ("name", "digest", "source", "profile")))
     elif entry["op"] == "file":
         path = _inside(folder.parent, folder / entry["path"])
         if path.exists():

@@ -23,7 +23,9 @@ TAG = "record"  # of the run in the tracker, so that it is found again and never
 _DELIVERED = "delivered"
 _LARGEST = 1 << 30  # bytes
 Entry = dict[str, Any]
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
+_WORD = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_Name = Annotated[str, Field(pattern=f"^{_WORD}$", max_length=100)]
+_Key = Annotated[str, Field(pattern=f"^{_WORD}(/{_WORD})?$", max_length=100)]
 _Step = Annotated[int, Field(ge=0, lt=2**63)]
 _Time = Annotated[float, Field(ge=0, lt=1e11)]  # seconds since 1970
 _Path = Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4000)]
@@ -37,7 +39,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
     },
     "params": {"params": Mapping[str, str]},
     "metrics": {"metrics": Mapping[str, float], "step": _Step, "at": _Time},
-    "image": {"key": _Name, "step": _Step, "file": _Name},
+    "image": {"key": _Key, "step": _Step, "file": _Name},
+    "dataset": {"name": str, "digest": str, "source": str, "profile": Mapping[str, Any]},
     "file": {"path": _Path, "folder": _Name | None},
     "tag": {"name": _Name, "value": str},
     "describe": {"markdown": str},
@@ -148,4 +151,6 @@ def identities(entry: Entry) -> set[tuple[Any, ...]]:
         return {("metric", name, entry["step"]) for name in entry["metrics"]}
     if entry["op"] == "image":
         return {("image", entry["key"], entry["step"])}
+    if entry["op"] == "dataset":
+        return {("dataset", entry["name"], entry["digest"])}
     return {("params",)} if entry["op"] == "params" else set()

@@ -140,11 +140,22 @@ class OutboxRun(Run):
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
         if ("image", key, step) in self._known:
             return
-        name = f"{key}-{step:06d}.png"
+        name = f"{key.replace('/', '-')}-{step:06d}.png"
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")
         write_atomically(self._folder / name, buffer.getvalue())
         self._add({"op": "image", "key": key, "step": step, "file": name})
+
+    def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+        entry = {
+            "op": "dataset",
+            "name": name,
+            "digest": digest,
+            "source": source,
+            "profile": dict(profile),
+        }
+        if not identities(entry) <= self._known:
+            self._add(entry)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         relative = Path(os.path.relpath(path, self._folder)).as_posix()
