@@ -88,8 +88,8 @@ def test_runs_in_mlflow_give_the_same_as_their_folders(
     ids = [parents[0].info.run_id, f"runs:/{parents[1].info.run_id}"]
     assert main([*ids, "--format", "csv"]) == 0
     assert rows(capsys.readouterr().out) == [expected]
-    job = json.loads((sweeps / "small" / "0" / "result.json").read_text())
-    (one,) = [r for r in runs if r.info.run_name == job["name"] and r.data.params["seed"] == "0"]
+    of_small = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    (one,) = [r for r in of_small if r.data.params["seed"] == "0"]
     assert (
         main(
             [

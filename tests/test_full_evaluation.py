@@ -65,12 +65,12 @@ def test_full_asks_everything_that_applies(run_py: RunPy, tmp_path: Path) -> Non
     (run,) = client.search_runs([client.get_experiment_by_name("vae-pyro").experiment_id])
     m = run.data.metrics
     for name in ("ais", "upper", "quadrature", "prior", "defensive"):
-        for suffix in ("", "_std_error", "_image_std_error"):
-            assert f"compared/log_px_{name}{suffix}" in m
-            assert (f"test/log_px_{name}{suffix}" in m) == (name == "quadrature")
+        for section, suffix in (("", ""), ("", "_std_error"), ("_se", "_image_std_error")):
+            assert f"compared{section}/log_px_{name}{suffix}" in m
+            assert (f"test{section}/log_px_{name}{suffix}" in m) == (name == "quadrature")
     for name in ("approximation_gap", "amortisation_gap", "kl_to_posterior", "log_px"):
         assert f"compared/{name}_std_error" in m
-    assert {"test/mutual_information", "test/marginal_kl_image_std_error"} <= m.keys()
+    assert {"test/mutual_information", "test_se/marginal_kl_image_std_error"} <= m.keys()
     assert m["compared/num_images"] == 8
     assert "simulated/gap" in m
     assert "compared/log_px_exact" not in m
