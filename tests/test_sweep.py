@@ -186,7 +186,9 @@ def test_the_parent_has_the_bounds_against_the_latent_dimension(sweep: Sweep) ->
 
 def test_artifacts_follow_the_contract(sweep: Sweep, tmp_path: Path) -> None:
     for latent_dim, run in sweep.children.items():
-        folder = Path(sweep.client.download_artifacts(run.info.run_id, "", str(tmp_path)))
+        own = tmp_path / str(latent_dim)
+        own.mkdir()
+        folder = Path(sweep.client.download_artifacts(run.info.run_id, "", str(own)))
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config["latent_dim"] == latent_dim
         assert config["likelihood"] == {"_target_": "vae_pyro.likelihoods.Bernoulli"}
