@@ -1,14 +1,19 @@
 """An embedded database that is moved or copied with its files: each copy has its own."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pytest
 from mlflow import MlflowClient
 
 from vae_pyro.tracking import MLflow
+from vae_pyro.tracking.embedded import follow
 
 PICTURE = np.zeros((4, 5, 3), np.uint8)
 
@@ -76,3 +81,25 @@ def test_experiments_that_lie_elsewhere_on_purpose_stay_there(tmp_path: Path) ->
     MlflowClient(uri).create_experiment("mine", elsewhere)
     client = MLflow(uri).client()
     assert client.get_experiment_by_name("mine").artifact_location == elsewhere
+
+
+def test_a_file_without_tables_becomes_a_database(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()  # as SQLite leaves it when somebody looks into it early
+    run = MLflow(f"sqlite:///{tmp_path}/mlflow.db").start_run("first", {})
+    assert run.run_id is not None
+
+
+@pytest.mark.parametrize("lock", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_a_database_that_another_process_locks_is_left_to_it(lock: str, tmp_path: Path) -> None:
+    project(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    database = tmp_path / "new/mlflow.db"
+    before = database.read_bytes()
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute(lock)
+        start = time.monotonic()
+        follow(database)
+        assert time.monotonic() - start < 10
+    assert database.read_bytes() == before
+    follow(database)
+    assert database.read_bytes() != before

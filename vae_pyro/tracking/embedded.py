@@ -1,12 +1,12 @@
 """Where the files of an embedded database lie: beside it, also after both were moved or copied."""
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ARTIFACTS = "mlartifacts"
-_PATIENCE = 20.0  # seconds for another process's lock
+_PATIENCE = 1.0  # seconds for another process's lock
 
 
 def follow(database: Path) -> None:
@@ -16,14 +16,19 @@ def follow(database: Path) -> None:
     project it was copied from, and one that was moved would lose its pictures. The address of a
     run changes only if the run's files are here, or are no longer where they were.
 
+    A database that has no tables yet, is locked, or must not be written stays as it is.
+
     Args:
         database: of MLflow, whose experiments were created by ``vae_pyro``.
 
     Raises:
-        sqlite3.Error: where the database cannot be read or written.
+        sqlite3.DatabaseError: where it is no database, or damaged.
     """
     here = (database.absolute().parent / ARTIFACTS).as_uri()
-    with closing(sqlite3.connect(database, timeout=_PATIENCE, isolation_level=None)) as connection:
+    with (
+        suppress(sqlite3.OperationalError),
+        closing(sqlite3.connect(database, timeout=_PATIENCE, isolation_level=None)) as connection,
+    ):
         if not _elsewhere(connection, here):
             return
         connection.execute("BEGIN IMMEDIATE")
