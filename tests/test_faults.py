@@ -116,7 +116,7 @@ def assert_complete(server: Server, job: Path) -> None:
         assert times == sorted(times)
     images = [f.path for f in client.list_artifacts(run.info.run_id, "images")]
     thumbnails = [path for path in images if path.endswith(".webp")]
-    assert len(thumbnails) == 3 * 4  # three kinds, before and thrice
+    assert len(thumbnails) == 3 * 5  # three kinds, before, thrice, and the final ones
     # A server that is stopped between a picture and its thumbnail keeps it, and gets both later.
     assert 0 <= len(images) - 2 * len(thumbnails) <= 1
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
