@@ -105,7 +105,7 @@ def test_good_command_lines_pass(
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)))
-def test_any_text_passes_or_is_refused_in_one_line(words: list[str]) -> None:
+def test_any_text_passes_or_is_refused_in_words(words: list[str]) -> None:
     try:
         check(words, "run.py")
     except ConfigError as error:

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from tests import forkserver
 from tests.conftest import ROOT
+from tests.test_sweep import CONTRACT
 from tests.test_tracking import mlflow_server
 from vae_pyro.tracking import MLflow
 from vae_pyro.tracking.view import NAME, missing_view
@@ -119,5 +120,7 @@ def test_the_view_asks_for_metrics_that_runs_have() -> None:
         "metrics.`test/log_px`",
         "metrics.`test/pareto_k_high`",
     ]
+    metrics = {name[9:-1] for name in view["selectedColumns"] if name.startswith("metrics.")}
+    assert metrics <= CONTRACT  # the browser test of a sweep checks that runs have these
     sections = {section["uuid"] for section in view["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} <= sections

@@ -16,7 +16,7 @@ from vae_pyro.interruption import Interrupted, interruptible
 from vae_pyro.tracking import MLflow, existing_store
 from vae_pyro.tracking.reach import require_response
 
-_HOST = "127.0.0.1"  # nobody else's browser
+_HOST = "127.0.0.1"  # only browsers on this machine
 _START = 120.0  # seconds until MLflow's server responds, on a busy machine
 _END = 10.0  # seconds until it has ended
 _ENVIRONMENT = {

@@ -227,7 +227,7 @@ def _scatter(axes: Axes, points: Tensor, labels: Tensor) -> None:
         chosen = points[labels == label]
         colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
         axes.scatter(chosen[:, 0], chosen[:, 1], s=14, color=colour, alpha=0.6, linewidths=0)
-        if len(classes) == 1:  # nobody has told them apart
+        if len(classes) == 1:  # the images have no labels
             break
         x, y = chosen.median(0).values.tolist()
         axes.annotate(

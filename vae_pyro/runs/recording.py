@@ -90,7 +90,7 @@ def record_config(
 ) -> None:
     """The resolved configuration as ``config.yaml``, and what was chosen as parameters of the run.
 
-    MLflow prints all parameters above each picture, so those that nobody set stay in the file. The
+    MLflow prints all parameters above each picture, so default values are only in the file. The
     fingerprint, which ``continue_or_begin`` has left in the folder, goes along.
 
     Args:

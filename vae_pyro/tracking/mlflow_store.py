@@ -126,7 +126,7 @@ class MLflow(Tracker):
                 return client, self._create_experiment(client)
             if experiment.lifecycle_stage == "active":
                 for key, value in missing_view(experiment.tags).items():
-                    with suppress(Exception):  # a server may not allow it to everybody
+                    with suppress(Exception):  # some servers refuse it to some users
                         client.set_experiment_tag(experiment.experiment_id, key, value)
                 return client, experiment.experiment_id
         except Exception as error:  # the stores raise SQLAlchemy's, requests' and MLflow's own

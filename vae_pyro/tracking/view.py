@@ -1,8 +1,7 @@
 """The saved view *ELBO vs IWAE* of MLflow's runs page: which columns and charts it opens with.
 
 MLflow keeps saved views as tags of an experiment. Their content is undocumented; what is here
-follows MLflow 3.15 to 3.17. Earlier versions show the tag and ignore it, and one that cannot read
-it says so and opens the page without a view.
+follows MLflow 3.17, with which it is tested.
 """
 
 import base64
