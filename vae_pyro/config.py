@@ -113,6 +113,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"]
     resume: bool
     name: Annotated[str, Field(min_length=1, max_length=200)] | None
+    weights: str | None
     training: TrainingConfig
     data: Options
     network: Options

@@ -172,6 +172,18 @@ def save_model(folder: Path, vae: VAE, blueprint: Blueprint) -> list[Path]:
     return [folder / _WEIGHTS, folder / _BLUEPRINT]
 
 
+def model_digest(folder: Path) -> str:
+    """SHA-256 of the weights in the folder that ``save_model`` wrote.
+
+    Raises:
+        CheckpointError: where it cannot be read.
+    """
+    try:
+        return hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{folder / _WEIGHTS} cannot be read: {error.strerror}") from error
+
+
 def model_folder(folder: Path) -> Path:
     """The folder with the saved model: this one, or ``model`` in it.
 

@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> float | None:
             split_overrides(chosen), split_overrides(relevant_overrides(sweep.overrides))
         )
         if sweep
-        else cfg.name or job_name(split_overrides(chosen)),
+        else cfg.name or _name(chosen),
     )
     console = make_console()
     print_notes(console)
@@ -94,6 +94,14 @@ def main(cfg: DictConfig) -> float | None:
         print_run(result, console)
         console.print(f"pictures and weights: {output}", highlight=False, soft_wrap=True)
     return result.metrics.get("valid/log_px")
+
+
+def _name(chosen: Sequence[str]) -> str:
+    """Of the run of a single job."""
+    settings = dict(split_overrides(chosen))
+    if settings.pop("weights", None) is None:
+        return job_name(settings)
+    return f"{job_name(settings)} (evaluated anew)"
 
 
 def split_overrides(overrides: Sequence[str]) -> Mapping[str, str]:

@@ -1,30 +1,19 @@
 """``vae-pyro compare``: which of several runs has the higher log p(x), paired over images."""
 
 import argparse
-import json
-import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from vae_pyro.cli import startup
 from vae_pyro.cli.console import fail, make_console, print_notes
 from vae_pyro.errors import ReportError, UserError
-from vae_pyro.evaluation.names import put_back
-from vae_pyro.reporting.configurations import PER_IMAGE_FILE, SEED, Group, grouped
-from vae_pyro.reporting.results import RESULT_FILE, JobResult
+from vae_pyro.reporting.configurations import Group, grouped
+from vae_pyro.reporting.results import JobResult
 from vae_pyro.reporting.sweep_data import comparison_csv
-from vae_pyro.reporting.sweeps import print_sweep, sweep_markdown, sweep_notes, sweep_table
-from vae_pyro.reporting.tables import table_latex
-from vae_pyro.runs.fingerprint import FINGERPRINT_FILE, Fingerprint
-from vae_pyro.tracking import RecordedRun, downloaded, recorded_runs
+from vae_pyro.reporting.sweeps import print_sweep, sweep_latex, sweep_markdown
+from vae_pyro.runs.finding import found_runs, with_settings
 
-_CODE = "code"  # a setting of this name tells runs of different versions of the code apart
-_NOT_A_SETTING = (SEED, "device")
 _FORMATS = ("table", "markdown", "latex", "csv")
 
 
@@ -60,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as kept:
             results = [
-                r for run in options.runs for r in kept.enter_context(_found(run, options.uri))
+                r for run in options.runs for r in kept.enter_context(found_runs(run, options.uri))
             ]
-            group = _one_group(_with_settings(results))
+            group = _one_group(with_settings(results))
     except UserError as error:
         fail(str(error))
         return 1
@@ -71,113 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         written = {
             "markdown": lambda: sweep_markdown([group]),
-            "latex": lambda: "\n".join(
-                [table_latex(sweep_table(group)), *(f"% {note}" for note in sweep_notes([group]))]
-            ),
+            "latex": lambda: sweep_latex([group]),
             "csv": lambda: comparison_csv([group]),
         }
         sys.stdout.write(written[options.format]().rstrip() + "\n")
     return 0
-
-
-@contextmanager
-def _found(run: str, uri: str | None) -> Iterator[list[JobResult]]:
-    """The finished runs that an argument names; copies of their files stay until this is left.
-
-    Raises:
-        ReportError: where it names none.
-        TrackingError: where the tracking store does not respond, or has no such run.
-    """
-    folder = Path(run)
-    if folder.is_dir():
-        places = sorted(folder.rglob(RESULT_FILE), key=lambda path: (len(str(path)), path))
-        found = [JobResult.read(place.parent) for place in places if "superseded" not in str(place)]
-        finished = [result for result in found if result is not None and result.error is None]
-        if not finished:
-            raise ReportError(f"{folder} has no finished run ({RESULT_FILE}) in it or below it")
-        yield [replace(one, name=f"{one.name} ({one.folder})") for one in finished]
-    elif re.fullmatch("(runs:/)?[0-9a-f]{32}", run):
-        recorded = recorded_runs(run.removeprefix("runs:/"), uri)
-        ended = [one for one in recorded if one.status == "FINISHED"]
-        if not ended:
-            raise ReportError(f"run {run} has not finished, so it cannot be compared")
-        with ExitStack() as kept:
-            yield [_of_store(one, uri, kept) for one in ended]
-    else:
-        raise ReportError(
-            f"there is no folder {run}: name the folder of a job or a sweep, or the id of a run in "
-            "MLflow (32 hexadecimal digits)"
-        )
-
-
-def _of_store(run: RecordedRun, uri: str | None, kept: ExitStack) -> JobResult:
-    """A run in MLflow, with the files that are needed in a folder that ``kept`` removes."""
-    files = [
-        kept.enter_context(downloaded(run.run_id, name, uri))
-        for name in (PER_IMAGE_FILE, FINGERPRINT_FILE)
-    ]
-    folder = files[0].parent
-    os.replace(files[1], folder / FINGERPRINT_FILE)
-    try:
-        volume = run.tags["log_cell_volume"]
-        result = JobResult(
-            f"{run.name} (run {run.run_id})",
-            {},
-            int(run.params["latent_dim"]),
-            x=run.tags["x"],
-            images=run.tags["images"],
-            log_cell_volume=float(volume) if volume else None,
-            metrics=put_back(run.metrics),
-            folder=folder,
-        )
-    except (KeyError, ValueError) as error:
-        raise ReportError(
-            f"run {run.run_id} ({run.name}) cannot be compared: {error} is missing or damaged; was "
-            "it recorded by an earlier version?"
-        ) from error
-    if not result.is_complete:
-        raise ReportError(f"run {run.run_id} ({run.name}) has no final metrics; name another run")
-    return result
-
-
-def _with_settings(results: Sequence[JobResult]) -> list[JobResult]:
-    """The runs with what differs between them as their settings, whatever the user typed.
-
-    Raises:
-        ReportError: where a run's configuration cannot be read.
-    """
-    configs = [_config(result) for result in results]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    varying = [key for key in keys if len({json.dumps(c.get(key)) for c in configs}) > 1]
-    # Another class has other options: its name stands for all of them.
-    classes = [key.removesuffix("_target_") for key in varying if key.endswith("._target_")]
-    own = [
-        key
-        for key in varying
-        if key not in _NOT_A_SETTING
-        and (key.endswith("._target_") or not key.startswith(tuple(classes)))
-    ]
-    return [
-        replace(
-            result,
-            settings={
-                SEED: str(config[SEED]),
-                **{key.removesuffix("._target_"): _word(key, config.get(key)) for key in own},
-            },
-        )
-        for result, config in zip(results, configs, strict=True)
-    ]
-
-
-def _config(result: JobResult) -> dict[str, Any]:
-    fingerprint = Fingerprint.read((result.folder or Path()) / FINGERPRINT_FILE)
-    if fingerprint is None or SEED not in fingerprint.config:
-        raise ReportError(f"{FINGERPRINT_FILE} of {result.name} is missing or damaged")
-    return {**fingerprint.config, _CODE: fingerprint.code_digest[:7]}
-
-
-def _word(key: str, value: Any) -> str:
-    return str(value).rpartition(".")[2] if key.endswith("._target_") else str(value)
 
 
 def _one_group(results: Sequence[JobResult]) -> Group:

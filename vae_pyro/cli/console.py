@@ -4,10 +4,12 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from rich.console import Console
 
-from vae_pyro.errors import UserError
+from vae_pyro.errors import StorageError, UserError
+from vae_pyro.files import write_atomically
 
 _WIDTH = 140  # characters, enough for the table of results
 
@@ -47,6 +49,18 @@ def fail(message: str) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
         print(traceback.format_exc(), file=sys.stderr)
     print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that the user asked for, and print its name.
+
+    Raises:
+        StorageError: where its folder is missing, or cannot be written.
+    """
+    if not path.parent.is_dir():
+        raise StorageError(f"there is no folder {path.parent}: create it, or choose another file")
+    write_atomically(path, content)
+    sys.stdout.write(f"{path}\n")
 
 
 class _NoteHandler(logging.Handler):

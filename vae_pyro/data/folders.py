@@ -59,7 +59,7 @@ def labelled_files(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]
         (path, names.index(place.name))
         for place in _visible(folder)
         if place.is_dir()
-        for path in _deep(place)
+        for path in files_below(place)
     ]
     if beside and found:
         raise DataError(
@@ -69,9 +69,12 @@ def labelled_files(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]
     return sorted(found or [(path, 0) for path in beside], key=lambda item: item[0].as_posix())
 
 
-def _deep(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and the folders in it, without hidden ones, sorted by their names."""
     return [
-        path for place in _visible(folder) for path in (_deep(place) if place.is_dir() else [place])
+        path
+        for place in _visible(folder)
+        for path in (files_below(place) if place.is_dir() else [place])
     ]
 
 

@@ -2,27 +2,19 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vae_pyro.data.dataset import Dataset, Split
 from vae_pyro.data.folders import class_names, labelled_files, listed, split_folders
+from vae_pyro.data.pixels import Colour, read_images, sides
 from vae_pyro.data.source import ImageSource
 from vae_pyro.errors import DataError
-
-Colour = Literal["auto", "grey", "rgb"]
-
-_FORMATS = "PNG", "JPEG"
-_LEVEL = 65_535 // 255  # levels of 16 bits that are one level of 8 bits
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +55,7 @@ class ImageFolder(ImageSource):
     bad_files: Literal["refuse", "skip"] = field(default="refuse", kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.size is not None and min(_sides(self.size)) < 1:
+        if self.size is not None and min(sides(self.size)) < 1:
             raise DataError(f"data.size must be at least 1, but is {self.size}")
         if min(self.valid_share, self.test_share) <= 0 or self.valid_share + self.test_share >= 1:
             raise DataError(
@@ -112,15 +104,8 @@ class ImageFolder(ImageSource):
         Raises:
             DataError: naming the files that cannot be read, or those of another size.
         """
-        read = partial(read_image, size=self.size, crop=self.crop, colour=self.colour)
-        images: dict[Path, np.ndarray] = {}
-        bad: list[str] = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for path, image in zip(paths, pool.map(_caught(read), paths), strict=True):
-                if isinstance(image, DataError):
-                    bad.append(f"{path.relative_to(root)} ({image})")
-                else:
-                    images[path] = image
+        images, unreadable = read_images(paths, self.size, crop=self.crop, colour=self.colour)
+        bad = [f"{path.relative_to(root)} ({why})" for path, why in unreadable.items()]
         if bad:
             message = (
                 f"{len(bad):,} of {len(paths):,} files in {root.absolute()} are not readable PNG "
@@ -169,77 +154,6 @@ class ImageFolder(ImageSource):
                 "data.test_share"
             )
         return divided
-
-
-def read_image(
-    path: Path, size: int | tuple[int, int] | None = None, *, crop: bool, colour: Colour
-) -> np.ndarray:
-    """One image as levels 0 to 255, ``uint8 (H, W, C)``.
-
-    Args:
-        path: of a PNG or JPEG file.
-        size: see ``ImageFolder``; so for the next.
-        crop: cuts the sides off.
-        colour: ``auto`` gives one channel where the file has one.
-
-    Raises:
-        DataError: saying why it cannot be read.
-    """
-    try:
-        with Image.open(path, formats=_FORMATS) as opened:
-            image = _plain(opened)
-    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error and others, too
-        if path.stat().st_size == 0:
-            why = "empty"
-        elif isinstance(error, UnidentifiedImageError):
-            why = "neither PNG nor JPEG"
-        else:
-            why = str(error) or type(error).__name__
-        raise DataError(why) from error
-    if colour != "auto":
-        image = image.convert("L" if colour == "grey" else "RGB")
-    if size is not None:
-        height, width = _sides(size)
-        if crop:
-            scale = min(image.width / width, image.height / height)
-            kept = max(1, round(width * scale)), max(1, round(height * scale))
-            left, top = (image.width - kept[0]) // 2, (image.height - kept[1]) // 2
-            image = image.crop((left, top, left + kept[0], top + kept[1]))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    array = np.asarray(image)
-    return array[..., None] if array.ndim == 2 else array
-
-
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _plain(opened: Image.Image) -> Image.Image:
-    """The image turned upright, with 8 bits, one channel or three, and nothing transparent."""
-    image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).clip(0, 65_535).astype(np.uint32)
-        return Image.fromarray(((levels + _LEVEL // 2) // _LEVEL).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        was_grey = opened.mode in ("L", "LA", "1")
-        return Image.alpha_composite(white, image).convert("L" if was_grey else "RGB")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    return image.convert("RGB")
-
-
-def _caught(read: "partial[np.ndarray]") -> "partial[np.ndarray | DataError]":
-    def attempt(path: Path) -> np.ndarray | DataError:
-        try:
-            return read(path)
-        except DataError as error:
-            return error
-        except OSError as error:
-            return DataError(error.strerror or str(error))
-
-    return partial(attempt)
 
 
 def _note_repeated(dataset: Dataset) -> None:

@@ -113,7 +113,7 @@ def _configuration(
 ) -> Configuration:
     """Its name holds the settings ``own``, which tell it from the others of its group."""
     name = ", ".join(f"{key}={settings[key]}" for key in own)
-    read = [_read_scores(run) for run in runs]
+    read = [read_scores(run) for run in runs]
     values, errors = zip(*read, strict=True)
     untrusted = sum(run.metrics["test/untrusted"] for run in runs) / len(runs)
     try:
@@ -124,7 +124,7 @@ def _configuration(
     return Configuration(name, settings, runs, scores)
 
 
-def _read_scores(run: JobResult) -> tuple[torch.Tensor, torch.Tensor]:
+def read_scores(run: JobResult) -> tuple[torch.Tensor, torch.Tensor]:
     """log p(x) of every image, averaged over the samples of x, and its Monte Carlo error.
 
     Raises:

@@ -163,13 +163,13 @@ def _plan(options: EvaluationConfig, vae: VAE) -> tuple[EvaluationPlan, list[str
         options.num_images,
         options.simulated_images,
         options.latent,
-        options.num_evaluations or _evaluations(options.num_samples, vae.model.latent_dim),
+        options.num_evaluations or num_evaluations(options.num_samples, vae.model.latent_dim),
         options.repeated_images,
     )
     return plan, notes
 
 
-def _evaluations(num_samples: int, latent_dim: int) -> int:
+def num_evaluations(num_samples: int, latent_dim: int) -> int:
     """Of the decoder per image, for log p(x): a fit in many dimensions needs more of them."""
     times = min(3 + 0.35 * latent_dim, _MOST_TIMES)
     return max(LEAST_EVALUATIONS, round(times * num_samples))
