@@ -6,7 +6,7 @@ import sys
 from vae_pyro.cli import startup
 from vae_pyro.errors import UserError
 
-SPEED = ("training", "digits", "importance", "scaling", "startup")
+SPEED = ("training", "digits", "importance", "scaling", "startup", "serving")
 NAMES = (*SPEED, "accuracy", "calibration")
 
 

@@ -20,7 +20,7 @@ from vae_pyro.errors import DataError
 from vae_pyro.log_marginal import Bound, Estimate, ImportanceSampling
 
 CPU = torch.device("cpu")
-PAGES = {"accuracy": "accuracy", "calibration": "comparing_models"}
+PAGES = {"accuracy": "accuracy", "calibration": "comparing_models", "serving": "own_images"}
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from vae_pyro.runs.preparation import Parts, prepare
 from vae_pyro.runs.recording import record_config, record_data, record_files, recorded
 from vae_pyro.runs.report import report
 from vae_pyro.runs.trainer import Trainer
+from vae_pyro.runs.weights import Weights
 from vae_pyro.saving import MODEL_FOLDER, save_model
 from vae_pyro.tracking import RECORD_FOLDER, deliver_rest
 from vae_pyro.training.checkpoints import FOLDER as CHECKPOINTS
@@ -77,7 +78,9 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
     described = {key: value for key, value in tree.items() if key != "resume"}
     with threads(torch.get_num_threads()):  # a resumed job has its own number
         parts = prepare(config, job.choices)
-        fingerprint = Fingerprint.of(described, parts.device.type, parts.dataset.checksum)
+        weights = Weights.of(config.weights) if config.weights else None
+        computed = described | {"weights": weights and weights.digest}
+        fingerprint = Fingerprint.of(computed, parts.device.type, parts.dataset.checksum)
         finished = continue_or_begin(job.output, fingerprint, resume=config.resume)
         if finished is not None:
             return _read_back(finished, parts, job)
@@ -102,7 +105,10 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
         ) as run:
             record_config(run, described, {**job.choices, **job.settings}, job.output)
             record_data(run, parts.dataset, job.choices.get("data", ""), config.data["_target_"])
-            trained = trainer.train(run, checkpoints)
+            if weights is None:
+                trained = trainer.train(run, checkpoints)
+            else:
+                trained = weights.give_to(parts.vae, run)
             model = save_model(job.output / MODEL_FOLDER, parts.vae, parts.blueprint)
             kept = checkpoints.paths() if config.training.keep_checkpoints else []
             record_files(run, {CHECKPOINTS: kept, MODEL_FOLDER: model})
@@ -110,6 +116,7 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
             if job.needs_validation_log_px:
                 metrics = merge(metrics, evaluator.validation_log_px(run))
             report(evaluation, parts, evaluator.log_cell_volume, run, console)
+            run.log_model("vae")
             result = JobResult(
                 job.name,
                 dict(job.settings),

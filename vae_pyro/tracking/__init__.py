@@ -3,7 +3,15 @@
 from vae_pyro.tracking.base import FINAL, NoTracking, Run, SilentRun, Status, StoredRun, Tracker
 from vae_pyro.tracking.mlflow_store import MLflow
 from vae_pyro.tracking.outbox import RECORD_FOLDER, OutboxRun, deliver_rest, open_run
-from vae_pyro.tracking.reading import RecordedRun, downloaded, existing_store, recorded_runs
+from vae_pyro.tracking.reading import (
+    RecordedRun,
+    downloaded,
+    existing_store,
+    fetch_pictures,
+    recorded_as,
+    recorded_runs,
+)
+from vae_pyro.tracking.serving import register
 
 __all__ = [
     "FINAL",
@@ -20,6 +28,9 @@ __all__ = [
     "deliver_rest",
     "downloaded",
     "existing_store",
+    "fetch_pictures",
     "open_run",
+    "recorded_as",
     "recorded_runs",
+    "register",
 ]

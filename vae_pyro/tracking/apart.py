@@ -97,6 +97,9 @@ class _ApartRun(StoredRun):
     def log_file(self, path: Path, folder: str | None = None) -> None:
         _call(_with_run, self.key, "log_file", path, folder)
 
+    def log_model(self, name: str) -> None:
+        _call(_with_run, self.key, "log_model", name)
+
     def tag(self, name: str, value: str) -> None:
         _call(_with_run, self.key, "tag", name, value)
 

@@ -66,6 +66,10 @@ class Run(ABC):
         """
 
     @abstractmethod
+    def log_model(self, name: str) -> None:
+        """Record that the run has trained a model, with the final ``test/`` metrics so far."""
+
+    @abstractmethod
     def tag(self, name: str, value: str) -> None:
         """Set a tag, by which runs can be found and filtered."""
 
@@ -177,6 +181,9 @@ class SilentRun(StoredRun):
         pass
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
+        pass
+
+    def log_model(self, name: str) -> None:
         pass
 
     def tag(self, name: str, value: str) -> None:

@@ -6,6 +6,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ARTIFACTS = "mlartifacts"
+_ADDRESSES = (
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
 _PATIENCE = 1.0  # seconds for another process's lock
 
 
@@ -37,7 +42,7 @@ def follow(database: Path) -> None:
             connection.execute(
                 "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", move
             )
-            for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
+            for table, column in _ADDRESSES:
                 _follow_rows(connection, table, column, here, there)
         connection.execute("COMMIT")
 

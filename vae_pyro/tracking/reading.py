@@ -1,6 +1,8 @@
 """Runs that were recorded before: their numbers and files, read back from MLflow."""
 
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,8 @@ from vae_pyro.tracking.mlflow_run import PARENT
 from vae_pyro.tracking.mlflow_store import MLflow
 from vae_pyro.tracking.reasons import reason
 
+# Of a series final/<name>; MLflow's versions differ in what they write for a slash.
+_FINAL_PICTURE = re.compile(r"final[#~](\w+)[%+]step[%+].*\.png")
 _NAME_STORE = (
     "Name the tracking store that the run is in ($MLFLOW_TRACKING_URI; tracking_uri=... in Python, "
     "--uri on the command line)"
@@ -41,6 +45,36 @@ def downloaded(run_id: str, artifact: str, uri: str | None = None) -> Iterator[P
                 f"that has finished. {_NAME_STORE}"
             ) from error
         yield Path(path)
+
+
+def fetch_pictures(run_id: str, folder: Path, uri: str | None = None) -> None:
+    """Copy a run's final pictures and its configuration into a folder, named as a job names them.
+
+    Args:
+        run_id: MLflow's.
+        folder: gets ``samples.png``, ``training.png``, ``config.yaml``, ... as far as the run has
+            them.
+        uri: see ``downloaded``.
+
+    Raises:
+        TrackingError: where the store does not respond.
+    """
+    store = existing_store(uri)
+    client = store.client()
+    try:
+        found = [file.path for file in client.list_artifacts(run_id)]
+        files = {path: path for path in found if path.endswith((".png", ".yaml"))}
+        for file in client.list_artifacts(run_id, "images") if "images" in found else ():
+            if (name := _FINAL_PICTURE.fullmatch(Path(file.path).name)) is not None:
+                files[file.path] = f"{name[1]}.png"
+        with tempfile.TemporaryDirectory() as place:
+            for path, name in files.items():
+                copy = client.download_artifacts(run_id, path, place)
+                shutil.copyfile(copy, folder / name)
+    except Exception as error:  # the stores raise their own kinds, from many libraries
+        raise TrackingError(
+            f"the pictures of run {run_id} in {store.uri} cannot be read: {reason(error)}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -93,6 +127,36 @@ def recorded_runs(run_id: str, uri: str | None = None) -> list[RecordedRun]:
         )
         for found in jobs or [run]
     ]
+
+
+def recorded_as(fingerprint: str, uri: str | None = None) -> str:
+    """The run of a job, by its fingerprint; the newest, where there are several.
+
+    Args:
+        fingerprint: of the job, the run's tag.
+        uri: of the tracking store; by default $MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db``.
+
+    Raises:
+        TrackingError: where the store does not respond, or has no such run.
+    """
+    store = existing_store(uri)
+    client = store.client()
+    try:
+        experiments = [found.experiment_id for found in client.search_experiments()]
+        found = client.search_runs(
+            experiments,
+            f"tags.fingerprint = '{fingerprint}' AND attributes.status = 'FINISHED'",
+            max_results=1,
+        )
+    except Exception as error:
+        raise TrackingError(f"{store.uri} cannot be read: {reason(error)}") from error
+    if not found:
+        raise TrackingError(
+            f"{store.uri} has no finished run of this job: it was recorded in another store (--uri)"
+            ", or with tracking=none"
+        )
+    run_id: str = found[0].info.run_id
+    return run_id
 
 
 def existing_store(uri: str | None = None, experiment: str = MLflow.experiment) -> MLflow:

@@ -48,6 +48,8 @@ def hand_over(entries: Sequence[Entry], folder: Path, run: StoredRun, *, is_repe
         path = _inside(folder.parent, folder / entry["path"])
         if path.exists():
             run.log_file(path, entry["folder"])
+    elif entry["op"] == "model":
+        run.log_model(entry["name"])
     elif entry["op"] == "tag":
         run.tag(entry["name"], entry["value"])
     elif entry["op"] == "describe":

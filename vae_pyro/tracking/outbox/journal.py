@@ -42,6 +42,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "image": {"key": _Key, "step": _Step, "file": _Name},
     "dataset": {"name": str, "digest": str, "source": str, "profile": Mapping[str, Any]},
     "file": {"path": _Path, "folder": _Name | None},
+    "model": {"name": _Name},
     "tag": {"name": _Name, "value": str},
     "describe": {"markdown": str},
     "end": {"status": Status},
@@ -153,4 +154,4 @@ def identities(entry: Entry) -> set[tuple[Any, ...]]:
         return {("image", entry["key"], entry["step"])}
     if entry["op"] == "dataset":
         return {("dataset", entry["name"], entry["digest"])}
-    return {("params",)} if entry["op"] == "params" else set()
+    return {(entry["op"],)} if entry["op"] in {"params", "model"} else set()

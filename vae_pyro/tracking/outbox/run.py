@@ -161,6 +161,11 @@ class OutboxRun(Run):
         relative = Path(os.path.relpath(path, self._folder)).as_posix()
         self._add({"op": "file", "path": relative, "folder": folder})
 
+    def log_model(self, name: str) -> None:
+        entry = {"op": "model", "name": name}
+        if not identities(entry) <= self._known:
+            self._add(entry)
+
     def tag(self, name: str, value: str) -> None:
         self._add({"op": "tag", "name": name, "value": value})
 
