@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help setup sweep test test-all test-fast coverage lint type bench experiments ui lock clean
+.PHONY: help setup sweep test test-all test-fast coverage lint type bench experiments ui report lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ ui: $(STAMP) ## browse the recorded runs in MLflow; Ctrl-C ends it
 	$(BIN)/python run.py ui --port $(PORT)
 
 PORT ?= 5000
+
+report: $(STAMP) ## write report.html: the last sweep or job, or RUN=its folder
+	$(BIN)/python run.py report $(RUN)
 
 lock: ## remake requirements.lock from pyproject.toml and constraints.txt (about 5 minutes; Linux, Python 3.11)
 	$(PYTHON) -m venv --clear $(VENV)/lock

@@ -48,6 +48,32 @@ TESTED_ELSEWHERE = {
         "tests/test_compare.py"
     ),
     "vae-pyro compare 7f3c...e1 a09b...42 --format latex": "tests/test_compare.py",
+    **dict.fromkeys(
+        [
+            "vae-pyro score outputs/2026-01-31/12-00-00 my_images",
+            "vae-pyro sample outputs/2026-01-31/12-00-00 -n 64 samples.png",
+            "vae-pyro reconstruct outputs/2026-01-31/12-00-00 my_images --out reconstructions.png",
+            "vae-pyro encode outputs/2026-01-31/12-00-00 my_images > codes.csv",
+            "vae-pyro evaluate outputs/2026-01-31/12-00-00 evaluation=full",
+        ],
+        "tests/test_trained.py",
+    ),
+    **dict.fromkeys(
+        [
+            "vae-pyro register outputs/2026-01-31/12-00-00 --name digits",
+            "MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/digits/1 "
+            "--env-manager local --host 127.0.0.1 --port 5001",
+        ],
+        "tests/test_serving.py",
+    ),
+    **dict.fromkeys(
+        [
+            "make report",
+            "vae-pyro report multirun/2026-01-31/12-00-00 --out sweep.html",
+            "vae-pyro report multirun/2026-01-31/12-00-00 --format latex",
+        ],
+        "tests/test_sweep.py",
+    ),
     ". .venv/bin/activate": "the environment of every command here",
 }
 

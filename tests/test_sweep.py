@@ -228,6 +228,7 @@ def test_the_parent_holds_table_and_chart(sweep: Sweep, tmp_path: Path) -> None:
         assert float(pair["std_error"]) > float(pair["monte_carlo_std_error"]) > 0
         assert pair["is_about"] == "weights"
     assert np.asarray(Image.open(folder / "elbo_vs_iwae.png")).std() > 10
+    assert (folder / "report.html").stat().st_size > 10**6
     description = sweep.parent.data.tags["mlflow.note.content"]
     assert description.startswith("| latent_dim | ELBO | IWAE-50 | log p(x) | rank |")
     assert "`python run.py latent_dim=2,10,20 -m`" in description
@@ -414,6 +415,66 @@ def test_the_pages_of_runs_show_table_and_pictures(
     wait(browser, lambda: browser.execute_script(_SCROLL_AND_COUNT_PICTURES) >= 3)
 
 
+def test_the_report_is_written_again(sweep: Sweep) -> None:
+    """Of the last sweep; of a run in MLflow with the same pictures; as a table."""
+
+    def printed(*command: str) -> str:
+        return subprocess.run(
+            command, cwd=sweep.folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    def pictures(name: str) -> list[str]:
+        return re.findall(r"base64,([^\"]+)", (sweep.folder / name).read_text())
+
+    assert printed("make", "-s", "-o", ".venv/installed", "report") == "report.html\n"
+    (own,) = sweep.folder.glob("multirun/*/*/report.html")
+    assert len(pictures("report.html")) == 15
+    assert pictures("report.html") == pictures(str(own))
+    report = (sys.executable, "run.py", "report")
+    assert printed(*report, sweep.parent.info.run_id, "--out", "a.html") == "a.html\n"
+    assert pictures("a.html") == pictures("report.html")
+    latex = printed(*report, str(own.parent), "--format", "latex")
+    assert latex.startswith(r"\begin{tabular}")
+    (row,) = [line for line in latex.splitlines() if line.startswith("10 & 1 &")]
+    assert f"{sweep.children[10].data.metrics['test/log_px']:.2f}" in row
+    table = printed(*report, str(own.parent), "--format", "csv")
+    assert [row["latent_dim"] for row in csv.DictReader(table.splitlines())] == ["2", "10", "20"]
+
+
+def test_the_report_needs_no_network(
+    sweep: Sweep, browser: "webdriver.Chrome", tmp_path: Path
+) -> None:
+    """The charts are drawn, from the numbers of the runs; nothing is loaded; it fits a phone."""
+    folder = sweep.client.download_artifacts(sweep.parent.info.run_id, "sweep", str(tmp_path))
+    browser.get(f"file://{folder}/report.html")
+    drawn = wait(browser, lambda: browser.execute_script(_DRAWN))
+    for name, metric in (("ELBO", "elbo"), ("IWAE-50", "iwae_50"), ("log p(x)", "log_px")):
+        expected = {d: run.data.metrics[f"test/{metric}"] for d, run in sweep.children.items()}
+        assert {int(d): y for d, y in drawn[name]} == pytest.approx(expected)
+    assert drawn["points"] >= 12
+    # Samples, reconstructions, latent space, training and bounds of three jobs.
+    assert len(drawn["pictures"]) == 15
+    assert all(width > 200 for width in drawn["pictures"])
+    assert drawn["loaded"] == []
+    browser.set_window_size(500, 900)  # the narrowest that Chromium opens
+    assert wait(browser, lambda: browser.execute_script(_WIDTHS))
+
+
+_DRAWN = """
+const [chart] = document.querySelectorAll('.js-plotly-plot');
+if (!chart || !chart.querySelectorAll('path.point').length) return null;
+const found = {
+  points: chart.querySelectorAll('path.point').length,
+  pictures: [...document.images].map(i => i.naturalWidth),
+  loaded: performance.getEntriesByType('resource').map(e => e.name),
+};
+for (const trace of chart.data)
+  if (trace.name) found[trace.name] = [...trace.x].map((x, i) => [x, trace.y[i]]);
+return found;
+"""
+_WIDTHS = "return document.documentElement.scrollWidth <= window.innerWidth;"
+
+
 _SCROLL_AND_COUNT_PICTURES = """
 for (const e of document.querySelectorAll('*'))
   if (e.scrollHeight > e.clientHeight + 1000 && getComputedStyle(e).overflowY !== 'visible')
@@ -502,6 +563,19 @@ def test_runs_are_named_after_what_differs(run_py: Command, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     names = {run.info.run_name for run in runs_in(tmp_path)}
     assert names == {"d=2", "d=3", "sweep d=2,3"}
+
+
+def test_a_report_of_nothing_is_refused(run_py: Command, tmp_path: Path) -> None:
+    for arguments, message in (
+        (("report",), "there is no sweep in multirun/ and no job in outputs/ here"),
+        (("report", "nowhere"), "there is no folder nowhere"),
+        (("report", "f" * 32), "there is no"),
+    ):
+        done = run_py(*arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_refused_sweep_leaves_no_run(run_py: Command, tmp_path: Path) -> None:
@@ -771,7 +845,7 @@ def test_a_traceback_is_there_for_who_asks(run_py: Command) -> None:
 
 def test_help_is_a_page(run_py: Command) -> None:
     page = run_py("--help").stdout
-    assert len(page.splitlines()) <= 73
+    assert len(page.splitlines()) <= 74
     for part in ("latent_dim=2,10,20 -m", "data: cifar10", "learning_rate: 0.001", "run.py ui"):
         assert part in page
 

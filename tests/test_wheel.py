@@ -84,7 +84,9 @@ def pip(*arguments: str | Path) -> None:
 
 
 def test_the_wheel_holds_the_package_and_its_configurations_alone(wheel: Path) -> None:
-    package = [path for kind in ("py", "json") for path in ROOT.glob(f"vae_pyro/**/*.{kind}")]
+    package = [
+        path for kind in ("py", "json", "html") for path in ROOT.glob(f"vae_pyro/**/*.{kind}")
+    ]
     package.append(ROOT / "vae_pyro" / "py.typed")
     expected = {str(path.relative_to(ROOT)) for path in package}
     expected |= {f"vae_pyro/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.yaml")}
@@ -112,6 +114,8 @@ def test_a_job(run: Run, tmp_path: Path) -> None:
     (folder,) = tmp_path.glob("outputs/*/*")
     assert {"run.log", "result.json", "model"} <= {path.name for path in folder.iterdir()}
     assert (tmp_path / "mlflow.db").is_file()
+    assert run("vae-pyro", "report").stdout == "report.html\n"
+    assert "the ELBO" in (tmp_path / "report.html").read_text()
 
 
 OWN_CLASS = '''

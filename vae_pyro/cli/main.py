@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -12,9 +13,20 @@ from omegaconf import DictConfig, OmegaConf
 from vae_pyro.cli import startup
 from vae_pyro.cli.command_line import check, did_you_mean
 from vae_pyro.cli.presets import Presets, conf_folder
-from vae_pyro.errors import ConfigError
+from vae_pyro.errors import ConfigError, UserError
 
-_COMMANDS = ("compare", "deliver", "ui")  # no overrides: they hold no =
+_COMMANDS = {  # no overrides: they hold no =
+    "compare": "compare:main",
+    "deliver": "deliver:main",
+    "encode": "trained:encode",
+    "register": "register:main",
+    "reconstruct": "trained:reconstruct",
+    "report": "report:main",
+    "sample": "trained:sample",
+    "score": "trained:score",
+    "ui": "ui:main",
+}
+_EVALUATE = "evaluate"  # a job, with the settings of an earlier one
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -35,11 +47,17 @@ def main() -> None:
     startup.prepare()
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in _COMMANDS:
-        sys.exit(importlib.import_module(f"vae_pyro.cli.{first}").main(sys.argv[2:]))
-    hint = did_you_mean(first, _COMMANDS)
+        module, _, command = _COMMANDS[first].partition(":")
+        run = getattr(importlib.import_module(f"vae_pyro.cli.{module}"), command)
+        sys.exit(run(sys.argv[2:]))
+    if first == _EVALUATE:
+        sys.argv[1:] = _evaluation(sys.argv[2:])
+        first = ""
+    commands = sorted([*_COMMANDS, _EVALUATE])
+    hint = did_you_mean(first, commands)
     if first.isalpha() and (hint or len(sys.argv) == 2):  # more words may be "seed 3"
         sys.exit(
-            f"error: there is no command {first}{hint}; commands are {', '.join(_COMMANDS)}, and "
+            f"error: there is no command {first}{hint}; commands are {', '.join(commands)}, and "
             "settings are written key=value"
         )
     startup.arrange_arguments()
@@ -51,6 +69,15 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"error: {error}")
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(run_job)()
+
+
+def _evaluation(arguments: Sequence[str]) -> list[str]:
+    from vae_pyro.cli.evaluate import arguments_for  # torch is slow to import
+
+    try:
+        return arguments_for(arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def _program() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import logging
 import multiprocessing
-import shlex
 import signal
 import sys
 import time
@@ -43,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 _GRACE = 10.0  # seconds for jobs to leave a checkpoint
 # What a sweep leaves in its folder.
-_FILES = ("summary.csv", "runs.csv", "comparison.csv", "elbo_vs_iwae.png")
+_FILES = ("summary.csv", "runs.csv", "comparison.csv", "elbo_vs_iwae.png", "report.html")
 
 
 class SweepCallback(Callback):
@@ -117,9 +116,12 @@ class SweepCallback(Callback):
         Sweep(overrides, self._token, self._run.run_id).write(self._folder)
 
     def _report(self, results: list[JobResult]) -> None:
+        from vae_pyro.cli.app import split_overrides
         from vae_pyro.cli.console import make_console
         from vae_pyro.files import write_atomically
         from vae_pyro.reporting.configurations import grouped
+        from vae_pyro.reporting.html_report import html_report
+        from vae_pyro.reporting.naming import sweep_name
         from vae_pyro.reporting.sweep_data import (
             comparison_csv,
             runs_csv,
@@ -132,17 +134,19 @@ class SweepCallback(Callback):
             return
         groups = grouped(results)
         tables = (summary_csv(groups), runs_csv(groups), comparison_csv(groups))
-        contents = (*(table.encode() for table in tables), sweep_chart(groups))
+        command = Sweep(self._overrides, self._token).command
+        name = sweep_name(split_overrides(relevant_overrides(self._overrides)))
+        page = html_report(groups, name, command).encode()
+        contents = (*(table.encode() for table in tables), sweep_chart(groups), page)
         for name, content in zip(_FILES, contents, strict=True):
             write_atomically(self._folder / name, content)
             self._run.log_file(self._folder / name, "sweep")
         for metrics, step in sweep_metrics(groups):
             self._run.log_metrics(metrics, step)
-        command = " ".join(["python run.py", *map(shlex.quote, self._overrides), "-m"])
         self._run.describe(sweep_description(groups, command))
         console = make_console()
         print_sweep(groups, console)
-        console.print(f"tables and chart: {self._folder}", highlight=False, soft_wrap=True)
+        console.print(f"report, tables and chart: {self._folder}", highlight=False, soft_wrap=True)
 
     def _close(self, results: list[JobResult]) -> None:
         from vae_pyro.cli.console import fail

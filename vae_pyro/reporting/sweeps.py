@@ -17,6 +17,7 @@ from vae_pyro.reporting.tables import (
     markdown_rows,
     print_notes,
     print_table,
+    table_latex,
     table_markdown,
 )
 
@@ -26,7 +27,8 @@ _CAPTION = "nats per test image, higher is better, means over the training seeds
 _RANKS = "rank: what all comparisons together decide at 95% (Holm); * marks the best set"
 _WHERE = (
     "Charts of the bounds: *Model metrics*, `sweep/`. Tables, comparisons and a figure: "
-    "*Artifacts*, `sweep/`. Pictures of a job: *Model metrics* of the job, `final/`."
+    "*Artifacts*, `sweep/`; all on one page: `sweep/report.html`. Pictures of a job: *Model "
+    "metrics* of the job, `final/`."
 )
 _INCOMPARABLE = (
     "each kind of x has its own table; probabilities of different kinds of x are not to be compared"
@@ -131,6 +133,12 @@ def sweep_markdown(groups: Sequence[Group]) -> str:
     return "\n\n".join([*map(table_markdown, map(sweep_table, groups)), *sweep_notes(groups)])
 
 
+def sweep_latex(groups: Sequence[Group]) -> str:
+    """The tables as LaTeX, and their notes as comments."""
+    tables = [table_latex(sweep_table(group)) for group in groups]
+    return "\n\n".join(tables) + "\n" + "\n".join(f"% {note}" for note in sweep_notes(groups))
+
+
 def sweep_description(groups: Sequence[Group], command: str) -> str:
     """A sweep in MLflow, as Markdown: first a few columns, which is what its box shows unopened.
 
@@ -151,12 +159,17 @@ def sweep_description(groups: Sequence[Group], command: str) -> str:
 
 def sweep_chart(groups: Sequence[Group]) -> bytes:
     """The chart as the content of a PNG file; see ``chart.sweep_figure``."""
-    panels = [_panel(group, groups) for group in groups]
+    panels = [panel_of(group, groups) for group in groups]
     return png(render(sweep_figure(panels, _limits(groups))))
 
 
-def _panel(group: Group, groups: Sequence[Group]) -> Panel:
-    """The configurations with one kind of x."""
+def panel_of(group: Group, groups: Sequence[Group]) -> Panel:
+    """The configurations with one kind of x, as a chart shows them.
+
+    Args:
+        group: of a sweep.
+        groups: all of it.
+    """
     named = [k for k in group.keys if len({c.settings[k] for c in group.configurations}) > 1]
     keys = named or [_DIM]
     shared = [k for k in group.keys if k not in keys and len(groups) > 1]

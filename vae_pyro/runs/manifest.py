@@ -4,6 +4,7 @@ Hydra imports this at every start, so it imports nothing heavy.
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ class Sweep:
     token: str
     parent: str | None = None
 
+    @property
+    def command(self) -> str:
+        """The command line, as a shell understands it."""
+        return shlex.join(["python", "run.py", *self.overrides, "-m"])
+
     def write(self, folder: Path) -> None:
         _write(folder / SWEEP_FILE, self)
 
@@ -58,6 +64,11 @@ class StartedJob:
     overrides: list[str]
     sweep: str | None
     error: str | None = None
+
+    @property
+    def command(self) -> str:
+        """The command line, as a shell understands it."""
+        return shlex.join(["python", "run.py", *self.overrides])
 
     def write(self, folder: Path) -> None:
         _write(folder / JOB_FILE, self)
