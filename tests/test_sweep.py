@@ -424,7 +424,8 @@ def test_the_report_is_written_again(sweep: Sweep) -> None:
         ).stdout
 
     def pictures(name: str) -> list[str]:
-        return re.findall(r"base64,([^\"]+)", (sweep.folder / name).read_text())
+        page = (sweep.folder / name).read_text()
+        return re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
 
     assert printed("make", "-s", "-o", ".venv/installed", "report") == "report.html\n"
     (own,) = sweep.folder.glob("multirun/*/*/report.html")
