@@ -182,5 +182,5 @@ def test_an_unknown_benchmark_is_named() -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "error: no benchmark 'trainign'; there are training, digits, importance, scaling, startup, "
-        "accuracy, calibration\n"
+        "serving, accuracy, calibration\n"
     )
