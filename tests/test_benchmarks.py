@@ -166,6 +166,7 @@ def test_a_page_has_a_place_for_every_benchmark() -> None:
         "digits",
         "importance",
         "scaling",
+        "serving",
         "startup",
         "training",
     ]
