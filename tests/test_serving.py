@@ -21,8 +21,7 @@ from PIL import Image
 
 from benchmarks import serving
 from benchmarks.serving import ask, digits, found_here, post
-from tests import forkserver
-from tests.conftest import ROOT
+from tests.test_trained import command
 from vae_pyro.runs.service import MOST_BYTES, MOST_IMAGES
 from vae_pyro.tracking import MLflow
 
@@ -49,16 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(folder: Path) -> Iterator[str]:
     with serving.served(folder) as (address, _):
         yield address
-
-
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return forkserver.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments],
-        cwd=folder,
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
 
 
 def rows(address: str, number: int = 3, **params: Any) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vae_pyro.cli import startup
-from vae_pyro.cli.console import fail, make_console, print_notes
+from vae_pyro.cli.console import add_uri, fail, make_console, print_notes
 from vae_pyro.errors import ReportError, UserError
 from vae_pyro.reporting.configurations import Group, grouped
 from vae_pyro.reporting.results import JobResult
@@ -39,10 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--format", choices=_FORMATS, default="table", help="csv: one row for each pair"
     )
-    parser.add_argument(
-        "--uri",
-        help="of the tracking store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )
+    add_uri(parser)
     options = parser.parse_args(arguments)
     console = make_console()
     print_notes(console)

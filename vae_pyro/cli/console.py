@@ -1,15 +1,18 @@
 """What the programs print: tables and notes on standard output, errors on standard error."""
 
+import argparse
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from vae_pyro.errors import StorageError, UserError
 from vae_pyro.files import write_atomically
+from vae_pyro.interruption import Interrupted, interruptible
 
 _WIDTH = 140  # characters, enough for the table of results
 
@@ -49,6 +52,33 @@ def fail(message: str) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" and sys.exc_info()[0] is not None:
         print(traceback.format_exc(), file=sys.stderr)
     print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def add_uri(parser: argparse.ArgumentParser) -> None:
+    """The option that names the tracking store."""
+    parser.add_argument(
+        "--uri",
+        help="of the tracking store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )
+
+
+def attempt(work: Callable[[], None]) -> int:
+    """Do the work of a command; an error or a signal becomes one message.
+
+    Returns:
+        0; 1 where it failed; or the status of the signal.
+    """
+    print_notes(make_console())
+    try:
+        with interruptible():
+            work()
+    except UserError as error:
+        fail(str(error))
+        return 1
+    except Interrupted as interruption:
+        fail(str(interruption))
+        return interruption.status
+    return 0
 
 
 def write_output(path: Path, content: bytes) -> None:

@@ -9,9 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from vae_pyro.cli.console import fail, make_console, print_notes
-from vae_pyro.errors import UserError
-from vae_pyro.interruption import Interrupted, interruptible
+from vae_pyro.cli.console import add_uri, attempt
 from vae_pyro.reporting.figures import png
 from vae_pyro.runs.trained import NEEDED, load_run, run_folder
 from vae_pyro.tracking import existing_store, recorded_as, register
@@ -31,28 +29,23 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="vae-pyro register", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a job, or id of a run in MLflow")
     parser.add_argument("--name", default="vae-pyro", help="of the model (default: vae-pyro)")
-    parser.add_argument(
-        "--uri",
-        help="of the tracking store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )
+    add_uri(parser)
     options = parser.parse_args(arguments)
-    print_notes(make_console())
-    try:
-        with interruptible(), run_folder(options.run, options.uri) as folder:
-            address, store = _register(folder, options)
-    except UserError as error:
-        fail(str(error))
-        return 1
-    except Interrupted as interruption:
-        fail(str(interruption))
-        return interruption.status
+
+    def work() -> None:
+        with run_folder(options.run, options.uri) as folder:
+            _print(*_register(folder, options))
+
+    return attempt(work)
+
+
+def _print(address: str, store: str) -> None:
     programs = Path(sys.executable).parent  # MLflow starts one of them by its name
     path = "" if shutil.which("uvicorn") else f'PATH={shlex.quote(str(programs))}:"$PATH" '
     sys.stdout.write(
         f"{address}\nserve it: {path}MLFLOW_TRACKING_URI={shlex.quote(store)} mlflow models "
         f"serve -m {address} --env-manager local --host 127.0.0.1 --port 5001\n"
     )
-    return 0
 
 
 def _register(folder: Path, options: argparse.Namespace) -> tuple[str, str]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vae_pyro.cli.app import split_overrides
-from vae_pyro.cli.console import fail, make_console, print_notes, write_output
-from vae_pyro.errors import ReportError, UserError
+from vae_pyro.cli.console import add_uri, attempt, write_output
+from vae_pyro.errors import ReportError
 from vae_pyro.reporting.configurations import grouped
 from vae_pyro.reporting.html_report import html_report
 from vae_pyro.reporting.naming import job_name, sweep_name
@@ -44,13 +44,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), help="the file (default: report.html)"
     )
-    parser.add_argument(
-        "--uri",
-        help="of the tracking store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )
+    add_uri(parser)
     options = parser.parse_args(arguments)
-    print_notes(make_console())
-    try:
+
+    def work() -> None:
         run = options.run or str(_last())
         with found_runs(run, options.uri, pictures=options.format == "html") as results:
             groups = grouped(with_settings(results))
@@ -60,10 +57,8 @@ def main(arguments: Sequence[str]) -> int:
             else:
                 tables = {"markdown": sweep_markdown, "latex": sweep_latex, "csv": summary_csv}
                 sys.stdout.write(tables[options.format](groups).rstrip() + "\n")
-    except UserError as error:
-        fail(str(error))
-        return 1
-    return 0
+
+    return attempt(work)
 
 
 def _title_and_command(run: str) -> tuple[str, str | None]:

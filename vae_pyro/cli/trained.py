@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from vae_pyro.cli.console import fail, make_console, print_notes, write_output
-from vae_pyro.errors import UserError
-from vae_pyro.interruption import Interrupted, interruptible
+from vae_pyro.cli.console import add_uri, attempt, make_console, write_output
 from vae_pyro.progress import show_progress
 from vae_pyro.reporting.figures import png
 from vae_pyro.reporting.own_images import score_notes, score_rows, score_table
@@ -94,10 +92,7 @@ def _parser(name: str, command: Callable[..., int]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"vae-pyro {name}", description=command.__doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a job, or id of a run in MLflow")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
-    parser.add_argument(
-        "--uri",
-        help="of the tracking store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )
+    add_uri(parser)
     return parser
 
 
@@ -117,17 +112,12 @@ def _done(
 ) -> int:
     """Run a command; 0, or 1 and a message."""
     options = parser.parse_intermixed_args(arguments)  # options may stand anywhere
-    print_notes(make_console())
-    try:
-        with interruptible(), run_folder(options.run, options.uri) as folder:
+
+    def work() -> None:
+        with run_folder(options.run, options.uri) as folder:
             run(load_run(folder), options)
-    except UserError as error:
-        fail(str(error))
-        return 1
-    except Interrupted as interruption:
-        fail(str(interruption))
-        return interruption.status
-    return 0
+
+    return attempt(work)
 
 
 def _count(text: str) -> int:

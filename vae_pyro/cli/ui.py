@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from vae_pyro.cli import startup
-from vae_pyro.cli.console import fail, make_console, print_notes
+from vae_pyro.cli.console import add_uri, fail, make_console, print_notes
 from vae_pyro.errors import TrackingError, UserError
 from vae_pyro.interruption import Interrupted, interruptible
 from vae_pyro.tracking import MLflow, existing_store
@@ -39,10 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="vae-pyro ui", description=__doc__)
     parser.add_argument("--port", type=int, default=5000, help="of this machine (default: 5000)")
-    parser.add_argument(
-        "--uri",
-        help="of the tracking store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )
+    add_uri(parser)
     parser.add_argument(
         "--experiment",
         default=MLflow.experiment,
