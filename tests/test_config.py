@@ -38,6 +38,8 @@ OPTIONS = {
         "omniglot",
         "cifar10",
         "images",
+        "numpy",
+        "huggingface",
         "linear_gaussian",
     },
     "likelihood": {
@@ -167,6 +169,20 @@ def test_linear_gaussian_data_choose_what_fits_them_unless_the_user_does() -> No
 def test_what_is_wrong_is_named(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(with_value(key, value))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("some", "data.size=some: input should be a valid integer, or input should be a valid arr"),
+        ([4, 5, 6], "data.size=[4, 5, 6]: input should be a valid integer, or tuple should have"),
+    ],
+)
+def test_a_value_of_several_types_is_one_problem(value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(composed("data=images")["data"] | {"size": value}, ImageSource, "data")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -87,10 +88,14 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in FILES:
         (folder / name).write_text(content)
     (folder / "my_images").mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(30):
-        levels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(levels).save(folder / f"my_images/{number}.png")
+    levels = np.random.default_rng(0).integers(0, 256, (30, 40, 50, 3), dtype=np.uint8)
+    for number, one in enumerate(levels):
+        Image.fromarray(one).save(folder / f"my_images/{number}.png")
+    small = levels[:, :8, :8, 0]
+    np.savez(folder / "my_images.npz", images=small)
+    column = datasets.Features({"image": datasets.Image()})
+    saved = datasets.Dataset.from_dict({"image": [Image.fromarray(one) for one in small]}, column)
+    saved.save_to_disk(folder / "my_dataset")
     return folder
 
 

@@ -1,5 +1,6 @@
 """The configuration's schema: unknown or wrong-typed keys are refused by name."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -237,22 +238,38 @@ def _validated(adapter: TypeAdapter[T], tree: Mapping[str, Any], where: str, kno
     try:
         return adapter.validate_json(json.dumps(tree))
     except ValidationError as error:
-        lines = [_explain(problem, where, known) for problem in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+        lines: dict[str, list[str]] = {}
+        for problem in error.errors():
+            subject, message = _explain(problem, tree, where, known)
+            lines.setdefault(subject, []).append(message)
+        text = (f"{subject}{', or '.join(messages)}" for subject, messages in lines.items())
+        raise ConfigError("\n".join(text)) from error
 
 
-def _explain(problem: Any, where: str, known: list[str]) -> str:
-    """One pydantic problem in one line: key, what is wrong, what to try."""
-    path = ".".join(str(step) for step in problem["loc"])
+def _explain(
+    problem: Any, tree: Mapping[str, Any], where: str, known: list[str]
+) -> tuple[str, str]:
+    """One pydantic problem in one line: key, and what is wrong or what to try."""
+    is_missing = problem["type"] in ("missing", "missing_argument")
+    steps = problem["loc"] if is_missing else _keys_in(tree, problem["loc"])
+    path = ".".join(str(step) for step in steps)
     key = ".".join(part for part in (where, path) if part)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         close = difflib.get_close_matches(path, known, n=1)
         prefix = f"{where}." if where else ""
         hint = f"did you mean {prefix}{close[0]}?" if close else "--help lists them"
-        return f"{key}: no such key; {hint}"
-    if problem["type"] in ("missing", "missing_argument"):
-        return f"{key}: missing; give it a value"
+        return f"{key}: ", f"no such key; {hint}"
+    if is_missing:
+        return f"{key}: ", "missing; give it a value"
     if problem["type"] == "value_error":
-        return f"{key}.{problem['ctx']['error']}"
+        return f"{key}.{problem['ctx']['error']}", ""
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{key}={problem['input']}: {message}"
+    return f"{key}={problem['input']}: ", message
+
+
+def _keys_in(tree: Any, steps: Iterable[str | int]) -> Iterable[str | int]:
+    """The steps that lead somewhere: pydantic also names the type that a value was tried as."""
+    for step in steps:
+        with contextlib.suppress(LookupError, TypeError):
+            tree = tree[step]
+            yield step

@@ -6,7 +6,7 @@ from pathlib import Path
 from vae_pyro.data.dataset import SplitName
 from vae_pyro.errors import DataError
 
-_SPLITS: dict[str, SplitName] = {
+SPLITS: dict[str, SplitName] = {
     "train": "train",
     "valid": "valid",
     "val": "valid",
@@ -25,7 +25,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     """
     folders = [path for path in _visible(root) if path.is_dir()]
     splits: dict[str, Path] = {
-        _SPLITS[path.name.lower()]: path for path in folders if path.name.lower() in _SPLITS
+        SPLITS[path.name.lower()]: path for path in folders if path.name.lower() in SPLITS
     }
     if not splits:
         return {}

@@ -1,11 +1,11 @@
 """Image files as levels: PNG and JPEG, of any depth, colour and size."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,6 +14,7 @@ from vae_pyro.errors import DataError
 
 Colour = Literal["auto", "grey", "rgb"]
 Size = int | tuple[int, int]
+K = TypeVar("K")
 
 _FORMATS = "PNG", "JPEG"
 _LEVEL = 65_535 // 255  # levels of 16 bits that are one level of 8 bits
@@ -22,36 +23,52 @@ _LARGEST = 200_000_000  # bytes of one file
 
 
 def read_images(
-    paths: Sequence[Path], size: Size | None = None, *, crop: bool, colour: Colour
-) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
+    keys: Sequence[K],
+    content: Callable[[K], bytes],
+    size: Size | None = None,
+    *,
+    crop: bool,
+    colour: Colour,
+) -> tuple[dict[K, np.ndarray], dict[K, str]]:
     """The images that can be read, and why the others cannot.
 
     Args:
-        paths: of the files.
+        keys: what the images are known by, for instance the paths of their files.
+        content: of the file of one of them, for instance ``content_of``.
         size: see ``decode``; so for the next.
         crop: cuts the sides off.
         colour: of the result.
 
     Returns:
-        ``uint8 (H, W, C)`` by path, in the order of ``paths``; and the other paths' reasons.
+        ``uint8 (H, W, C)`` by key, in the order of ``keys``; and the other keys' reasons.
     """
 
-    def attempt(path: Path) -> np.ndarray | str:
+    def attempt(key: K) -> np.ndarray | str:
         try:
-            if path.stat().st_size > _LARGEST:
-                return f"larger than {_LARGEST // 1_000_000} MB"
-            return decode(path.read_bytes(), size, crop=crop, colour=colour)
+            return decode(content(key), size, crop=crop, colour=colour)
         except DataError as error:
             return str(error)
         except OSError as error:
             return error.strerror or str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(paths, pool.map(attempt, paths), strict=True))
+        found = dict(zip(keys, pool.map(attempt, keys), strict=True))
     return (
-        {path: image for path, image in found.items() if not isinstance(image, str)},
-        {path: why for path, why in found.items() if isinstance(why, str)},
+        {key: image for key, image in found.items() if not isinstance(image, str)},
+        {key: why for key, why in found.items() if isinstance(why, str)},
     )
+
+
+def content_of(path: Path) -> bytes:
+    """What is in a file.
+
+    Raises:
+        DataError: where it is too large to be an image.
+        OSError: where it cannot be read.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise DataError(f"larger than {_LARGEST // 1_000_000} MB")
+    return path.read_bytes()
 
 
 def decode(content: bytes, size: Size | None = None, *, crop: bool, colour: Colour) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vae_pyro.compilation import accelerated
 from vae_pyro.data.folders import files_below, listed
-from vae_pyro.data.pixels import decode, read_images
+from vae_pyro.data.pixels import content_of, decode, read_images
 from vae_pyro.errors import DataError, ReportError
 from vae_pyro.evaluation import posterior_means
 from vae_pyro.log_marginal import AdaptiveImportanceSampling, ELBOBound, estimate_together
@@ -72,7 +72,7 @@ class TrainedRun:
         files = [f for path in paths for f in (files_below(path) if path.is_dir() else [path])]
         if not files:
             raise DataError(f"no images in {listed([str(path) for path in paths])}")
-        found, unreadable = read_images(files, **self._form(resize=resize))
+        found, unreadable = read_images(files, content_of, **self._form(resize=resize))
         if unreadable:
             words = listed([f"{path} ({why})" for path, why in unreadable.items()])
             raise DataError(
