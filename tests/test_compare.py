@@ -187,8 +187,8 @@ def test_a_command_that_does_not_exist_is_named(sweeps: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "error: there is no command compar (did you mean compare?); commands are compare, deliver, "
-        "encode, evaluate, reconstruct, register, report, sample, score, ui, and settings are "
-        "written key=value\n"
+        "encode, evaluate, plan, reconstruct, register, report, sample, score, ui, and settings "
+        "are written key=value\n"
     )
 
 

@@ -23,8 +23,8 @@ def test_every_value_is_in_the_words(settings: dict[str, str]) -> None:
 
 
 def test_what_all_jobs_share_is_left_out() -> None:
-    of_sweep = {"latent_dim": "2,10", "training.epochs": "5", "likelihood": "beta,normal"}
-    job = {"latent_dim": "10", "training.epochs": "5", "likelihood": "beta"}
+    of_sweep = {"latent_dim": "2,10", "training.learning_rate": "1e-3", "likelihood": "beta,normal"}
+    job = {"latent_dim": "10", "training.learning_rate": "0.001", "likelihood": "beta"}
     assert job_name(job, of_sweep) == "d=10 beta"
     assert sweep_name(of_sweep) == "sweep d=2,10 beta,normal"
 

@@ -75,6 +75,7 @@ TESTED_ELSEWHERE = {
         ],
         "tests/test_sweep.py",
     ),
+    "vae-pyro plan latent_dim=2,10,20 -m": "tests/test_plan.py",
     ". .venv/bin/activate": "the environment of every command here",
 }
 

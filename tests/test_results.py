@@ -313,6 +313,18 @@ def test_table_and_markdown_show_the_numbers(results: list[JobResult]) -> None:
         assert "nats" in text
 
 
+def test_lists_of_names_are_printed(results: list[JobResult], tmp_path: Path) -> None:
+    """rich takes [ais] for markup, and prints nothing of it."""
+    key = "evaluation/estimators"
+    lists = ("[ais]", "[prior,local]")
+    jobs = [
+        on_disk(tmp_path / name, replace(results[0], name=name, settings={key: name}))
+        for name in lists
+    ]
+    text = printed(grouped(jobs), 200)
+    assert all(name in text for name in lists)
+
+
 def test_a_run_alone_shows_its_own_errors(results: list[JobResult]) -> None:
     console = Console(width=140, record=True, file=io.StringIO())
     print_run(results[0], console)

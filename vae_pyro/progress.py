@@ -37,10 +37,10 @@ def show_progress(
     label = f"{job}: {label}" if job else label
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as bars:

@@ -1,9 +1,9 @@
 """What is wrong with a command line, in words, before Hydra reads it."""
 
 import difflib
+import itertools
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ _SWEEP = {"--multirun", "-m"}
 _FLAGS = {*_WITH_VALUE, *_NO_JOB, *_SWEEP, "--resolve", "--run", "-r"}
 
 
-def check(arguments: Sequence[str], program: str) -> None:
+def check(arguments: Sequence[str], program: str, command: str = "") -> None:
     """Refuse a command line that Hydra would refuse, and name what was probably meant.
 
     Args:
         arguments: of the command line, without the program's name.
         program: what the user typed to start it, for instance ``python run.py``.
+        command: what stood before the arguments, if anything.
 
     Raises:
         ConfigError: a flag, a key or an option that does not exist, a value that cannot be read,
@@ -51,9 +52,35 @@ def check(arguments: Sequence[str], program: str) -> None:
         line.repair("several values make a sweep, which needs -m")
         line.flags["-m"] = None
     if line.problem:
-        raise ConfigError(f"{line.problem}; try: {program} {line}")
+        repaired = " ".join(filter(None, (program, command, str(line))))
+        raise ConfigError(f"{line.problem}; try: {repaired}")
     if not line.flags.keys() & _OTHER_CONFIG:
         _compose(overrides, line.flags.get("--config-dir") or line.flags.get("-cd"), program)
+
+
+def jobs_of(arguments: Sequence[str]) -> list[list[str]]:
+    """The settings of every job that a command line starts, in their order.
+
+    Args:
+        arguments: of a command line that ``check`` accepts.
+
+    Raises:
+        ConfigError: where a search chooses the jobs as it goes.
+
+    >>> jobs_of(["seed=0,1", "latent_dim=2", "hydra/launcher=joblib", "-m"])
+    [['seed=0', 'latent_dim=2'], ['seed=1', 'latent_dim=2']]
+    """
+    values: dict[str, list[str]] = {}
+    for one in map(_parsed, _Line(arguments).words):
+        if one.key_or_group == "hydra/sweeper" and one.value() != "basic":
+            raise ConfigError(
+                f"hydra/sweeper={one.value()} chooses jobs by the results of earlier ones, so they "
+                "are not known: leave it out, with one value for each setting"
+            )
+        if not one.key_or_group.startswith("hydra"):
+            chosen = _values(one) if one.is_sweep_override() else [""]
+            values[one.get_key_element()] = [_with(one, value) for value in chosen]
+    return [list(job) for job in itertools.product(*values.values())]
 
 
 class _Line:
@@ -202,7 +229,7 @@ def _values(override: Override) -> list[str]:
         return [str(one) for one in value] if isinstance(value, list) else [str(value)]
     if not override.is_discrete_sweep():
         return []
-    return list(islice(override.sweep_string_iterator(), 1000))
+    return list(itertools.islice(override.sweep_string_iterator(), 1000))
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

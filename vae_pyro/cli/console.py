@@ -18,9 +18,13 @@ _WIDTH = 140  # characters, enough for the table of results
 
 
 def make_console() -> Console:
-    """Standard output; wide enough for the table of results where it is not a terminal."""
+    """Standard output; wide enough for the table of results where it is not a terminal.
+
+    Text is printed as it is: a setting may be ``[ais]``, and a path may hold ``:x:``.
+    """
     console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, _WIDTH))
+    width = None if console.is_terminal else max(console.width, _WIDTH)
+    return Console(width=width, markup=False, emoji=False)
 
 
 def print_notes(console: Console) -> None:

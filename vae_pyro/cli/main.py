@@ -27,6 +27,7 @@ _COMMANDS = {  # no overrides: they hold no =
     "ui": "ui:main",
 }
 _EVALUATE = "evaluate"  # a job, with the settings of an earlier one
+_PLAN = "plan"  # before any other command line
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -53,7 +54,11 @@ def main() -> None:
     if first == _EVALUATE:
         sys.argv[1:] = _evaluation(sys.argv[2:])
         first = ""
-    commands = sorted([*_COMMANDS, _EVALUATE])
+    is_plan = first == _PLAN
+    if is_plan:
+        del sys.argv[1]
+        first = ""
+    commands = sorted([*_COMMANDS, _EVALUATE, _PLAN])
     hint = did_you_mean(first, commands)
     if first.isalpha() and (hint or len(sys.argv) == 2):  # more words may be "seed 3"
         sys.exit(
@@ -65,9 +70,11 @@ def main() -> None:
     Plugins.instance().register(Presets)
     OmegaConf.register_new_resolver("program", _program, replace=True)  # for the text of --help
     try:
-        check(sys.argv[1:], _program())
+        check(sys.argv[1:], _program(), _PLAN if is_plan else "")
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    if is_plan:
+        sys.exit(importlib.import_module("vae_pyro.cli.plan").main(sys.argv[1:]))
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(run_job)()
 
 

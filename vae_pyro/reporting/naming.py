@@ -25,7 +25,8 @@ def job_name(settings: Mapping[str, str], of_sweep: Mapping[str, str] | None = N
     'defaults'
     """
     of_sweep = of_sweep or {}
-    own = {key: value for key, value in settings.items() if of_sweep.get(key) != value}
+    # Not by comparing values: Hydra hands 1e-3 and false to a job as 0.001 and False.
+    own = {k: v for k, v in settings.items() if k not in of_sweep or _has_several(of_sweep[k])}
     return _cut(in_words(own or settings)) or "defaults"
 
 

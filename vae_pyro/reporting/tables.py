@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAVY
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from vae_pyro.reporting.results import (
     JobResult,
@@ -154,7 +155,7 @@ def _rich_table(table: SummaryTable, left_out: Sequence[str]) -> Table:
             name = name.replace(f"{first} ", f"{first}\n")
         rich.add_column(name, justify="right", vertical="bottom")
     for row in table.rows:
-        rich.add_row(*(row[index] for index in shown))
+        rich.add_row(*(Text(row[index]) for index in shown))  # [ais] is no markup
     return rich
 
 
