@@ -222,6 +222,50 @@ def test_a_deleted_experiment_is_told(tmp_path: Path) -> None:
         tracker.start_run("job", {})
 
 
+@pytest.mark.slow
+def test_system_metrics_are_recorded_while_a_job_runs(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    tracker = MLflow(uri, system_metrics=True)
+    client = MlflowClient(uri)
+
+    def steps(run_id: str | None) -> list[int]:
+        assert run_id is not None
+        history = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
+        assert all(0 <= point.value <= 100 for point in history)
+        return sorted(point.step for point in history)
+
+    def wait_for(number: int) -> None:
+        end = time.monotonic() + 60
+        while len(steps(run.run_id)) < number and time.monotonic() < end:
+            time.sleep(0.1)
+
+    parent = tracker.start_run("the sweep", {"sweep": "parent"})
+    run = tracker.start_run("a job", {"fingerprint": "abc"}, parent.run_id)
+    wait_for(3)
+    run.end("KILLED")
+    before = len(steps(run.run_id))
+    assert before >= 3
+    found = tracker.find_run("fingerprint", "abc")  # for instance to deliver its last records
+    assert found is not None
+    time.sleep(1)
+    assert len(steps(run.run_id)) == before
+    found.end("RUNNING")
+    wait_for(before + 3)
+    found.end("FINISHED")
+    assert steps(run.run_id) == list(range(len(steps(run.run_id))))
+    assert len(steps(run.run_id)) >= before + 3
+    assert steps(parent.run_id) == []
+
+
+def test_system_metrics_need_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MLflow(system_metrics=True).is_store_of(MLflow().options())
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with pytest.raises(TrackingError, match="needs: pip install psutil"):
+        MLflow(system_metrics=True)
+
+
 def test_no_tracking_keeps_nothing() -> None:
     run = NoTracking().start_run("job", {})
     run.log_metrics({"valid/elbo": 1.0}, 1)

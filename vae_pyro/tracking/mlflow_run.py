@@ -15,6 +15,7 @@ from vae_pyro.tracking.base import FINAL, Status, StoredRun
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 PARENT = "mlflow.parentRunId"
 _DIGEST = 36  # characters, at most, of a data set's digest
@@ -26,11 +27,25 @@ class MLflowRun(StoredRun):
     Args:
         client: of its store.
         run_id: MLflow's.
+        monitored: address of the store to which system metrics go while the run is running; None
+            for none.
+        is_running: whether it is.
     """
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+    def __init__(
+        self,
+        client: "MlflowClient",
+        run_id: str,
+        *,
+        monitored: str | None = None,
+        is_running: bool = False,
+    ) -> None:
         self._run_id = run_id
         self._client = client
+        self._monitored = monitored
+        self._monitor: SystemMetricsMonitor | None = None
+        if is_running:
+            self._begin_to_monitor()
 
     @property
     def run_id(self) -> str:
@@ -144,8 +159,22 @@ class MLflowRun(StoredRun):
     def end(self, status: Status) -> None:
         if status == "RUNNING":
             self._client.update_run(self.run_id, status)
-        else:
-            self._client.set_terminated(self.run_id, status)
+            self._begin_to_monitor()
+            return
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        self._client.set_terminated(self.run_id, status)
+
+    def _begin_to_monitor(self) -> None:
+        if self._monitored is None or self._monitor is not None:
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(
+            self.run_id, resume_logging=True, tracking_uri=self._monitored
+        )
+        self._monitor.start()
 
     def has_image(self, key: str, step: int) -> bool:
         names = (

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from vae_pyro.tracking.view import link, missing_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as Entity
 
 _A_MOMENT = 0.2  # seconds
 _IN_FILE = re.compile(r"sqlite:///(?!:memory:|file:)[^?]+")
@@ -34,15 +36,18 @@ class MLflow(Tracker):
     Args:
         uri: a database (``sqlite:///mlflow.db``, ``postgresql://...``) or a server (``http://...``).
         experiment: name of the experiment; created where it is missing.
+        system_metrics: whether MLflow records how busy the machine is while a job runs, under
+            ``system/``.
 
     Raises:
         ConfigError: where the address holds credentials.
         TrackingError: where the address is that of a database in memory, which would be lost with
-            the job.
+            the job; where system metrics are wanted and psutil is not installed.
     """
 
     uri: str = "sqlite:///mlflow.db"
     experiment: str = "vae-pyro"
+    system_metrics: bool = False
 
     def __post_init__(self) -> None:
         refuse_credentials([f"tracking.uri={self.uri}"])
@@ -51,6 +56,8 @@ class MLflow(Tracker):
                 "a database in memory is lost when the job ends, and options after ? are not "
                 "understood; name a file (sqlite:///mlflow.db)"
             )
+        if self.system_metrics and find_spec("psutil") is None:
+            raise TrackingError("tracking.system_metrics=true needs: pip install psutil")
 
     def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> StoredRun:
         client, experiment_id = self._open()
@@ -61,7 +68,7 @@ class MLflow(Tracker):
             run = client.create_run(experiment_id, run_name=name, tags=tags)
         except Exception as error:
             raise self._refused(error) from error
-        return MLflowRun(client, run.info.run_id)
+        return self._opened(client, run)
 
     def find_run(self, tag: str, value: str) -> StoredRun | None:
         if re.fullmatch(r"[\w-]+", value) is None:  # it becomes part of a query
@@ -71,7 +78,16 @@ class MLflow(Tracker):
             found = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
         except Exception as error:
             raise self._refused(error) from error
-        return MLflowRun(client, found[0].info.run_id) if found else None
+        return self._opened(client, found[0]) if found else None
+
+    def _opened(self, client: "MlflowClient", run: "Entity") -> MLflowRun:
+        is_job = run.data.tags.get("sweep") != "parent"
+        return MLflowRun(
+            client,
+            run.info.run_id,
+            monitored=self._whole_uri() if self.system_metrics and is_job else None,
+            is_running=run.info.status == "RUNNING",
+        )
 
     def trouble(self) -> Exception | None:
         try:
@@ -84,7 +100,9 @@ class MLflow(Tracker):
         return Apart(self) if begin(_load) else self
 
     def options(self) -> dict[str, str]:
-        return {**super().options(), "uri": self._whole_uri()}
+        options = {**super().options(), "uri": self._whole_uri()}
+        del options["system_metrics"]  # it is the same store with or without them
+        return options
 
     def page(self, address: str | None = None) -> str:
         """Where a browser finds the runs of this experiment.
@@ -214,3 +232,4 @@ def _load() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # Tracebacks of errors that are raised again, and reported where they are caught.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # of a server that is away
