@@ -42,6 +42,12 @@ def test_the_jobs_are_those_of_hydras_sweeper(chosen: list[tuple[str, str]], num
 def test_jobs_of_a_search_are_not_known() -> None:
     with pytest.raises(ConfigError, match="hydra/sweeper=optuna chooses jobs by the results"):
         jobs_of(["hydra/sweeper=optuna", "latent_dim=2,10", "-m"])
+    with pytest.raises(ConfigError, match="only a search tries an interval"):
+        jobs_of(["training.learning_rate=interval(0,1)", "-m"])
+
+
+def test_no_job_is_left_out_of_many() -> None:
+    assert len(jobs_of(["seed=range(1500)", "latent_dim=2,10", "-m"])) == 3000
 
 
 @pytest.fixture
@@ -106,6 +112,12 @@ def test_further_estimators_are_counted_for_the_images_they_are_run_on(
     config = composed("data=linear_gaussian", "evaluation.num_images=70", *settings)
     found = forecast(config, {"data": "linear_gaussian"})
     assert found.evaluation == pytest.approx(seconds_each * (2 * 1000 + 50 + images))
+
+
+def test_a_pass_is_stopped_when_it_was_measured_long_enough(clock: dict[str, float]) -> None:
+    clock.update(once=0.0, batch=0.0, valid=0.0, start=0.0, image=1.0)
+    assert forecast(composed(), {"data": "digits"}).together == pytest.approx(650.0)
+    assert clock["now"] == 2 * 5  # the first image, and more than three seconds after it
 
 
 @pytest.mark.slow

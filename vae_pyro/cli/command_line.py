@@ -77,8 +77,10 @@ def jobs_of(arguments: Sequence[str]) -> list[list[str]]:
                 f"hydra/sweeper={one.value()} chooses jobs by the results of earlier ones, so they "
                 "are not known: leave it out, with one value for each setting"
             )
+        if one.is_sweep_override() and not one.is_discrete_sweep():
+            raise ConfigError(f"{one.input_line}: only a search tries an interval; give values")
         if not one.key_or_group.startswith("hydra"):
-            chosen = _values(one) if one.is_sweep_override() else [""]
+            chosen = one.sweep_string_iterator() if one.is_sweep_override() else [""]
             values[one.get_key_element()] = [_with(one, value) for value in chosen]
     return [list(job) for job in itertools.product(*values.values())]
 

@@ -39,15 +39,16 @@ class ArrayFile(ImageSource):
     - ``.npz``: ``images`` and, optionally, ``labels``, which are split at random by ``split_seed``;
       or ``x_train``, ``x_test`` and, optionally, ``x_valid``, with ``y_train``, ...
     - An array is ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``, with one or three channels.
-    - ``uint8``: levels 0 to ``levels - 1`` (256 unless you say otherwise). ``uint16``: rounded to
-      256 levels. Floating point: from 0 to 1, rounded to ``levels`` levels, which you must declare;
-      ``levels=real`` keeps real numbers as they are.
+    - ``uint8``: levels 0 to ``levels - 1``. ``uint16``: 0 to 65535, rounded to ``levels`` levels.
+      There are 256 levels unless you set another number. Floating point: from 0 to 1, rounded to
+      ``levels`` levels, which you must set; ``levels=real`` keeps the numbers as they are.
 
     Args:
         binarisation, preparation_seed, classes: see ``ImageSource``.
         path: of the file.
         levels: how many values a pixel can have, from 2 to 256; or ``real``.
-        channels: ``first`` or ``last``; ``auto`` finds out, where the shape decides it.
+        channels: whether the number of channels stands ``first`` or ``last`` in the shape of an
+            image; ``auto`` takes the one of the two that is 1 or 3.
         valid_share, test_share, split_seed: see ``ImageFolder``.
     """
 
