@@ -241,6 +241,22 @@ def test_a_graph_reads_the_weights_as_they_are() -> None:
     torch.testing.assert_close(graph(x)[0][:, 0], before[:, 0] + 1)
 
 
+def drawn_in_place(module: nn.Module, x: Tensor) -> tuple[Tensor]:
+    """The graph has the std in the memory of a matrix product, whose numbers may be negative."""
+    product = module(x)
+    return (torch.normal(torch.zeros_like(product), product.exp()),)
+
+
+def test_numbers_left_in_memory_do_not_stop_a_recording() -> None:
+    module, x = nn.Linear(4, 3), torch.randn(16, 4)
+    assert (module(x) < 0).any()
+    run = compile_program(drawn_in_place, module, (x,))
+    torch.manual_seed(0)
+    (found,) = run(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, drawn_in_place(module, x)[0].detach())
+
+
 class LooksAtNumbers(Bernoulli):
     """Cannot be traced: which way it goes depends on what the decoder says."""
 

@@ -16,6 +16,13 @@ def test_a_name_fits_the_table(settings: dict[str, str], of_sweep: dict[str, str
     assert len(sweep_name(of_sweep)) <= 60
 
 
+def test_a_longer_name_may_be_asked_for() -> None:
+    settings = {f"network.k{number}": "1,2" for number in range(20)}
+    for name in (job_name, sweep_name):
+        assert len(name(settings)) == 60
+        assert name(settings, longest=1000).endswith(in_words(settings))
+
+
 @given(SETTINGS)
 def test_every_value_is_in_the_words(settings: dict[str, str]) -> None:
     words = in_words(settings)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from vae_pyro.cli import startup
-from vae_pyro.cli.console import add_uri, fail, make_console, print_notes
-from vae_pyro.errors import ReportError, UserError
+from vae_pyro.cli.console import add_uri, attempt, make_console
+from vae_pyro.errors import ReportError
 from vae_pyro.reporting.configurations import Group, grouped
 from vae_pyro.reporting.results import JobResult
 from vae_pyro.reporting.sweep_data import comparison_csv
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; those of this process unless given.
 
     Returns:
-        0; or 1 where they cannot be compared.
+        0; 1 where they cannot be compared; or the status of a signal.
     """
     parser = argparse.ArgumentParser(prog="vae-pyro compare", description=__doc__)
     parser.add_argument(
@@ -41,27 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_uri(parser)
     options = parser.parse_args(arguments)
-    console = make_console()
-    print_notes(console)
-    try:
+
+    def work() -> None:
         with ExitStack() as kept:
             results = [
                 r for run in options.runs for r in kept.enter_context(found_runs(run, options.uri))
             ]
             group = _one_group(with_settings(results))
-    except UserError as error:
-        fail(str(error))
-        return 1
-    if options.format == "table":
-        print_sweep([group], console)
-    else:
-        written = {
-            "markdown": lambda: sweep_markdown([group]),
-            "latex": lambda: sweep_latex([group]),
-            "csv": lambda: comparison_csv([group]),
-        }
-        sys.stdout.write(written[options.format]().rstrip() + "\n")
-    return 0
+        if options.format == "table":
+            print_sweep([group], make_console())
+        else:
+            written = {"markdown": sweep_markdown, "latex": sweep_latex, "csv": comparison_csv}
+            sys.stdout.write(written[options.format]([group]).rstrip() + "\n")
+
+    return attempt(work)
 
 
 def _one_group(results: Sequence[JobResult]) -> Group:

@@ -17,6 +17,7 @@ from vae_pyro.runs.finding import found_runs, with_settings
 from vae_pyro.runs.manifest import JOB_FILE, SWEEP_FILE, StartedJob, Sweep, relevant_overrides
 
 _PLACES = ("multirun", "outputs")  # where sweeps and jobs are by default
+_LONGEST_TITLE = 200  # characters
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,9 +66,11 @@ def _title_and_command(run: str) -> tuple[str, str | None]:
     """What the page is called, and what was typed, as far as the folder says it."""
     sweep, job = Sweep.read(Path(run)), StartedJob.read(Path(run))
     if sweep is not None:
-        return sweep_name(split_overrides(relevant_overrides(sweep.overrides))), sweep.command
+        varied = split_overrides(relevant_overrides(sweep.overrides))
+        return sweep_name(varied, longest=_LONGEST_TITLE), sweep.command
     if job is not None:
-        return job_name(split_overrides(relevant_overrides(job.overrides))), job.command
+        chosen = split_overrides(relevant_overrides(job.overrides))
+        return job_name(chosen, longest=_LONGEST_TITLE), job.command
     return f"Report of {run}", None
 
 

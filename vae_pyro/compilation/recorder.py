@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from vae_pyro.compilation.tape import KINDS, Step, Tape, View
 
@@ -36,9 +36,17 @@ class Recorder(TorchDispatchMode):
                 raise NotRecordableError("two inputs share their memory")
 
     def kernel(self, number: int, arguments: Sequence[Any]) -> None:
-        """Put a call of a kernel on the tape, instead of calling it."""
+        """Put a call of a kernel on the tape, instead of calling it.
+
+        Its tensors other than inputs become zeros. They would keep the numbers of whatever used
+        their memory before, of which operations refuse some: a normal's std below 0, for instance.
+        """
         if not all(isinstance(argument, Tensor) for argument in arguments):
             raise NotRecordableError("a kernel takes an argument that is not a tensor")
+        with _disable_current_modes():
+            for tensor in arguments:
+                if self._numbers.get(_place(tensor), self._num_inputs) >= self._num_inputs:
+                    tensor.zero_()
         self._steps.append(Step(f"kernel_{number}", self._encoded(tuple(arguments)), {}))
 
     def __torch_dispatch__(

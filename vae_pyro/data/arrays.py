@@ -12,7 +12,7 @@ import torch
 from vae_pyro.data.dataset import Dataset, Split
 from vae_pyro.data.folders import listed
 from vae_pyro.data.source import ImageSource
-from vae_pyro.data.splits import Shares, note_repeated
+from vae_pyro.data.splits import RandomSplit, note_repeated
 from vae_pyro.errors import DataError
 
 Levels = int | Literal["real"]
@@ -32,7 +32,7 @@ _AT_ONCE = 2**24  # values that are converted at a time: of a mapped file, memor
 
 
 @dataclass(frozen=True)
-class ArrayFile(ImageSource):
+class ArrayFile(RandomSplit, ImageSource):
     """Your own images in a file of NumPy.
 
     - ``.npy``: one array of images. It is mapped into memory, not read whole.
@@ -49,23 +49,17 @@ class ArrayFile(ImageSource):
         levels: how many values a pixel can have, from 2 to 256; or ``real``.
         channels: whether the number of channels stands ``first`` or ``last`` in the shape of an
             image; ``auto`` takes the one of the two that is 1 or 3.
-        valid_share, test_share, split_seed: see ``ImageFolder``.
+        valid_share, test_share, split_seed: see ``RandomSplit``.
     """
 
     path: str | None = None
     levels: Levels | None = field(default=None, kw_only=True)
     channels: Literal["auto", "first", "last"] = field(default="auto", kw_only=True)
-    valid_share: float = field(default=0.1, kw_only=True)
-    test_share: float = field(default=0.2, kw_only=True)
-    split_seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.levels, int) and not 2 <= self.levels <= 256:
             raise DataError(f"data.levels must be from 2 to 256, or real, but is {self.levels}")
-        self._shares()
-
-    def _shares(self) -> Shares:
-        return Shares(self.valid_share, self.test_share, self.split_seed)
+        super().__post_init__()
 
     def _read(self) -> Dataset:
         if self.path is None:
@@ -83,7 +77,7 @@ class ArrayFile(ImageSource):
             split: [(split, index) for index in range(len(array))]
             for split, array in images.items()
         }
-        divided = self._shares().divided(found, str(path))
+        divided = self._divided(found, str(path))
         levels = {split: self._levels(path, split, array) for split, array in images.items()}
         marks = {
             split: _labels(path, split, labels.get(split), len(array))

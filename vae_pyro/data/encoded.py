@@ -12,7 +12,7 @@ from vae_pyro.data.dataset import Dataset, Split
 from vae_pyro.data.folders import listed
 from vae_pyro.data.pixels import Colour, read_images, sides
 from vae_pyro.data.source import ImageSource
-from vae_pyro.data.splits import Shares, note_repeated
+from vae_pyro.data.splits import RandomSplit, note_repeated
 from vae_pyro.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ K = TypeVar("K")
 
 
 @dataclass(frozen=True)
-class EncodedImages(ImageSource):
+class EncodedImages(RandomSplit, ImageSource):
     """PNG and JPEG images, as levels 0 to 255.
 
     16-bit images are rounded to 8 bits. Transparent pixels are blended with white. Rotations that a
@@ -34,9 +34,7 @@ class EncodedImages(ImageSource):
         crop: when resizing, cut off what lies outside the largest centred part with the new aspect
             ratio; False stretches the image instead.
         colour: ``grey`` or ``rgb`` converts all images; ``auto`` is grey where all of them are.
-        valid_share: of the images for validation; where there are test images, of the others.
-        test_share: of the images for the test.
-        split_seed: of the random split.
+        valid_share, test_share, split_seed: see ``RandomSplit``.
         bad_files: what to do with a file that is no readable PNG or JPEG image: ``refuse`` names
             them and stops, ``skip`` names them and continues.
     """
@@ -44,18 +42,12 @@ class EncodedImages(ImageSource):
     size: int | tuple[int, int] | None = field(default=None, kw_only=True)
     crop: bool = field(default=True, kw_only=True)
     colour: Colour = field(default="auto", kw_only=True)
-    valid_share: float = field(default=0.1, kw_only=True)
-    test_share: float = field(default=0.2, kw_only=True)
-    split_seed: int = field(default=0, kw_only=True)
     bad_files: Literal["refuse", "skip"] = field(default="refuse", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.size is not None and min(sides(self.size)) < 1:
             raise DataError(f"data.size must be at least 1, but is {self.size}")
-        self._shares()
-
-    def _shares(self) -> Shares:
-        return Shares(self.valid_share, self.test_share, self.split_seed)
+        super().__post_init__()
 
     def _assembled(
         self,
@@ -81,7 +73,7 @@ class EncodedImages(ImageSource):
             split: [(key, label) for key, label in those if key in images]
             for split, those in found.items()
         }
-        divided = self._shares().divided(kept, place)
+        divided = self._divided(kept, place)
         channels = max(image.shape[2] for image in images.values())
 
         def split(name: str) -> Split:

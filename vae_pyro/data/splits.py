@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -17,29 +17,30 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How images are split at random.
+class RandomSplit:
+    """The settings of a source whose images may come without splits.
 
     Args:
-        valid, test: shares of the images, above 0, and below 1 together.
-        seed: of the split.
+        valid_share: of the images for validation; where there are test images, of the others.
+        test_share: of the images for the test.
+        split_seed: of the random split.
 
     Raises:
         DataError: where nothing would be left for training.
     """
 
-    valid: float
-    test: float
-    seed: int
+    valid_share: float = field(default=0.1, kw_only=True)
+    test_share: float = field(default=0.2, kw_only=True)
+    split_seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if min(self.valid, self.test) <= 0 or self.valid + self.test >= 1:
+        if min(self.valid_share, self.test_share) <= 0 or self.valid_share + self.test_share >= 1:
             raise DataError(
-                f"data.valid_share={self.valid} and data.test_share={self.test} must be above 0 "
-                "and leave some images for training"
+                f"data.valid_share={self.valid_share} and data.test_share={self.test_share} must "
+                "be above 0 and leave some images for training"
             )
 
-    def divided(self, found: Mapping[str, Sequence[T]], place: str) -> dict[str, list[T]]:
+    def _divided(self, found: Mapping[str, Sequence[T]], place: str) -> dict[str, list[T]]:
         """Images as train, valid and test.
 
         Args:
@@ -53,9 +54,9 @@ class Shares:
         divided = {name: list(images) for name, images in found.items()}
         rest = divided.pop("all", None) or divided.get("train", [])
         order = torch.randperm(
-            len(rest), generator=torch.Generator().manual_seed(self.seed)
+            len(rest), generator=torch.Generator().manual_seed(self.split_seed)
         ).tolist()
-        for name, share in {"test": self.test, "valid": self.valid}.items():
+        for name, share in {"test": self.test_share, "valid": self.valid_share}.items():
             if name not in divided:
                 number = round(share * len(rest))
                 chosen, order = order[:number], order[number:]

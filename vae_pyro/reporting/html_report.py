@@ -104,12 +104,12 @@ def _answers(group: Group) -> Iterator[str]:
         (one,) = group.configurations
         mean = _nats(one.scores.mean(), is_lower=one.is_bound or not one.scores.is_trusted)
         elbo = one.nats("test/elbo")
-        yield f"{group.x}: log p(x) is {mean} nats per test image, the ELBO {_plain(elbo)}."
+        yield f"log p(x) is {mean} nats per test image, the ELBO {_plain(elbo)} ({group.x})."
         return
     comparison = group.comparison
     best = next(one for one in group.configurations if one.name == comparison.highest)
     mean = _nats(best.scores.mean(), is_lower=best.is_bound or not best.scores.is_trusted)
-    yield f"{group.x}: {best.name} has the highest log p(x), {mean} nats per test image."
+    yield f"{best.name} has the highest log p(x), {mean} nats per test image ({group.x})."
     others = [name for name in comparison.best_set if name != best.name]
     if others:
         yield (

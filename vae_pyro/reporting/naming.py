@@ -8,7 +8,12 @@ _SHORT = {"latent_dim": "d", "seed": "seed", "device": "device"}
 _SEVERAL = re.compile(r"(range|choice|glob|interval|shuffle|sort|tag)\(")
 
 
-def job_name(settings: Mapping[str, str], of_sweep: Mapping[str, str] | None = None) -> str:
+def job_name(
+    settings: Mapping[str, str],
+    of_sweep: Mapping[str, str] | None = None,
+    *,
+    longest: int = _LONGEST,
+) -> str:
     """A job by what the user set; in a sweep by what differs from its other jobs.
 
     Of an option that a group offers (``likelihood=beta``), its name is enough.
@@ -16,6 +21,7 @@ def job_name(settings: Mapping[str, str], of_sweep: Mapping[str, str] | None = N
     Args:
         settings: of the job, by key.
         of_sweep: as the sweep's command has them.
+        longest: how many characters the name may have.
 
     >>> job_name({"seed": "2", "likelihood": "beta", "latent_dim": "10"})
     'd=10 beta seed=2'
@@ -27,20 +33,21 @@ def job_name(settings: Mapping[str, str], of_sweep: Mapping[str, str] | None = N
     of_sweep = of_sweep or {}
     # Not by comparing values: Hydra hands 1e-3 and false to a job as 0.001 and False.
     own = {k: v for k, v in settings.items() if k not in of_sweep or _has_several(of_sweep[k])}
-    return _cut(in_words(own or settings)) or "defaults"
+    return _cut(in_words(own or settings), longest) or "defaults"
 
 
-def sweep_name(of_sweep: Mapping[str, str]) -> str:
+def sweep_name(of_sweep: Mapping[str, str], *, longest: int = _LONGEST) -> str:
     """A sweep by what it varies.
 
     Args:
         of_sweep: as its command has them, by key.
+        longest: how many characters the name may have.
 
     >>> sweep_name({"training.epochs": "5", "latent_dim": "2,10,20"})
     'sweep d=2,10,20'
     """
     varied = {key: value for key, value in of_sweep.items() if _has_several(value)}
-    return _cut(f"sweep {in_words(varied or of_sweep)}".rstrip())
+    return _cut(f"sweep {in_words(varied or of_sweep)}".rstrip(), longest)
 
 
 def in_words(settings: Mapping[str, str]) -> str:
@@ -79,5 +86,5 @@ def _has_several(value: str) -> bool:
     return _SEVERAL.match(value) is not None
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+def _cut(name: str, longest: int) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

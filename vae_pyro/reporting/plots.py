@@ -107,7 +107,9 @@ def _layout(panel: Panel, axis: str) -> dict[str, Any]:
         "title": {"text": panel.axis},
         **grid,
     }
-    value = {"title": {"text": axis}, **grid}
+    # -65,800 and not -65.8k
+    digits = {"exponentformat": "none", "separatethousands": True}
+    value = {"title": {"text": axis}, **digits, **grid}
     if panel.ordered:
         axes, height = {"xaxis": category, "yaxis": value}, 420
     else:
