@@ -3,10 +3,14 @@
 import csv
 import io
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -14,6 +18,7 @@ from mlflow import MlflowClient
 from tests import forkserver
 from tests.conftest import QUICK, ROOT
 from vae_pyro.cli.compare import main
+from vae_pyro.runs.finding import found_runs
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +33,9 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+OTHER = ("data.binarisation=static", "training.learning_rate=0.001")
+
+
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sweeps over seeds, of different latent dimensions; and one job of another x."""
@@ -36,7 +44,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("small", "latent_dim=2", "seed=0,1,2", "-m"),
         ("large", "latent_dim=5", "network=conv", "seed=0,1,2", "-m"),
         ("grey", "likelihood=categorical"),
-        ("other", "data.binarisation=static"),
+        ("other", *OTHER),
     ):
         where = "sweep" if "-m" in overrides else "run"
         done = run(folder, *QUICK, *overrides, f"hydra.{where}.dir={name}")
@@ -180,6 +188,28 @@ def test_a_run_that_has_not_finished_is_refused(
     finally:
         client.delete_run(run_id)
     assert capsys.readouterr().err.startswith(f"error: run {run_id} has not finished")
+
+
+def test_ctrl_c_is_one_line(
+    sweeps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sweeps)
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return found_runs(*arguments)
+
+    monkeypatch.setattr("vae_pyro.cli.compare.found_runs", interrupted)
+    assert main(["small"]) == 130
+    assert capsys.readouterr().err == "error: interrupted by SIGINT\n"
+
+
+def test_the_title_of_a_report_is_whole(sweeps: Path) -> None:
+    done = run(sweeps, "report", "other", "--out", "other.html")
+    assert done.returncode == 0, done.stderr
+    (title,) = re.findall("<h1>(.*)</h1>", (sweeps / "other.html").read_text())
+    assert len(title) > 60
+    assert all(option.partition(".")[2] in title for option in (*QUICK, *OTHER))
 
 
 def test_a_command_that_does_not_exist_is_named(sweeps: Path) -> None:

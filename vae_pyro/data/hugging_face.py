@@ -25,7 +25,8 @@ class HuggingFace(EncodedImages):
 
     Args:
         binarisation, preparation_seed, classes: see ``ImageSource``.
-        size, crop, colour, valid_share, test_share, split_seed, bad_files: see ``EncodedImages``.
+        size, crop, colour, bad_files: see ``EncodedImages``.
+        valid_share, test_share, split_seed: see ``RandomSplit``.
         name: of a data set on the Hub, or the folder that ``save_to_disk`` wrote.
         config: which of the data set's configurations, where it has several.
         image_column, label_column: their names.

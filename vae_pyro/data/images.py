@@ -23,7 +23,8 @@ class ImageFolder(EncodedImages):
 
     Args:
         binarisation, preparation_seed, classes: see ``ImageSource``.
-        size, crop, colour, valid_share, test_share, split_seed, bad_files: see ``EncodedImages``.
+        size, crop, colour, bad_files: see ``EncodedImages``.
+        valid_share, test_share, split_seed: see ``RandomSplit``.
         root: the folder.
     """
 

@@ -176,6 +176,7 @@ class TrainedRun:
             found = estimate_together(estimators, self.vae, x, seed=seed, progress=progress)
         volume = self.result.log_cell_volume or 0.0
         log_px = found["log_px"].estimate.value + volume
+        num_test = len(self.test_log_px)
         return ImageScores(
             x=self.result.x,
             files=files,
@@ -184,8 +185,8 @@ class TrainedRun:
             log_cell_volume=volume,
             is_bound=self.result.is_bound,
             bits_per_dim=-log_px / (math.prod(self.vae.image_shape) * math.log(2)),
-            percentile=100 * (self.test_log_px < log_px[:, None]).double().mean(1),
-            num_test=len(self.test_log_px),
+            percentile=100.0 * (self.test_log_px < log_px[:, None]).double().sum(1) / num_test,
+            num_test=num_test,
         )
 
     def encode(self, images: Tensor, *, seed: int = 0) -> Tensor:
