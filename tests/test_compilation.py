@@ -49,7 +49,6 @@ from vae_pyro.networks import MLP, Conv, Linear, Network
 from vae_pyro.objectives import ELBO, IWAE, BetaELBO, DReG, ELBOAnalyticKL, Objective
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training import svi
-from vae_pyro.training.optimizer import FusedAdam
 from vae_pyro.training.svi import EpochRecord, graph_of, train
 from vae_pyro.vae import VAE, build_vae
 
@@ -513,23 +512,3 @@ def test_functions_are_exact_where_they_change_their_ways() -> None:
     torch.testing.assert_close(
         functions.softplus(wide), torch.logaddexp(wide, torch.zeros(())), rtol=1e-14, atol=0
     )
-
-
-def test_the_fused_adam_is_adam() -> None:
-    torch.manual_seed(0)
-    ours = [torch.randn(3, 2), torch.randn(4)]
-    theirs = [weight.clone().requires_grad_() for weight in ours]
-    ours = [weight.requires_grad_() for weight in ours]
-    fused, adam = FusedAdam(ours, 1e-2), torch.optim.Adam(theirs, lr=1e-2)
-    for _ in range(20):
-        gradients = [torch.randn_like(weight) for weight in ours]
-        fused.step(gradients)
-        for weight, gradient in zip(theirs, gradients, strict=True):
-            weight.grad = gradient.clone()
-        adam.step()
-    transposed = torch.randn(2, 3).T
-    fused.step([transposed, torch.zeros(4)])
-    theirs[0].grad, theirs[1].grad = transposed.clone(), torch.zeros(4)
-    adam.step()
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)

@@ -21,11 +21,14 @@ from vae_pyro.networks import MLP, Network
 from vae_pyro.objectives import Objective
 from vae_pyro.saving import Blueprint
 from vae_pyro.tracking import Tracker
+from vae_pyro.training import Optimizer, Schedule
 
 GROUPS = {
     "data": ImageSource,
     "network": Network,
     "objective": Objective,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
     "tracking": Tracker,
 }
 # Every name of the contract.
@@ -36,6 +39,7 @@ OPTIONS = {
         "fashion_mnist",
         "kmnist",
         "omniglot",
+        "omniglot_burda",
         "cifar10",
         "images",
         "numpy",
@@ -55,6 +59,8 @@ OPTIONS = {
     "network": {"mlp", "conv", "linear"},
     "guide": {"diag_normal", "full_rank_normal", "flow"},
     "objective": {"elbo", "elbo_analytic_kl", "iwae", "dreg", "beta_elbo"},
+    "optimizer": {"adam", "adamw", "sgd"},
+    "schedule": {"constant", "multi_step", "cosine", "burda"},
     "evaluation": {"quick", "full"},
     "tracking": {"mlflow", "none"},
 }
@@ -94,7 +100,9 @@ def test_every_option_of_every_group_is_valid() -> None:
     assert resolve(composed()["guide"], Guide, "guide") == (DiagNormal, {})
 
 
-@pytest.mark.parametrize("group", ["likelihood", "network", "guide", "objective", "data"])
+@pytest.mark.parametrize(
+    "group", ["likelihood", "network", "guide", "objective", "optimizer", "schedule", "data"]
+)
 def test_every_options_keys_are_all_its_class_takes(group: str) -> None:
     """A YAML spells out each option with the default of its class: one place to read them."""
     for option in sorted(OPTIONS[group]):

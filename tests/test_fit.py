@@ -17,8 +17,8 @@ from vae_pyro.randomness import RandomStream
 from vae_pyro.training import Epoch, History, fit
 from vae_pyro.training.checkpoints import Checkpoints
 from vae_pyro.training.early_stopping import EarlyStopping
-from vae_pyro.training.optimizer import FusedAdam
 from vae_pyro.training.state import TrainingState
+from vae_pyro.training.updates import Updates
 from vae_pyro.vae import VAE, build_vae
 
 
@@ -100,7 +100,7 @@ def test_a_new_training_reports_epoch_0_first(few: Dataset) -> None:
 
 def state_after(epoch: int) -> TrainingState:
     vae = new_vae()
-    return TrainingState(vae, FusedAdam(vae.parameters(), 1e-3), {}, epoch=epoch)
+    return TrainingState(vae, Updates(vae.parameters()), {}, epoch=epoch)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from vae_pyro.networks import MLP
 from vae_pyro.objectives import ELBO, BetaELBO, DReG, Objective
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.checkpoints import Checkpoint, Checkpoints
-from vae_pyro.training.optimizer import FusedAdam
 from vae_pyro.training.state import TrainingState
 from vae_pyro.training.svi import EpochRecord, train
+from vae_pyro.training.updates import Updates
 from vae_pyro.vae import build_vae
 
 EPOCHS = 4
@@ -28,7 +28,7 @@ EPOCHS = 4
 def start(seed: int = 0, guide: type = DiagNormal, width: int = 8) -> TrainingState:
     vae = build_vae(2, (1, 8, 8), MLP((width,)), Bernoulli(17), guide, seed=seed)
     streams = {name: RandomStream(name, seed) for name in ("batches", "training")}
-    return TrainingState(vae, FusedAdam(vae.parameters(), 1e-2), streams)
+    return TrainingState(vae, Updates(vae.parameters()), streams)
 
 
 def go_on(
@@ -48,7 +48,7 @@ def go_on(
         learning_rate=1e-2,
         noise=state.streams["training"],
         compiled=compiled,
-        adam=state.adam,
+        updates=state.updates,
         done=state.epoch,
     ):
         state.epoch = record.epoch
@@ -97,7 +97,7 @@ def test_a_checkpoint_is_a_copy() -> None:
     checkpoint = state.checkpoint()
     before = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
     state.history.append({"step": 1})
-    for tensor in (*state.vae.state_dict().values(), *state.adam.state().values()):
+    for tensor in (*state.vae.state_dict().values(), *state.updates.state().values()):
         tensor.add_(1)
     assert checkpoint.about["history"] == []
     for name, tensor in checkpoint.tensors.items():

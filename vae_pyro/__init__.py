@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vae_pyro import data, guide, likelihoods, log_marginal, networks, objectives
+    from vae_pyro import data, guide, likelihoods, log_marginal, networks, objectives, training
     from vae_pyro.evaluation.comparison import compare
     from vae_pyro.training.fit import fit
     from vae_pyro.vae import VAE, build_vae
@@ -38,6 +38,7 @@ __all__ = [
     "log_marginal",
     "networks",
     "objectives",
+    "training",
 ]
 
 _HOMES = {

@@ -29,7 +29,9 @@ class TrainingConfig:
     Attributes:
         epochs: passes over the training images.
         batch_size: images per step.
-        learning_rate: Adam's.
+        learning_rate: of the optimiser, before the schedule.
+        ema_decay: of an exponential moving average of the weights, per step; the average is then
+            what is validated, kept and evaluated. None for the weights themselves.
         valid_samples: z's per validation image and epoch, for valid/elbo and its parts.
         keep: which weights are tested and saved: those of the ``last`` epoch, or of the ``best``
             by valid/elbo, once the objective no longer warms up.
@@ -48,6 +50,7 @@ class TrainingConfig:
     epochs: Positive
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     valid_samples: Annotated[int, Field(ge=2, le=1_000_000)]
     keep: Literal["best", "last"]
     patience: Positive
@@ -106,6 +109,17 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class RecipeConfig:
+    """How much of a published schedule is trained.
+
+    Attributes:
+        fraction: the epochs, and the learning-rate schedule with them, are scaled by it.
+    """
+
+    fraction: Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """One job, whole. The groups name a class by ``_target_`` and give its options."""
 
@@ -115,7 +129,10 @@ class Config:
     resume: bool
     name: Annotated[str, Field(min_length=1, max_length=200)] | None
     weights: str | None
+    recipe: RecipeConfig
     training: TrainingConfig
+    optimizer: Options
+    schedule: Options
     data: Options
     network: Options
     likelihood: Options

@@ -24,6 +24,7 @@ MAX_WIDTH = 10**9
 _MAX_DEPTH = 1_000
 OutputBias = Literal["zero", "data"]
 Activation = Literal["elu", "gelu", "relu", "silu", "softplus", "tanh"]
+Initialisation = Literal["pytorch", "glorot"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Linear(Network):
         return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(image_shape), num_outputs))
 
     def decoder(self, latent_dim: int, initial: Tensor) -> nn.Module:
-        return nn.Sequential(*_output_layer(latent_dim, initial))
+        return nn.Sequential(*_output(nn.Linear(latent_dim, initial.numel()), initial))
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class MLP(Network):
     Args:
         hidden: widths of the hidden layers, from the image to z in the encoder.
         activation: after each of them.
+        initialisation: of the weights: ``pytorch``, that of ``torch.nn.Linear``; or ``glorot``,
+            uniform with variance 2 / (inputs + outputs), and zero biases.
         output_bias: see ``Network``.
 
     Raises:
@@ -81,24 +84,33 @@ class MLP(Network):
 
     hidden: tuple[int, ...] = (400, 400)
     activation: Activation = "relu"
+    initialisation: Initialisation = "pytorch"
 
     def __post_init__(self) -> None:
         _require_widths("hidden", self.hidden)
 
     def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
         widths = (math.prod(image_shape), *self.hidden)
-        last = nn.Linear(widths[-1], num_outputs)
+        last = self._linear(widths[-1], num_outputs)
         return nn.Sequential(nn.Flatten(-3), *self._layers(widths), last)
 
     def decoder(self, latent_dim: int, initial: Tensor) -> nn.Module:
         widths = (latent_dim, *reversed(self.hidden))
-        return nn.Sequential(*self._layers(widths), *_output_layer(widths[-1], initial))
+        layers, last = self._layers(widths), self._linear(widths[-1], initial.numel())
+        return nn.Sequential(*layers, *_output(last, initial))
 
     def _layers(self, widths: Sequence[int]) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), ACTIVATIONS[self.activation]()]
+            layers += [self._linear(before, after), ACTIVATIONS[self.activation]()]
         return layers
+
+    def _linear(self, num_inputs: int, num_outputs: int) -> nn.Linear:
+        layer = nn.Linear(num_inputs, num_outputs)
+        if self.initialisation == "glorot":
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return layer
 
 
 @dataclass(frozen=True)
@@ -293,8 +305,7 @@ class WithLabel(nn.Module):
         return outputs
 
 
-def _output_layer(num_inputs: int, initial: Tensor) -> tuple[nn.Linear, Reshape]:
-    layer = nn.Linear(num_inputs, initial.numel())
+def _output(layer: nn.Linear, initial: Tensor) -> tuple[nn.Linear, Reshape]:
     with torch.no_grad():
         layer.bias.copy_(initial.flatten())
     return layer, Reshape(tuple(initial.shape))

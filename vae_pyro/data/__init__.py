@@ -9,6 +9,7 @@ from vae_pyro.data.images import ImageFolder
 from vae_pyro.data.linear_gaussian import LinearGaussian
 from vae_pyro.data.mnist import KMNIST, MNIST, FashionMNIST
 from vae_pyro.data.omniglot import Omniglot
+from vae_pyro.data.omniglot_burda import OmniglotBurda
 from vae_pyro.data.source import ImageSource
 from vae_pyro.likelihoods.preparation import binarise, dequantise
 
@@ -25,6 +26,7 @@ __all__ = [
     "ImageSource",
     "LinearGaussian",
     "Omniglot",
+    "OmniglotBurda",
     "Split",
     "batches",
     "binarise",

@@ -13,7 +13,8 @@ from vae_pyro.likelihoods import Likelihood, Support
 from vae_pyro.likelihoods.preparation import binarise
 from vae_pyro.randomness import RandomStream
 
-Binarisation = Literal["dynamic", "static"]
+Binarisation = Literal["dynamic", "static", "larochelle"]
+"""``larochelle``: the images are the published binary ones, so that they are never drawn."""
 SplitName = Literal["train", "valid", "test"]
 
 _PREPARED_AT_ONCE = 2**20  # pixels: fewer cost a call for every batch, more leave the cache
@@ -63,6 +64,11 @@ class Split:
         return Split(self.images[kept], self.labels[kept])
 
 
+def unlabelled(images: Tensor) -> Split:
+    """Images of a source that has no labels: all are 0."""
+    return Split(images, torch.zeros(len(images), dtype=torch.int64))
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Training, validation and test images of one source, all in memory.
@@ -76,7 +82,7 @@ class Dataset:
         log_prob: x ``(N, C, H, W)`` -> log p(x) under the distribution that made the images, nats,
             ``(N,)``; None where it is unknown.
         binarisation: for binary likelihoods: ``dynamic``, anew for every batch of training images;
-            or ``static``, once. See ``for_likelihood``.
+            or ``static``, once. See ``for_likelihood``. With ``larochelle`` the images are binary.
 
     >>> import vae_pyro as vp
     >>> data = vp.data.Digits().load()

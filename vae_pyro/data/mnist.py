@@ -2,12 +2,16 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from vae_pyro.data.dataset import Dataset, Split
+import torch
+
+from vae_pyro.data.dataset import Binarisation, Dataset, Split, unlabelled
 from vae_pyro.data.files import DownloadedSource
+from vae_pyro.data.larochelle import read_larochelle
+from vae_pyro.data.splits import first_and_last
 from vae_pyro.errors import DataError
 from vae_pyro.files import read_regular, regular_size
 
@@ -24,8 +28,21 @@ _SHAPES = {
 class MNIST(DownloadedSource):
     """MNIST: 50,000 train, 10,000 valid (the last of the official 60,000), 10,000 test; 28x28.
 
-    Source: LeCun et al. (1998).
+    With ``binarisation="larochelle"``, the published files of binary images are read instead; they
+    have no labels.
+
+    Args:
+        binarisation, preparation_seed, classes: see ``ImageSource``.
+        root: see ``DownloadedSource``.
+        split: how many images are for training, the first, and for validation, the last of the
+            60,000: ``50000/10000``; Burda et al. (2016) have ``59600/400``.
+
+    Source: LeCun et al. (1998); binarised once, Larochelle and Murray (2011).
     """
+
+    split: str = field(default="50000/10000", kw_only=True)
+
+    binarisations: ClassVar[tuple[Binarisation, ...]] = ("dynamic", "static", "larochelle")
 
     name: ClassVar[str] = "MNIST"
     subfolder: ClassVar[str] = "MNIST/raw"
@@ -37,6 +54,20 @@ class MNIST(DownloadedSource):
     }
 
     def _read(self) -> Dataset:
+        is_binary = self.binarisation == "larochelle"
+        official, test = self._binary() if is_binary else self._grey()
+        train, valid = first_and_last(official, self.split)
+        return Dataset(train, valid, test, num_levels=2 if is_binary else 256)
+
+    def _binary(self) -> tuple[Split, Split]:
+        """The images that are not for the test, and those that are, as published by Larochelle."""
+        train, valid, test = (
+            read_larochelle(Path(self.root), part) for part in ("train", "valid", "test")
+        )
+        return unlabelled(torch.cat([train, valid])), unlabelled(test)
+
+    def _grey(self) -> tuple[Split, Split]:
+        """Likewise, from the original files."""
         from torchvision import datasets
         from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -48,20 +79,14 @@ class MNIST(DownloadedSource):
                 getattr(datasets, self.name)(self.root, download=True)
         for name in missing:
             self._verify(self.folder / name)
-        train_images, test_images = (
-            read_image_file(str(self.folder / f"{part}-images-idx3-ubyte")).unsqueeze(1)
+        official, test = (
+            Split(
+                read_image_file(str(self.folder / f"{part}-images-idx3-ubyte")).unsqueeze(1),
+                read_label_file(str(self.folder / f"{part}-labels-idx1-ubyte")),
+            )
             for part in ("train", "t10k")
         )
-        train_labels, test_labels = (
-            read_label_file(str(self.folder / f"{part}-labels-idx1-ubyte"))
-            for part in ("train", "t10k")
-        )
-        return Dataset(
-            train=Split(train_images[:50_000], train_labels[:50_000]),
-            valid=Split(train_images[50_000:], train_labels[50_000:]),
-            test=Split(test_images, test_labels),
-            num_levels=256,
-        )
+        return official, test
 
     def _verify(self, path: Path) -> None:
         # Before torchvision reads it, because torchvision allocates the size in the header.
@@ -104,6 +129,7 @@ class FashionMNIST(MNIST):
     Source: Xiao et al. (2017).
     """
 
+    binarisations: ClassVar[tuple[Binarisation, ...]] = DownloadedSource.binarisations
     name: ClassVar[str] = "FashionMNIST"
     subfolder: ClassVar[str] = "FashionMNIST/raw"
     md5: ClassVar[dict[str, str]] = {}
@@ -118,6 +144,7 @@ class KMNIST(MNIST):
     Source: Clanuwat et al. (2018).
     """
 
+    binarisations: ClassVar[tuple[Binarisation, ...]] = DownloadedSource.binarisations
     name: ClassVar[str] = "KMNIST"
     subfolder: ClassVar[str] = "KMNIST/raw"
     md5: ClassVar[dict[str, str]] = {}

@@ -2,8 +2,10 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from vae_pyro.data.dataset import Binarisation, Dataset
+from vae_pyro.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -12,10 +14,13 @@ class ImageSource(ABC):
 
     Args:
         binarisation: of training images for a binary likelihood: ``dynamic``, anew for every batch;
-            or ``static``, once.
+            or ``static``, once. ``larochelle``: read as published (``MNIST`` only).
         preparation_seed: fixes static binarisation, and how held-out images are prepared.
         classes: keep only images with these labels, in every split; None for all.
     """
+
+    binarisations: ClassVar[tuple[Binarisation, ...]] = ("dynamic", "static")
+    """Those that this source has."""
 
     binarisation: Binarisation = "dynamic"
     preparation_seed: int = 0
@@ -25,9 +30,14 @@ class ImageSource(ABC):
         """Read the images, split them, and keep those of ``classes``.
 
         Raises:
-            DataError: where files are missing or damaged, a split has no image of ``classes``, or
-                ``Dataset.check`` refuses the images.
+            DataError: where files are missing or damaged, there is no such ``binarisation``, a
+                split has no image of ``classes``, or ``Dataset.check`` refuses the images.
         """
+        if self.binarisation not in self.binarisations:
+            raise DataError(
+                f"data.binarisation={self.binarisation}: {type(self).__name__} has no such files; "
+                f"choose from {', '.join(self.binarisations)}"
+            )
         dataset = replace(
             self._read(), preparation_seed=self.preparation_seed, binarisation=self.binarisation
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -69,6 +70,33 @@ class RandomSplit:
                 "data.test_share"
             )
         return divided
+
+
+def first_and_last(official: Split, split: str) -> tuple[Split, Split]:
+    """The first images for training, and the last for validation.
+
+    Args:
+        official: all images that are not for the test.
+        split: how many of them, as ``50000/10000``.
+
+    Raises:
+        DataError: where it is not two numbers from 1 up, or there are fewer images.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", split)
+    if match is None:
+        raise DataError(
+            f"data.split={split!r}: write how many images are for training and for validation, as "
+            "50000/10000"
+        )
+    train, valid = map(int, match.groups())
+    if train + valid > len(official):
+        raise DataError(
+            f"data.split={split} needs {train + valid:,} images, but there are {len(official):,}"
+        )
+    return (
+        Split(official.images[:train], official.labels[:train]),
+        Split(official.images[-valid:], official.labels[-valid:]),
+    )
 
 
 def note_repeated(dataset: Dataset) -> None:

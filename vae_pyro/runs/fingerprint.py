@@ -115,8 +115,8 @@ def git_tags() -> dict[str, str]:
 
 def describe_x(data: str, binarisation: Binarisation, likelihood: Likelihood) -> str:
     """What x is, for instance ``digits: 17 levels``; only equal x are comparable."""
-    static = binarisation == "static" and likelihood.support is Support.BINARY
-    return f"{data}: {likelihood.x_kind}{' (static)' if static else ''}"
+    is_drawn_anew = binarisation == "dynamic" or likelihood.support is not Support.BINARY
+    return f"{data}: {likelihood.x_kind}{'' if is_drawn_anew else f' ({binarisation})'}"
 
 
 def identify_x(dataset: Dataset, likelihood: Likelihood) -> str:

@@ -19,6 +19,7 @@ from vae_pyro.log_marginal import AIS, Estimator, estimate_together
 from vae_pyro.log_marginal.together import IMAGES_PER_CHUNK
 from vae_pyro.runs.preparation import Parts, prepare
 from vae_pyro.training import fit
+from vae_pyro.training.fit import shortened
 
 _STEPS = 20  # of an epoch
 _EPOCHS = 4  # the first one holds what happens once, such as compiling
@@ -63,6 +64,7 @@ def forecast(tree: Mapping[str, Any], choices: Mapping[str, str]) -> Forecast:
 
 def _training(parts: Parts, config: Config) -> float:
     options, data = config.training, parts.dataset
+    epochs = shortened(options.epochs, config.recipe.fraction)
     steps = -(-len(data.train) // options.batch_size)
     share = min(1.0, _STEPS / steps)
 
@@ -71,7 +73,7 @@ def _training(parts: Parts, config: Config) -> float:
         return Split(split.images[:number], split.labels[:number])
 
     times: list[float] = []
-    all_steps = options.epochs * (len(data.train) // options.batch_size)
+    all_steps = epochs * (len(data.train) // options.batch_size)
     fit(
         parts.vae,
         replace(data, train=some(data.train), valid=some(data.valid)),
@@ -80,17 +82,19 @@ def _training(parts: Parts, config: Config) -> float:
         seed=config.seed,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
+        optimizer=parts.optimizer,
+        ema_decay=options.ema_decay,
         valid_samples=options.valid_samples,
         keep="last",
         precision=options.precision,
         compile_training=is_repaid(options.compile, all_steps, MIN_STEPS),
-        compile_validation=is_repaid(config.evaluation.compile, options.epochs, MIN_CALLS),
+        compile_validation=is_repaid(config.evaluation.compile, epochs, MIN_CALLS),
         on_epoch=lambda _epoch: times.append(time.perf_counter()),
         progress=False,
     )
     first, *others = (after - before for before, after in pairwise(times))
     epoch = median(others)
-    return max(0.0, first - epoch) + options.epochs * epoch / share
+    return max(0.0, first - epoch) + epochs * epoch / share
 
 
 def _evaluation(parts: Parts, config: Config) -> float:

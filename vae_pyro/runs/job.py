@@ -91,7 +91,9 @@ def run_job(tree: Mapping[str, Any], job: Job, console: Console) -> JobResult:
                 show_progress, console=console, job=(job.run_name or job.name) if job.sweep else ""
             ),
         }
-        trainer = Trainer(parts, config.training, config.evaluation.compile, **place)
+        trainer = Trainer(
+            parts, config.training, config.recipe.fraction, config.evaluation.compile, **place
+        )
         evaluator = Evaluator(parts, config.evaluation, **place)
         checkpoints = Checkpoints(job.output / CHECKPOINTS, config.training.checkpoint_seconds)
         with recorded(

@@ -20,6 +20,7 @@ from vae_pyro.runs.cores import CoreMeter, crowding
 from vae_pyro.runs.fingerprint import describe_x
 from vae_pyro.saving import Blueprint
 from vae_pyro.tracking import Tracker
+from vae_pyro.training import Optimizer, Schedule
 from vae_pyro.training.trial import try_out
 from vae_pyro.vae import VAE
 
@@ -39,6 +40,8 @@ class Parts:
         blueprint: how the VAE was built.
         vae: on the device, with its initial weights.
         objective: what training maximises.
+        optimizer: how its gradients move the weights.
+        schedule: of the learning rate.
         plan: what is measured of the trained VAE.
         notes: a line for every measurement that was left out, because it does not apply.
         x: what log p(x) is of, for instance ``digits: binary pixels``.
@@ -50,6 +53,8 @@ class Parts:
     blueprint: Blueprint
     vae: VAE
     objective: Objective
+    optimizer: Optimizer
+    schedule: Schedule
     plan: EvaluationPlan
     notes: list[str]
     x: str
@@ -76,6 +81,8 @@ def prepare(config: Config, choices: Mapping[str, str]) -> Parts:
     tracker = build(config.tracking, Tracker, "tracking")
     source = build(config.data, ImageSource, "data")
     objective = build(config.objective, Objective, "objective")
+    optimizer = build(config.optimizer, Optimizer, "optimizer")
+    schedule = build(config.schedule, Schedule, "schedule")
     dataset = source.load()
     blueprint = Blueprint(
         config.latent_dim,
@@ -105,7 +112,19 @@ def prepare(config: Config, choices: Mapping[str, str]) -> Parts:
     if (crowded := crowding(threads, meter.others())) is not None:
         logger.info(crowded)
     x = describe_x(choices.get("data", ""), source.binarisation, likelihood)
-    return Parts(device, tracker, dataset, blueprint, vae, objective, plan, notes, x)
+    return Parts(
+        device,
+        tracker,
+        dataset,
+        blueprint,
+        vae,
+        objective,
+        optimizer,
+        schedule,
+        plan,
+        notes,
+        x,
+    )
 
 
 def check_support(dataset: Dataset, likelihood: Likelihood, seed: int) -> None:

@@ -12,6 +12,7 @@ from vae_pyro.runs.preparation import Parts
 from vae_pyro.tracking import FINAL, Run
 from vae_pyro.training import Epoch, History, fit
 from vae_pyro.training.checkpoints import FOLDER, Checkpoints
+from vae_pyro.training.fit import shortened
 
 FILES = (FOLDER,)
 """What this module writes into a job's folder."""
@@ -24,6 +25,7 @@ class Trainer:
     Attributes:
         parts: of the job.
         options: the group ``training`` of its configuration.
+        fraction: of its epochs and of its schedule that is trained.
         compile_validation: whether validation is compiled, as ``evaluation.compile`` says.
         seed: of the training.
         folder: the job's own.
@@ -32,6 +34,7 @@ class Trainer:
 
     parts: Parts
     options: TrainingConfig
+    fraction: float
     compile_validation: Mode
     seed: int
     folder: Path
@@ -49,7 +52,7 @@ class Trainer:
         """
         options, parts = self.options, self.parts
         test_x = parts.dataset.prepared("test", parts.vae)
-        snapshots = snapshot_epochs(options.epochs, options.snapshots)
+        snapshots = snapshot_epochs(shortened(options.epochs, self.fraction), options.snapshots)
         labels = parts.dataset.test.labels
         pictures = Pictures(parts.vae, test_x, labels, seed=self.seed, run=run, folder=self.folder)
         # Else a job killed meanwhile would continue after an epoch without its pictures.
@@ -88,6 +91,10 @@ class Trainer:
             seed=self.seed,
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
+            optimizer=parts.optimizer,
+            schedule=parts.schedule,
+            fraction=self.fraction,
+            ema_decay=options.ema_decay,
             valid_samples=options.valid_samples,
             keep=options.keep,
             patience=options.patience,

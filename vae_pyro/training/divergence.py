@@ -22,12 +22,12 @@ class Watch:
     others are checked at the end of the epoch.
     """
 
-    def __init__(self, vae: VAE, device: torch.device, epoch: int, learning_rate: float) -> None:
+    def __init__(self, vae: VAE, device: torch.device, epoch: int) -> None:
         self._vae = vae
         self._device = device
         self._on_cpu = device.type == "cpu"
         self._epoch = epoch
-        self._learning_rate = learning_rate
+        self._learning_rate = 0.0
         self._step = 0
         self._x = self._before = torch.empty(0)
 
@@ -36,9 +36,10 @@ class Watch:
         """Whether this step is checked."""
         return self._on_cpu or self._step == 1
 
-    def next_step(self, x: Tensor) -> None:
+    def next_step(self, x: Tensor, learning_rate: float) -> None:
         """Keep the state before a step, so that it can be repeated to find the broken site."""
         self._step += 1
+        self._learning_rate = learning_rate
         self._x = x
         if self.looks:
             self._before = default_state(self._device)

@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -20,72 +19,16 @@ from vae_pyro.progress import ShowProgress, no_progress, show_progress
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.checkpoints import Checkpoints
 from vae_pyro.training.early_stopping import EarlyStopping, Keep
-from vae_pyro.training.optimizer import FusedAdam
+from vae_pyro.training.history import Epoch, History
+from vae_pyro.training.optimizers import Optimizer
+from vae_pyro.training.schedules import Constant, Schedule
 from vae_pyro.training.state import TrainingState
 from vae_pyro.training.svi import EpochRecord, train
 from vae_pyro.training.trial import threads_for
+from vae_pyro.training.updates import Updates
 from vae_pyro.vae import VAE
 
-if TYPE_CHECKING:
-    import pandas
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One finished epoch, as ``fit`` reports it.
-
-    Attributes:
-        number: 1 for the first; 0 stands for the state before training.
-        metrics: ``train/elbo``, ``valid/elbo``, .. with their standard errors, nats per image; none
-            for epoch 0.
-        time: at which they were known, in seconds since 1970.
-        is_restored: whether an earlier process trained it, and it was read from a checkpoint.
-        is_last: whether the training ends with it.
-    """
-
-    number: int
-    metrics: Mapping[str, float]
-    time: float
-    is_restored: bool = False
-    is_last: bool = False
-
-
-@dataclass(frozen=True)
-class History:
-    """The metrics of a training, epoch by epoch.
-
-    Attributes:
-        epochs: in their order, the first one is number 1.
-        kept_epoch: the epoch whose weights the VAE now has.
-        seconds: spent on training steps.
-    """
-
-    epochs: Sequence[Epoch]
-    kept_epoch: int
-    seconds: float
-
-    def __getitem__(self, metric: str) -> list[float]:
-        """One metric, epoch by epoch: ``history["valid/elbo"]``, nats per image."""
-        if self.epochs and metric not in self.epochs[0].metrics:
-            known = ", ".join(self.epochs[0].metrics)
-            raise KeyError(f"{metric!r} is not a metric of this training; there are {known}")
-        return [epoch.metrics[metric] for epoch in self.epochs]
-
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """One row per epoch (the index), one column per metric."""
-        import pandas
-
-        rows = [dict(epoch.metrics) for epoch in self.epochs]
-        return pandas.DataFrame(rows, index=[epoch.number for epoch in self.epochs])
-
-    def __repr__(self) -> str:
-        best = self["valid/elbo"][self.kept_epoch - 1] if self.epochs else float("nan")
-        return (
-            f"History({len(self.epochs)} epochs, {self.seconds:.1f} s; "
-            f"kept epoch {self.kept_epoch}: valid ELBO {best:.2f} nats per image)"
-        )
 
 
 def fit(
@@ -97,6 +40,10 @@ def fit(
     seed: int = 0,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
+    optimizer: Optimizer | None = None,
+    schedule: Schedule | None = None,
+    fraction: float = 1.0,
+    ema_decay: float | None = None,
     valid_samples: int = 5,
     keep: Keep = "best",
     patience: int = 50,
@@ -107,7 +54,7 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
     progress: ShowProgress | bool = True,
 ) -> History:
-    """Maximise the objective by SVI with Adam, and keep the weights with the best valid ELBO.
+    """Maximise the objective by SVI, and keep the weights with the best valid ELBO.
 
     >>> import vae_pyro as vp
     >>> data = vp.data.Digits().load()
@@ -130,7 +77,13 @@ def fit(
             that ended, where ``checkpoints`` hold it.
         seed: of all random numbers of the training; the initial weights are those of ``vae``.
         batch_size: images per step.
-        learning_rate: of Adam.
+        learning_rate: of the optimiser, before the schedule.
+        optimizer: ``vae_pyro.training.Adam()`` where it is None.
+        schedule: what the learning rate is multiplied by; where it is None, it is constant.
+        fraction: trains this share of ``epochs``, above 0 and at most 1, through all of the
+            schedule: its milestones are scaled likewise.
+        ema_decay: validates and keeps an exponential moving average of the weights with this decay
+            per step, for instance 0.999; None for the weights themselves.
         valid_samples: z's per validation image and epoch, at least 2.
         keep: ``best``: the weights of the epoch with the highest valid ELBO; ``last``: of the last.
         patience: with ``best``, training stops after so many epochs without a better valid ELBO.
@@ -155,22 +108,13 @@ def fit(
         DivergenceError: at the first step whose objective is not a finite number.
         CheckpointError: where a checkpoint belongs to another training.
     """
-    for name, value, least in (
-        ("epochs", epochs, 1),
-        ("batch_size", batch_size, 1),
-        ("valid_samples", valid_samples, 2),
-        ("patience", patience, 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name}: must be a whole number from {least} up, got {value!r}")
-    if not 0 < learning_rate < float("inf"):
-        raise ConfigError(f"learning_rate: must be a positive number, got {learning_rate}")
-    if keep not in ("best", "last"):
-        raise ConfigError(f"keep: must be 'best' or 'last', got {keep!r}")
-    if precision not in ("float32", "bfloat16"):
-        raise ConfigError(f"precision: must be 'float32' or 'bfloat16', got {precision!r}")
+    _require_numbers(epochs, batch_size, valid_samples, patience)
+    _require_in_range(learning_rate, fraction, ema_decay)
+    _require_chosen(keep, precision)
     objective = ELBO() if objective is None else objective
+    schedule = Constant() if schedule is None else schedule
     _require_kinds(vae, data, objective)
+    of_schedule, epochs = epochs, shortened(epochs, fraction)
     device = vae.device
     valid_x = data.prepared("valid", vae)
     data = data.for_likelihood(vae.likelihood).to(device)
@@ -185,14 +129,27 @@ def fit(
         "keep": keep,
         "patience": patience,
         "precision": precision,
+        "optimizer": repr(optimizer),
+        "schedule": repr(schedule),
+        "fraction": fraction,
+        "ema_decay": ema_decay,
     }
-    adam = FusedAdam(vae.parameters(), learning_rate)
-    state = TrainingState(vae, adam, streams, settings=settings)
+    if schedule.depends_on_epochs:
+        settings["epochs"] = epochs
+    updates = Updates(vae.parameters(), optimizer, ema_decay)
+    state = TrainingState(vae, updates, streams, settings=settings)
     restored = _restore(state, checkpoints)
     state.is_done = bool(restored) and stopping.is_over(state)
     for epoch in restored or [Epoch(0, {}, time.time())]:
         on_epoch(epoch)
     order = streams["batches"].generator
+    rate = partial(
+        schedule.learning_rate,
+        learning_rate,
+        steps=-(-len(data.train) // batch_size),
+        epochs=of_schedule,
+        length=of_schedule / epochs,
+    )
     records = train(
         vae,
         objective,
@@ -203,14 +160,14 @@ def fit(
             order,
         ),
         epochs=0 if state.is_done else epochs,
-        learning_rate=learning_rate,
+        learning_rate=rate,
         noise=streams["training"],
         compiled=not state.is_done
         and _is_compiled(compile_training, epochs * (len(data.train) // batch_size)),
         precision=precision,
         last_batch=len(data.train) % batch_size if epochs >= MIN_CALLS else 0,
         num_threads=threads_for(vae, objective, valid_x, batch_size, state.threads),
-        adam=adam,
+        updates=updates,
         done=state.epoch,
     )
     with (
@@ -220,14 +177,15 @@ def fit(
     ):
         for record in records:
             state.epoch, state.seconds = record.epoch, state.seconds + record.seconds
-            # The same samples every epoch: what changes between epochs is the model.
-            with RandomStream("validation", seed, device).active():
-                valid = validate(vae, valid_x, valid_samples)
-            state.add_metrics({**_train_metrics(record), **valid})
-            is_settled = objective.at_epoch(record.epoch) == objective
-            stopping.update(state, valid["valid/elbo"], is_settled=is_settled)
-            report(record.epoch, f"valid ELBO {valid['valid/elbo']:.2f} nats")
-            on_epoch(_epoch(state.history[-1], is_last=state.is_done))
+            with updates.averaged():
+                # The same samples every epoch: what changes between epochs is the model.
+                with RandomStream("validation", seed, device).active():
+                    valid = validate(vae, valid_x, valid_samples)
+                state.add_metrics({**_train_metrics(record), **valid})
+                is_settled = objective.at_epoch(record.epoch) == objective
+                stopping.update(state, valid["valid/elbo"], is_settled=is_settled)
+                report(record.epoch, f"valid ELBO {valid['valid/elbo']:.2f} nats")
+                on_epoch(_epoch(state.history[-1], is_last=state.is_done))
             if checkpoints is not None and (state.is_done or checkpoints.are_due()):
                 checkpoints.keep(state.checkpoint())
             if state.is_done:
@@ -242,6 +200,11 @@ def fit(
         )
     vae.load_state_dict(state.kept)
     return History([_epoch(entry) for entry in state.history], state.kept_epoch, state.seconds)
+
+
+def shortened(epochs: int, fraction: float) -> int:
+    """How many epochs a fraction of a schedule has: at least one."""
+    return max(1, round(fraction * epochs))
 
 
 def _restore(state: TrainingState, checkpoints: Checkpoints | None) -> list[Epoch]:
@@ -261,6 +224,33 @@ def _evaluation_mode_after(vae: VAE) -> Iterator[None]:
         yield
     finally:
         vae.eval()
+
+
+def _require_numbers(epochs: int, batch_size: int, valid_samples: int, patience: int) -> None:
+    for name, value, least in (
+        ("epochs", epochs, 1),
+        ("batch_size", batch_size, 1),
+        ("valid_samples", valid_samples, 2),
+        ("patience", patience, 1),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name}: must be a whole number from {least} up, got {value!r}")
+
+
+def _require_in_range(learning_rate: float, fraction: float, ema_decay: float | None) -> None:
+    if not 0 < learning_rate < float("inf"):
+        raise ConfigError(f"learning_rate: must be a positive number, got {learning_rate}")
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"fraction: must be above 0 and at most 1, got {fraction}")
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise ConfigError(f"ema_decay: must be between 0 and 1, or None, got {ema_decay}")
+
+
+def _require_chosen(keep: str, precision: str) -> None:
+    if keep not in ("best", "last"):
+        raise ConfigError(f"keep: must be 'best' or 'last', got {keep!r}")
+    if precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"precision: must be 'float32' or 'bfloat16', got {precision!r}")
 
 
 def _require_kinds(vae: object, data: object, objective: object) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vae_pyro.errors import CheckpointError
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.checkpoints import Checkpoint
-from vae_pyro.training.optimizer import FusedAdam
+from vae_pyro.training.updates import Updates
 from vae_pyro.vae import VAE
 
 
@@ -22,7 +22,7 @@ class TrainingState:
 
     Attributes:
         vae: holds the weights of the last epoch.
-        adam: their optimiser.
+        updates: their optimiser, and their average.
         streams: the random streams that go on from epoch to epoch, by name.
         epoch: number of finished epochs.
         is_done: whether the training has ended.
@@ -37,7 +37,7 @@ class TrainingState:
     """
 
     vae: VAE
-    adam: FusedAdam
+    updates: Updates
     streams: Mapping[str, RandomStream]
     epoch: int = 0
     is_done: bool = False
@@ -63,7 +63,7 @@ class TrainingState:
         tensors = {
             **_named("weights", self.vae.state_dict()),
             **{f"kept/{name}": t.cpu() for name, t in self.kept.items()},  # copies that stay
-            **_named("adam", self.adam.state()),
+            **_named("updates", self.updates.state()),
             **_named("random", {n: s.generator.get_state() for n, s in self.streams.items()}),
         }
         about = {
@@ -94,7 +94,7 @@ class TrainingState:
                         "another folder"
                     )
             self.vae.load_state_dict(_of("weights", tensors))
-            self.adam.restore(_of("adam", tensors))
+            self.updates.restore(_of("updates", tensors))
             self.kept = {
                 name: tensor.to(self.vae.state_dict()[name].device)
                 for name, tensor in _of("kept", tensors).items()

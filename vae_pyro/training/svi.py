@@ -22,7 +22,7 @@ from vae_pyro.files import private_folder
 from vae_pyro.objectives import Objective, SVILoss
 from vae_pyro.randomness import RandomStream
 from vae_pyro.training.divergence import Watch
-from vae_pyro.training.optimizer import FusedAdam
+from vae_pyro.training.updates import Updates
 from vae_pyro.vae import VAE
 
 logger = logging.getLogger(__name__)
@@ -57,33 +57,34 @@ def train(
     epoch_batches: Callable[[], Iterable[Tensor]],
     *,
     epochs: int,
-    learning_rate: float,
+    learning_rate: float | Callable[[int, int], float],
     noise: RandomStream,
     compiled: bool = False,
     last_batch: int = 0,
     num_threads: int | None = None,
     precision: Precision = "float32",
-    adam: FusedAdam | None = None,
+    updates: Updates | None = None,
     done: int = 0,
 ) -> Iterator[EpochRecord]:
-    """Maximise the objective by ``pyro.infer.SVI`` with Adam, yielding after every epoch.
+    """Maximise the objective by ``pyro.infer.SVI``, yielding after every epoch.
 
-    An epoch depends on the weights, ``adam``, ``noise`` and the random stream of ``epoch_batches``
-    alone. Where these are restored, it is bit-identical.
+    An epoch depends on the weights, ``updates``, ``noise`` and the random stream of
+    ``epoch_batches`` alone. Where these are restored, it is bit-identical.
 
     Args:
         vae: the pair; its weights are changed in place. In evaluation mode whenever this yields.
         objective: what to maximise.
         epoch_batches: returns an iterator over one epoch of batches, x ``(batch, C, H, W)``.
         epochs: how many passes over the data.
-        learning_rate: Adam's.
+        learning_rate: of every step; or a function of the finished epochs and the finished steps of
+            this epoch.
         noise: the random stream of the guide's samples.
         compiled: whether a compiled graph computes losses and gradients, for batches of the first
             one's shape. Epochs in which the objective warms up run uncompiled.
         last_batch: images of a shorter last batch, where that has a graph of its own; else 0.
         num_threads: that a step runs on; by default as many as outside of the training.
         precision: of matrix products; see ``fast_arithmetic``.
-        adam: the optimiser of these weights, where a training continues; a new one by default.
+        updates: of these weights, where a training continues; by default new ones, with Adam.
         done: number of epochs that were finished before.
 
     Raises:
@@ -91,7 +92,7 @@ def train(
             not finite numbers, with the site that broke.
     """
     keep_freed_memory()
-    adam = FusedAdam(vae.parameters(), learning_rate) if adam is None else adam
+    updates = Updates(vae.parameters()) if updates is None else updates
     checked: Tensor | None = None
     can_share = num_processes(noise.device) > 1
     graphs = _Graphs(vae, compiled=compiled, last_batch=last_batch, can_share=can_share)
@@ -100,8 +101,8 @@ def train(
         vae.train()
         current = objective.at_epoch(epoch)
         loss = current.estimator()
-        watch = Watch(vae, noise.device, epoch, learning_rate)
-        svi = pyro.infer.SVI(vae.model, vae.guide, adam, loss.loss, watch.over(loss))
+        watch = Watch(vae, noise.device, epoch)
+        svi = pyro.infer.SVI(vae.model, vae.guide, updates, loss.loss, watch.over(loss))
         steps: list[Tensor] = []  # nats per image: (ELBO,) or (objective, ELBO)
         sizes: list[int] = []
         # Pyro 1.9's SVI finds parameters through the global store; the weights themselves live in
@@ -116,7 +117,13 @@ def train(
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # the watch reports it
             for x in epoch_batches():
                 graph = graphs.of(x, loss) if current == objective else None
-                watch.next_step(x)
+                rate = (
+                    learning_rate(epoch - 1, len(steps))
+                    if callable(learning_rate)
+                    else learning_rate
+                )
+                updates.begin_step(rate, len(x))
+                watch.next_step(x, rate)
                 if graph is not None:
                     # Of several batches that were prepared at once, each is a part of the whole.
                     whole = x if x._base is None else x._base
@@ -125,7 +132,7 @@ def train(
                         checked = whole
                     losses, *gradients = graph(x)
                     watch.require_finite(losses)
-                    adam.step(gradients)
+                    updates.step(gradients)
                 else:
                     losses = torch.tensor(svi.step(x), dtype=torch.float64).reshape(-1)
                 steps.append(losses / -len(x))  # a copy: the next step overwrites the losses
@@ -200,6 +207,8 @@ class _Graphs:
 def graph_of(vae: VAE, loss: SVILoss, x: Tensor) -> Callable[[Tensor], Outputs]:
     """Losses and gradients of an objective for batches of one shape, as one compiled graph.
 
+    The losses are sums over images, the gradients those of their mean.
+
     Args:
         vae: the pair.
         loss: of the objective.
@@ -215,6 +224,7 @@ def graph_of(vae: VAE, loss: SVILoss, x: Tensor) -> Callable[[Tensor], Outputs]:
 
     def losses_and_gradients(vae: VAE, x: Tensor) -> Outputs:
         surrogate, *losses = loss.tensors(vae.model, vae.guide, x)
+        surrogate = surrogate / len(x)
         weights = [weight for weight in vae.parameters() if weight.requires_grad]
         gradients = torch.autograd.grad(
             surrogate, weights, allow_unused=True, materialize_grads=True
