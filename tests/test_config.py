@@ -62,6 +62,13 @@ OPTIONS = {
     "optimizer": {"adam", "adamw", "sgd"},
     "schedule": {"constant", "multi_step", "cosine", "burda"},
     "evaluation": {"quick", "full"},
+    "recipe": {
+        "burda2016_iwae",
+        "burda2016_vae",
+        "davidson2018",
+        "rezende2015_vae",
+        "tucker2019_dreg",
+    },
     "tracking": {"mlflow", "none"},
 }
 

@@ -1,7 +1,9 @@
 """``fit``: what it keeps, when it stops, what it refuses, and that notebooks get the same bits."""
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +11,23 @@ import torch
 from vae_pyro.data import Dataset
 from vae_pyro.data.dataset import Split
 from vae_pyro.errors import CheckpointError, ConfigError, DataError
+from vae_pyro.evaluation import validate
 from vae_pyro.guide import DiagNormal
 from vae_pyro.likelihoods import Bernoulli
 from vae_pyro.networks import MLP
 from vae_pyro.objectives import ELBO, BetaELBO, Objective
 from vae_pyro.randomness import RandomStream
-from vae_pyro.training import Epoch, History, fit
+from vae_pyro.training import (
+    SGD,
+    Adam,
+    AdamW,
+    Burda,
+    Cosine,
+    Epoch,
+    History,
+    MultiStep,
+    fit,
+)
 from vae_pyro.training.checkpoints import Checkpoints
 from vae_pyro.training.early_stopping import EarlyStopping
 from vae_pyro.training.state import TrainingState
@@ -142,6 +155,11 @@ def test_a_high_elbo_of_a_warm_up_is_not_kept(few: Dataset) -> None:
         ({"epochs": 2.5}, "epochs: must be a whole number from 1 up, got 2.5"),
         ({"epochs": "2"}, "epochs: must be a whole number from 1 up, got '2'"),
         ({"keep": "first"}, "keep: must be 'best' or 'last', got 'first'"),
+        ({"fraction": 0.0}, "fraction: must be above 0 and at most 1, got 0.0"),
+        ({"fraction": 1.5}, "fraction: must be above 0 and at most 1"),
+        ({"ema_decay": 1.0}, "ema_decay: must be between 0 and 1, or None, got 1.0"),
+        ({"optimizer": "adam"}, "optimizer: must be of class Optimizer, such as .*Adam"),
+        ({"schedule": 0.1}, "schedule: must be of class Schedule, such as .*Cosine"),
     ],
 )
 def test_impossible_options_are_errors_in_words(
@@ -179,6 +197,11 @@ def test_more_epochs_continue_a_training_that_ended(few: Dataset, tmp_path: Path
         ({"seed": 1}, "its seed was 0, not 1"),
         ({"batch_size": 32}, "its batch_size was 64, not 32"),
         ({"objective": BetaELBO(1, beta=2.0)}, "its objective was ELBO"),
+        ({"optimizer": SGD()}, r"its optimizer was Adam\(.*, not SGD\("),
+        ({"optimizer": Adam(eps=1e-4)}, "its optimizer was Adam"),
+        ({"schedule": Cosine()}, r"its schedule was Constant\("),
+        ({"fraction": 0.5}, "its fraction was 1.0, not 0.5"),
+        ({"ema_decay": 0.9}, "its ema_decay was None, not 0.9"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(
@@ -214,3 +237,107 @@ def test_a_history_is_a_table_and_one_line(few: Dataset) -> None:
     assert f"kept epoch {history.kept_epoch}" in repr(history)
     with pytest.raises(KeyError, match="there are train/elbo"):
         history["elbo"]
+
+
+@dataclass(frozen=True)
+class Recording(SGD):
+    """Notes the learning rate of every step."""
+
+    rates: list[float] = field(default_factory=list, compare=False, repr=False)
+
+    def step(self, *arguments: Any) -> None:
+        self.rates.append(arguments[-1])
+        super().step(*arguments)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_step_has_the_rate_of_the_schedule(few: Dataset, compiled: bool) -> None:
+    """120 images are four batches of 32, the last one short; a half of 6 epochs are 3."""
+    schedule = Cosine(0.1, warmup_epochs=2)
+    optimizer = Recording()
+    train(
+        new_vae(),
+        few,
+        optimizer=optimizer,
+        schedule=schedule,
+        learning_rate=1e-3,
+        fraction=0.5,
+        batch_size=32,
+        compile_training=compiled,
+    )
+    at = [(epoch + step / 4) * 2 for epoch in range(3) for step in range(4)]
+    expected = [1e-3 * schedule.factor(t, 6) * min(1.0, (t + 0.5) / 2) for t in at]
+    assert optimizer.rates == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_average_is_evaluated_and_changes_no_step(few: Dataset) -> None:
+    plain, averaged = new_vae(), new_vae()
+    raw: list[list[torch.Tensor]] = []
+    train(plain, few, epochs=5, on_epoch=lambda _: raw.append([*map(copied, plain.parameters())]))
+    seen: list[list[torch.Tensor]] = []
+    history = train(
+        averaged,
+        few,
+        epochs=5,
+        ema_decay=0.5,
+        on_epoch=lambda _: seen.append([*map(copied, averaged.parameters())]),
+    )
+    assert history["train/elbo"] == train(new_vae(), few, epochs=5)["train/elbo"]
+    for epoch in range(1, 6):
+        assert all(not torch.equal(a, b) for a, b in zip(raw[epoch], seen[epoch], strict=True))
+    kept = seen[history.kept_epoch]
+    assert all(map(torch.equal, map(copied, averaged.parameters()), kept))
+    x = few.prepared("valid", averaged)
+    with RandomStream("validation", 0).active():
+        valid = validate(averaged, x, 5)
+    assert valid["valid/elbo"] == history["valid/elbo"][history.kept_epoch - 1]
+
+
+def copied(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().clone()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": AdamW(max_grad_norm=5.0), "schedule": Cosine(warmup_epochs=3)},
+        {"optimizer": SGD(0.9, nesterov=True), "schedule": Burda(), "learning_rate": 1e-4},
+        {"ema_decay": 0.99, "schedule": MultiStep((2.0, 4.0), 0.5), "fraction": 0.7},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_schedule_continues_to_the_same_bits(
+    options: dict[str, Any], compiled: bool, few: Dataset, tmp_path: Path
+) -> None:
+    options |= {"epochs": 8, "batch_size": 32, "compile_training": compiled}
+    whole = train(undisturbed := new_vae(), few, **options)
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.number == 4:
+            raise Stop
+
+    checkpoints = Checkpoints(tmp_path, 0)
+    with pytest.raises(Stop):
+        train(new_vae(), few, checkpoints=checkpoints, on_epoch=stop, **options)
+    checkpoints.flush()
+    seen: list[Epoch] = []
+    fresh = new_vae()
+    history = train(
+        fresh, few, checkpoints=Checkpoints(tmp_path, 0), on_epoch=seen.append, **options
+    )
+    assert [epoch.number for epoch in seen if epoch.is_restored] == [1, 2, 3]
+    assert [e.metrics for e in history.epochs] == [e.metrics for e in whole.epochs]
+    assert all(map(torch.equal, map(copied, fresh.parameters()), undisturbed.parameters()))
+
+
+def test_other_epochs_are_another_training_where_the_schedule_depends_on_them(
+    few: Dataset, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"schedule": Cosine(), "checkpoints": Checkpoints(tmp_path, 0)}
+    train(new_vae(), few, epochs=2, **options)
+    with pytest.raises(CheckpointError, match="its epochs was 2, not 3"):
+        train(new_vae(), few, epochs=3, **options)

@@ -18,7 +18,7 @@ _ADDRESS = "https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/chardata
 _FILE = "omniglot_burda/chardata.mat"
 _SIDE = 28
 _MOST_BYTES = 500_000_000
-_NUM_VALID, _SHUFFLE_SEED = 1_345, 123  # as in the code of the paper
+_SHUFFLE_SEED = 123  # as in the paper's code
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class OmniglotBurda(ImageSource):
 
     root: str = "data"
 
-    num_valid: ClassVar[int] = _NUM_VALID
+    num_valid: ClassVar[int] = 1_345  # likewise
 
     def _read(self) -> Dataset:
         path = Path(self.root) / _FILE

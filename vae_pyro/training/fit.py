@@ -20,7 +20,7 @@ from vae_pyro.randomness import RandomStream
 from vae_pyro.training.checkpoints import Checkpoints
 from vae_pyro.training.early_stopping import EarlyStopping, Keep
 from vae_pyro.training.history import Epoch, History
-from vae_pyro.training.optimizers import Optimizer
+from vae_pyro.training.optimizers import Adam, Optimizer
 from vae_pyro.training.schedules import Constant, Schedule
 from vae_pyro.training.state import TrainingState
 from vae_pyro.training.svi import EpochRecord, train
@@ -112,8 +112,9 @@ def fit(
     _require_in_range(learning_rate, fraction, ema_decay)
     _require_chosen(keep, precision)
     objective = ELBO() if objective is None else objective
+    optimizer = Adam() if optimizer is None else optimizer
     schedule = Constant() if schedule is None else schedule
-    _require_kinds(vae, data, objective)
+    _require_kinds(vae, data, objective, optimizer, schedule)
     of_schedule, epochs = epochs, shortened(epochs, fraction)
     device = vae.device
     valid_x = data.prepared("valid", vae)
@@ -253,11 +254,15 @@ def _require_chosen(keep: str, precision: str) -> None:
         raise ConfigError(f"precision: must be 'float32' or 'bfloat16', got {precision!r}")
 
 
-def _require_kinds(vae: object, data: object, objective: object) -> None:
+def _require_kinds(
+    vae: object, data: object, objective: object, optimizer: object, schedule: object
+) -> None:
     for name, given, kind, example in (
         ("vae", vae, VAE, "build_vae(...)"),
         ("data", data, Dataset, "data.Digits().load()"),
         ("objective", objective, Objective, "objectives.ELBO()"),
+        ("optimizer", optimizer, Optimizer, "training.Adam()"),
+        ("schedule", schedule, Schedule, "training.Cosine()"),
     ):
         if not isinstance(given, kind):
             raise ConfigError(
