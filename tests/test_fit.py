@@ -270,6 +270,22 @@ def test_every_step_has_the_rate_of_the_schedule(few: Dataset, compiled: bool) -
     assert optimizer.rates == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [30, 50])
+def test_a_compiled_step_is_as_long_as_another(few: Dataset, batch_size: int) -> None:
+    """SGD shows the size of a gradient, which Adam divides out."""
+    options: dict[str, Any] = {"optimizer": SGD(), "epochs": 2, "batch_size": batch_size}
+    compiled, plain = new_vae(), new_vae()
+    train(compiled, few, compile_training=True, **options)
+    train(plain, few, compile_training=False, **options)
+    for mine, theirs, start in zip(
+        compiled.parameters(), plain.parameters(), new_vae().parameters(), strict=True
+    ):
+        moved = (theirs - start).norm()
+        assert moved > 0
+        assert (mine - theirs).norm() < 1e-2 * moved
+
+
 def test_the_average_is_evaluated_and_changes_no_step(few: Dataset) -> None:
     plain, averaged = new_vae(), new_vae()
     raw: list[list[torch.Tensor]] = []

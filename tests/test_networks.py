@@ -1,5 +1,7 @@
 """Networks keep every batch axis and give the number of outputs that was asked for."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -105,3 +107,24 @@ def test_a_width_of_zero_is_refused(widths: tuple[int, ...]) -> None:
         MLP(widths)
     with pytest.raises(ValueError, match=r"^channels: needs one or more"):
         Conv(widths)
+
+
+def test_glorots_initialisation_is_pytorchs_with_zero_biases() -> None:
+    """Uniform up to sqrt(6 / (inputs + outputs)); the output's bias is the given one."""
+    network = MLP((300, 200), initialisation="glorot")
+    initial = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    encoder, decoder = network.encoder((1, 8, 8), 50), network.decoder(25, initial)
+    layers = [
+        layer for part in (encoder, decoder) for layer in part if isinstance(layer, nn.Linear)
+    ]
+    assert len(layers) == 6
+    for number, layer in enumerate(layers):
+        bound = math.sqrt(6 / (layer.in_features + layer.out_features))
+        largest = layer.weight.abs().max().item()
+        assert 0.99 * bound < largest <= bound
+        variance = layer.weight.var().item()
+        size = layer.weight.numel()  # the square of a uniform number has the variance 4 b^4 / 45
+        assert abs(variance - bound**2 / 3) < 5 * math.sqrt(4 / 45 / size) * bound**2
+        expected = initial.flatten() if number == 5 else torch.zeros(layer.out_features)
+        assert torch.equal(layer.bias, expected)
