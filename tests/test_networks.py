@@ -115,9 +115,8 @@ def test_glorots_initialisation_is_pytorchs_with_zero_biases() -> None:
     initial = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     encoder, decoder = network.encoder((1, 8, 8), 50), network.decoder(25, initial)
-    layers = [
-        layer for part in (encoder, decoder) for layer in part if isinstance(layer, nn.Linear)
-    ]
+    parts = [*encoder.modules(), *decoder.modules()]
+    layers = [layer for layer in parts if isinstance(layer, nn.Linear)]
     assert len(layers) == 6
     for number, layer in enumerate(layers):
         bound = math.sqrt(6 / (layer.in_features + layer.out_features))
