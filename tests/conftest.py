@@ -6,10 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hypothesis import settings
+from omegaconf import OmegaConf
 
 # Before vae_pyro: the shapes in the annotations of what is imported later are checked.
 from tests import database, forkserver, shape_checks  # noqa: F401
@@ -32,6 +35,13 @@ needs_mnist = pytest.mark.skipif(
     not (MNIST_ROOT / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file(),
     reason="MNIST is not at hand: set VAE_PYRO_DATA to a folder that holds MNIST/raw",
 )
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The resolved configuration of a command line."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        tree: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    return dict(tree)
 
 
 _SHARED = (

@@ -5,12 +5,10 @@ import json
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, composed
 from vae_pyro.config import build, flatten, parse_config, resolve
 from vae_pyro.data import MNIST, ImageSource
 from vae_pyro.errors import ConfigError
@@ -74,12 +72,6 @@ OPTIONS = {
 
 
 BASES = {**GROUPS, "likelihood": Likelihood, "guide": Guide}
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        tree: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    return dict(tree)
 
 
 def with_value(key: str, value: Any) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tests.conftest import MNIST_ROOT, ROOT, needs_mnist
+from tests.conftest import MNIST_ROOT, ROOT, composed, needs_mnist
 from vae_pyro.config import build, parse_config
 from vae_pyro.networks import Network
 from vae_pyro.training import Schedule
@@ -37,12 +36,6 @@ FEW = (
     "tracking=none",
     "hydra.run.dir=job",
 )
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        tree: Any = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    return dict(tree)
 
 
 def lines(recipe: str) -> list[str]:

@@ -137,6 +137,8 @@ def test_a_split_takes_the_first_and_the_last_images() -> None:
         assert torch.equal(data.valid.images, official[-last:])
         assert torch.equal(data.valid.labels, labels[-last:])
         assert torch.equal(data.test.images, usual.test.images)
+        assert data.test_checksum == usual.test_checksum
+        assert (data.checksum == usual.checksum) == (data is usual)
 
 
 @needs_mnist

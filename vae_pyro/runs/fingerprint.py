@@ -120,7 +120,7 @@ def describe_x(data: str, binarisation: Binarisation, likelihood: Likelihood) ->
 
 
 def identify_x(dataset: Dataset, likelihood: Likelihood) -> str:
-    """Identifies a set of test x: the data, and how binary pixels were drawn."""
+    """Identifies a set of test x: the test images, and how binary pixels were drawn."""
     if likelihood.support is Support.BINARY:
-        return f"{dataset.checksum} {dataset.preparation_seed}"
-    return dataset.checksum
+        return f"{dataset.test_checksum} {dataset.preparation_seed}"
+    return dataset.test_checksum
