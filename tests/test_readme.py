@@ -124,7 +124,7 @@ def test_every_command_is_known() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(line, marks=[needs_mnist] if "mnist" in line else [])
+        pytest.param(line, marks=[needs_mnist] if "mnist" in line or "recipe" in line else [])
         for line in PYTHON_COMMANDS
     ],
 )
@@ -138,6 +138,9 @@ def test_command(copy: Path, command: str) -> None:
     if "data=mnist" in arguments:
         few = "data.classes=[0]"  # a tenth of the images
         extra = ("training.epochs=1", *QUICK[1:], f"data.root={MNIST_ROOT}", few)
+    if "recipe=" in command:
+        small = ("data.split=400/50", "data.classes=[0]", "evaluation.iwae_samples=[1,50]")
+        extra = (*QUICK, f"data.root={MNIST_ROOT}", *small, "evaluation.num_images=2")
     done = run(copy, "python", program, *extra, *arguments)
     assert "latent_dim" in done.stdout
 
