@@ -157,7 +157,8 @@ def test_params_and_tags_follow_the_contract(sweep: Sweep) -> None:
         assert params["latent_dim"] == str(latent_dim)
         assert params["likelihood"] == "bernoulli"
         assert params["training.epochs"] == "200"
-        assert len(params) <= 10  # MLflow prints all of them above each picture
+        assert len(params) <= 11  # MLflow prints all of them above each picture
+        assert "recipe" not in params  # none was chosen
         assert run.info.run_name == f"d={latent_dim}"
         assert re.fullmatch("[0-9a-f]{64}", tags["fingerprint"])
         fingerprints.add(tags["fingerprint"])

@@ -43,7 +43,11 @@ def main(cfg: DictConfig) -> float | None:
     job = Job(
         name=", ".join(chosen) if chosen else "defaults",
         settings=split_overrides(chosen),
-        choices={k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")},
+        choices={
+            group: option
+            for group, option in hydra.runtime.choices.items()
+            if option is not None and not group.startswith("hydra/")
+        },
         output=output,
         parent=sweep.parent if sweep else None,
         sweep=sweep.token if sweep else None,
