@@ -91,7 +91,9 @@ def test_a_score_does_not_depend_on_the_form_or_on_the_store(
     table = command(folder, "score", "job", "images/00.png").stdout
     assert "digits: 17 levels" in table
     (shown,) = re.findall(r"images/00\.png +(-\d+\.\d+)", table)
-    assert abs(float(shown) - float(rows[0]["elbo"])) < 0.5  # from other samples
+    with (folder / "job/per_image.csv").open() as file:
+        error = float(next(csv.DictReader(file))["elbo_std_error"])
+    assert abs(float(shown) - float(rows[0]["elbo"])) < 7 * error + 0.05  # other samples; rounded
     assert "share of the run's 300 test images" in table
 
 

@@ -9,13 +9,10 @@ from torch import Tensor
 from vae_pyro.errors import DataError
 from vae_pyro.files import read_regular
 
-ADDRESS = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
-FOLDER = "binarized_mnist"
-"""Of the files, under the folder with all data sets."""
+_ADDRESS = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+_FOLDER = "binarized_mnist"  # of the files, under the folder with all data sets
 _SIDE = 28
 _MOST_BYTES = 200_000_000  # the largest of the published files has 78 million
-_DIGITS = b"01"
-_BETWEEN = b" \t\r\n"
 
 
 def read_larochelle(root: Path, part: str) -> Tensor:
@@ -33,19 +30,19 @@ def read_larochelle(root: Path, part: str) -> Tensor:
 
     Source: Larochelle and Murray (2011); drawn as by Salakhutdinov and Murray (2008).
     """
-    path = root / FOLDER / f"{FOLDER}_{part}.amat"
+    path = root / _FOLDER / f"{_FOLDER}_{part}.amat"
     if not path.exists():
         raise DataError(
             f"{path.resolve()} does not exist: download the files for train, valid and test from "
-            f"{ADDRESS} into this folder, point data.root or VAE_PYRO_DATA at the folder that "
-            f"holds {FOLDER}, or use data.binarisation=static, which binarises MNIST anew"
+            f"{_ADDRESS} into this folder, point data.root or VAE_PYRO_DATA at the folder that "
+            f"holds {_FOLDER}, or use data.binarisation=static, which binarises MNIST anew"
         )
     try:
         return parse_amat(read_regular(path, _MOST_BYTES))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(
-            f"{path.resolve()} cannot be read ({why}): download it again from {ADDRESS}"
+            f"{path.resolve()} cannot be read ({why}): download it again from {_ADDRESS}"
         ) from error
 
 
@@ -62,24 +59,26 @@ def parse_amat(content: bytes) -> Tensor:
         ValueError: where a line has something else, or another number of pixels.
     """
     characters = np.frombuffer(content, dtype=np.uint8)
-    is_pixel = np.isin(characters, list(_DIGITS))
-    is_other = ~(is_pixel | np.isin(characters, list(_BETWEEN)))
-    lines = np.flatnonzero(np.append(characters, ord("\n")) == ord("\n"))
+    is_pixel = (characters == ord("0")) | (characters == ord("1"))
+    is_other = ~is_pixel
+    for space in b" \t\r\n":
+        is_other &= characters != space
+    ends = np.flatnonzero(characters == ord("\n"))
     if is_other.any():
         first = int(np.argmax(is_other))
-        line = int(np.searchsorted(lines, first)) + 1
+        line = int(np.searchsorted(ends, first)) + 1
         raise ValueError(f"line {line} has {chr(characters[first])!r}, but pixels are 0 or 1")
     touching = is_pixel[1:] & is_pixel[:-1]
     if touching.any():
-        line = int(np.searchsorted(lines, np.argmax(touching))) + 1
+        line = int(np.searchsorted(ends, np.argmax(touching))) + 1
         raise ValueError(f"line {line} has two pixels without a space between them")
-    until = np.concatenate([[0], np.cumsum(is_pixel)])  # pixels before each character
-    in_line = np.diff(until[np.minimum(lines, len(characters))], prepend=0)
+    if not is_pixel.any():
+        raise ValueError("it has no images")
+    starts = np.concatenate([[0], ends + 1])
+    in_line = np.add.reduceat(is_pixel, starts[starts < len(characters)], dtype=np.int32)
     wrong = (in_line != _SIDE**2) & (in_line != 0)
     if wrong.any():
         line = int(np.argmax(wrong))
         raise ValueError(f"line {line + 1} has {in_line[line]:,} pixels, not {_SIDE**2}")
-    if not is_pixel.any():
-        raise ValueError("it has no images")
     pixels = characters[is_pixel] - ord("0")
     return torch.from_numpy(pixels).reshape(-1, 1, _SIDE, _SIDE)
