@@ -54,12 +54,12 @@ OPTIONS = {
         "categorical",
         "discretized_logistic_mixture",
     },
-    "network": {"mlp", "conv", "linear"},
+    "network": {"mlp", "mlp_he", "conv", "linear"},
     "guide": {"diag_normal", "full_rank_normal", "flow"},
     "objective": {"elbo", "elbo_analytic_kl", "iwae", "dreg", "beta_elbo"},
     "optimizer": {"adam", "adamw", "sgd"},
     "schedule": {"constant", "multi_step", "cosine", "burda"},
-    "evaluation": {"quick", "full"},
+    "evaluation": {"quick", "many_images", "full"},
     "recipe": {
         "burda2016_iwae",
         "burda2016_vae",
@@ -103,7 +103,10 @@ def test_every_option_of_every_group_is_valid() -> None:
     "group", ["likelihood", "network", "guide", "objective", "optimizer", "schedule", "data"]
 )
 def test_every_options_keys_are_all_its_class_takes(group: str) -> None:
-    """A YAML spells out each option with the default of its class: one place to read them."""
+    """A YAML spells out each option with the default of its class: one place to read them.
+
+    A variant is named by what it changes.
+    """
     for option in sorted(OPTIONS[group]):
         written = composed(f"{group}={option}")[group]
         cls: type = resolve(written, BASES[group], group)[0]
@@ -112,6 +115,8 @@ def test_every_options_keys_are_all_its_class_takes(group: str) -> None:
             for name, parameter in inspect.signature(cls).parameters.items()
             if parameter.default is not parameter.empty and name != "root"
         }
+        if option == "mlp_he":
+            defaults["initialisation"] = "he"
         shown = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in written.items()
@@ -120,6 +125,22 @@ def test_every_options_keys_are_all_its_class_takes(group: str) -> None:
         assert shown.items() <= defaults.items(), option
         if group != "data":
             assert shown == defaults, option
+
+
+def test_mnist_chooses_a_network_a_schedule_and_a_budget_unless_the_user_does() -> None:
+    chosen = parse_config(composed("data=mnist"))
+    assert chosen.network["initialisation"] == "he"
+    assert chosen.schedule["_target_"].endswith("Cosine")
+    assert chosen.evaluation.num_samples == 200
+    users = ("network=conv", "schedule=constant", "evaluation=full", "training.epochs=3")
+    users_own = parse_config(composed("data=mnist", *users))
+    assert users_own.network["_target_"].endswith("Conv")
+    assert users_own.schedule["_target_"].endswith("Constant")
+    assert users_own.evaluation.num_samples == 5000
+    assert users_own.training.epochs == 3
+    recipe = parse_config(composed("recipe=davidson2018"))  # has MNIST, and its own of the rest
+    assert recipe.network["initialisation"] == "pytorch"
+    assert recipe.schedule["_target_"].endswith("Constant")
 
 
 def test_linear_gaussian_data_choose_what_fits_them_unless_the_user_does() -> None:

@@ -109,21 +109,42 @@ def test_a_width_of_zero_is_refused(widths: tuple[int, ...]) -> None:
         Conv(widths)
 
 
-def test_glorots_initialisation_is_pytorchs_with_zero_biases() -> None:
-    """Uniform up to sqrt(6 / (inputs + outputs)); the output's bias is the given one."""
-    network = MLP((300, 200), initialisation="glorot")
-    initial = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+INITIAL = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def _linear_layers(network: MLP) -> list[nn.Linear]:
+    """Three of an encoder and three of a decoder, the last of each its output layer."""
     torch.manual_seed(0)
-    encoder, decoder = network.encoder((1, 8, 8), 50), network.decoder(25, initial)
+    encoder, decoder = network.encoder((1, 8, 8), 50), network.decoder(25, INITIAL)
     parts = [*encoder.modules(), *decoder.modules()]
     layers = [layer for layer in parts if isinstance(layer, nn.Linear)]
     assert len(layers) == 6
-    for number, layer in enumerate(layers):
+    return layers
+
+
+def test_glorots_initialisation_is_pytorchs_with_zero_biases() -> None:
+    """Uniform up to sqrt(6 / (inputs + outputs)); the output's bias is the given one."""
+    for number, layer in enumerate(_linear_layers(MLP((300, 200), initialisation="glorot"))):
         bound = math.sqrt(6 / (layer.in_features + layer.out_features))
         largest = layer.weight.abs().max().item()
         assert 0.99 * bound < largest <= bound
         variance = layer.weight.var().item()
         size = layer.weight.numel()  # the square of a uniform number has the variance 4 b^4 / 45
         assert abs(variance - bound**2 / 3) < 5 * math.sqrt(4 / 45 / size) * bound**2
-        expected = initial.flatten() if number == 5 else torch.zeros(layer.out_features)
+        expected = INITIAL.flatten() if number == 5 else torch.zeros(layer.out_features)
         assert torch.equal(layer.bias, expected)
+
+
+def test_hes_initialisation_is_that_of_hidden_layers() -> None:
+    """A normal with variance 2 / inputs and zero biases; output layers are PyTorch's."""
+    for number, layer in enumerate(_linear_layers(MLP((300, 200), initialisation="he"))):
+        if number in {2, 5}:
+            bound = layer.in_features**-0.5
+            assert 0.99 * bound < layer.weight.abs().max().item() <= bound
+            continue
+        scaled = layer.weight.double().flatten() * math.sqrt(layer.in_features / 2)
+        size = scaled.numel()
+        assert abs(scaled.mean().item()) < 5 * size**-0.5
+        assert abs(scaled.square().mean().item() - 1) < 5 * math.sqrt(2 / size)
+        assert abs(scaled.pow(4).mean().item() - 3) < 5 * math.sqrt(96 / size)  # of a normal
+        assert torch.equal(layer.bias, torch.zeros(layer.out_features))

@@ -24,7 +24,7 @@ MAX_WIDTH = 10**9
 _MAX_DEPTH = 1_000
 OutputBias = Literal["zero", "data"]
 Activation = Literal["elu", "gelu", "relu", "silu", "softplus", "tanh"]
-Initialisation = Literal["pytorch", "glorot"]
+Initialisation = Literal["pytorch", "glorot", "he"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ class MLP(Network):
     Args:
         hidden: widths of the hidden layers, from the image to z in the encoder.
         activation: after each of them.
-        initialisation: of the weights: ``pytorch``, that of ``torch.nn.Linear``; or ``glorot``,
-            uniform with variance 2 / (inputs + outputs), and zero biases.
+        initialisation: ``pytorch``, as ``torch.nn.Linear``. Or zero biases and weights that are
+            uniform with variance 2 / (inputs + outputs): ``glorot``; or that are, in hidden layers
+            only, normal with variance 2 / inputs: ``he`` (He et al., 2015).
         output_bias: see ``Network``.
 
     Raises:
@@ -91,24 +92,23 @@ class MLP(Network):
 
     def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
         widths = (math.prod(image_shape), *self.hidden)
-        last = self._linear(widths[-1], num_outputs)
+        last = self._linear(widths[-1], num_outputs, is_last=True)
         return nn.Sequential(nn.Flatten(-3), *self._layers(widths), last)
 
     def decoder(self, latent_dim: int, initial: Tensor) -> nn.Module:
         widths = (latent_dim, *reversed(self.hidden))
-        layers, last = self._layers(widths), self._linear(widths[-1], initial.numel())
+        layers, last = self._layers(widths), self._linear(widths[-1], initial.numel(), is_last=True)
         return nn.Sequential(*layers, *_output(last, initial))
 
     def _layers(self, widths: Sequence[int]) -> list[nn.Module]:
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [self._linear(before, after), ACTIVATIONS[self.activation]()]
-        return layers
+        act = ACTIVATIONS[self.activation]
+        return [layer for pair in pairwise(widths) for layer in (self._linear(*pair), act())]
 
-    def _linear(self, num_inputs: int, num_outputs: int) -> nn.Linear:
+    def _linear(self, num_inputs: int, num_outputs: int, *, is_last: bool = False) -> nn.Linear:
         layer = nn.Linear(num_inputs, num_outputs)
-        if self.initialisation == "glorot":
-            nn.init.xavier_uniform_(layer.weight)
+        start = {"glorot": nn.init.xavier_uniform_, "he": nn.init.kaiming_normal_}
+        if self.initialisation == "glorot" or (self.initialisation == "he" and not is_last):
+            start[self.initialisation](layer.weight)
             nn.init.zeros_(layer.bias)
         return layer
 
@@ -143,11 +143,10 @@ class Conv(Network):
         _require_widths("channels", self.channels)
 
     def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
-        colours, height, width = image_shape
         layers: list[nn.Module] = []
-        for before, after in pairwise((colours, *self.channels)):
+        for before, after in pairwise((image_shape[0], *self.channels)):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), self._block(after)]
-        height, width = self._sizes(height, width)[-1]
+        height, width = self._sizes(*image_shape[1:])[-1]
         return nn.Sequential(
             OverBatchAxes(nn.Sequential(*layers, self._activation()), event_dim=3),
             nn.Flatten(-3),
