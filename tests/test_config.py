@@ -127,13 +127,14 @@ def test_every_options_keys_are_all_its_class_takes(group: str) -> None:
             assert shown == defaults, option
 
 
-def test_mnist_chooses_a_network_a_schedule_and_a_budget_unless_the_user_does() -> None:
-    chosen = parse_config(composed("data=mnist"))
+@pytest.mark.parametrize("data", ["mnist", "fashion_mnist", "kmnist"])
+def test_mnist_chooses_a_network_a_schedule_and_a_budget_unless_the_user_does(data: str) -> None:
+    chosen = parse_config(composed(f"data={data}"))
     assert chosen.network["initialisation"] == "he"
     assert chosen.schedule["_target_"].endswith("Cosine")
     assert chosen.evaluation.num_samples == 200
     users = ("network=conv", "schedule=constant", "evaluation=full", "training.epochs=3")
-    users_own = parse_config(composed("data=mnist", *users))
+    users_own = parse_config(composed(f"data={data}", *users))
     assert users_own.network["_target_"].endswith("Conv")
     assert users_own.schedule["_target_"].endswith("Constant")
     assert users_own.evaluation.num_samples == 5000
