@@ -133,6 +133,7 @@ def test_mnist_chooses_a_network_a_schedule_and_a_budget_unless_the_user_does(da
     assert chosen.network["initialisation"] == "he"
     assert chosen.schedule["_target_"].endswith("Cosine")
     assert chosen.evaluation.num_samples == 200
+    assert chosen.evaluation.num_evaluations == 5000
     users = ("network=conv", "schedule=constant", "evaluation=full", "training.epochs=3")
     users_own = parse_config(composed(f"data={data}", *users))
     assert users_own.network["_target_"].endswith("Conv")

@@ -136,7 +136,7 @@ def assert_reliable(estimate: Estimate) -> None:
 )
 def test_a_narrow_and_shifted_guide_is_mended(dims: int, shift: float, stretch: float) -> None:
     truth = Correlated(dims, shift, stretch)
-    budget, num_images = (3000, 200) if dims < 50 else (20_000, 40)
+    budget, num_images = (3000, 200) if dims < 50 else (5000, 40)
     x = truth.sample(num_images)
     exact = truth.log_marginal(x)
     estimate = AdaptiveImportanceSampling(budget)(truth.program, x)

@@ -86,7 +86,7 @@ def test_fitting_weighted_samples_recovers_the_means() -> None:
         torch.full_like(truth.share, 0.5),
     )
     for _ in range(40):
-        mixture = mixture.fitted(z, weights)
+        mixture = mixture.fitted(z, weights, towards=mixture.scale)
     # The 60 fits are independent: their spread is the standard error of their mean.
     std_error = mixture.loc.std(0) / math.sqrt(batch)
     assert ((mixture.loc.mean(0) - loc) / std_error).abs().max() < 4.5
@@ -109,7 +109,7 @@ def test_a_fit_raises_the_likelihood() -> None:
     now = a_mixture(10, 3, 2)
     before = now.log_prob(z).mean(1)
     for _ in range(20):
-        now = now.fitted(z, weights)
+        now = now.fitted(z, weights, towards=now.scale)
     after = now.log_prob(z).mean(1)
     assert (after > before).all()
 
@@ -118,7 +118,8 @@ def test_a_component_without_weight_is_left_alone() -> None:
     mixture = a_mixture(2, 2, 2)
     dead = StudentMixture(mixture.loc, mixture.scale, torch.tensor([[1.0, 0.0]] * 2).double())
     z = dead.sample(100)
-    fitted = dead.fitted(z, torch.full((2, 100), 0.01, dtype=torch.float64))
+    weights = torch.full((2, 100), 0.01, dtype=torch.float64)
+    fitted = dead.fitted(z, weights, towards=dead.scale)
     assert torch.equal(fitted.loc[:, 1], dead.loc[:, 1])
     assert torch.equal(fitted.scale[:, 1], dead.scale[:, 1])
     assert fitted.share.tolist() == [[1.0, 0.0]] * 2
@@ -128,8 +129,32 @@ def test_a_component_without_weight_is_left_alone() -> None:
 def test_few_samples_leave_the_scale_invertible() -> None:
     mixture = a_mixture(3, 1, 10)
     z = mixture.sample(4)
-    fitted = mixture.fitted(z, torch.full((3, 4), 0.25, dtype=torch.float64))
+    weights = torch.full((3, 4), 0.25, dtype=torch.float64)
+    fitted = mixture.fitted(z, weights, towards=mixture.scale)
     assert torch.linalg.eigvalsh(fitted.scale).min() > 0
+
+
+@pytest.mark.parametrize("dims", [2, 40])
+def test_many_steps_on_few_samples_do_not_forget_the_scale_they_are_drawn_towards(
+    dims: int,
+) -> None:
+    """The limit of one component: 6 (D + 2) samples' worth of it, and what the samples say."""
+    number = 3 * dims
+    truth = a_mixture(4, 1, dims)
+    z, towards = truth.sample(number), truth.scale
+    weights = torch.full((4, number), 1 / number, dtype=torch.float64)
+    now = truth
+    for _ in range(300):
+        now = now.fitted(z, weights, towards)
+    nu = truth.freedom
+    for image in range(4):
+        away = z[image] - now.loc[image, 0]
+        inverse = torch.linalg.inv(now.scale[image, 0])
+        pull = (nu + dims) / (nu + torch.einsum("si,ij,sj->s", away, inverse, away))
+        scatter = torch.einsum("s,si,sj->ij", pull, away, away) / number
+        worth = 6 * (dims + 2)
+        expected = (number * scatter + worth * towards[image, 0]) / (number + worth)
+        assert torch.allclose(now.scale[image, 0], expected, rtol=5e-3, atol=5e-3)  # the ridge
 
 
 def test_the_lightest_component_moves_to_a_sample_of_much_weight() -> None:

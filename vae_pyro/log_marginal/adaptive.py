@@ -163,6 +163,7 @@ class AdaptiveImportanceSampling(Estimator):
         is_low = dims <= _LOW
         shares = torch.full_like(mixture.loc[:, 0, 0], 0.3)
         proposal = AdaptedProposal(mixture.widened(_WIDER[is_low]), _PRIOR_SHARE[is_low], shares)
+        from_gradients = mixture.scale
         proposals: list[AdaptedProposal] = []
         points = total = None  # of all rounds; the log of the sum of their proposals' densities
         for number in range(1, _FITTING_ROUNDS + 1):
@@ -187,7 +188,10 @@ class AdaptiveImportanceSampling(Estimator):
                 )
             mixture = mixture.reseeded(points.z, raw)
             for _ in range(_EM_STEPS):
-                mixture = mixture.fitted(points.z, weights)
+                # In many dimensions the covariance of few samples is mostly noise. Drawn towards
+                # the present scale, it would take up more of it with every step and round.
+                towards = mixture.scale if is_low else from_gradients
+                mixture = mixture.fitted(points.z, weights, towards)
             proposal = AdaptedProposal(
                 mixture.widened(_WIDER[is_low]),
                 _PRIOR_SHARE[is_low],

@@ -136,15 +136,18 @@ class StudentMixture:
         )
 
     def fitted(
-        self, z: Float[Tensor, "batch samples dims"], weights: Float[Tensor, "batch samples"]
+        self,
+        z: Float[Tensor, "batch samples dims"],
+        weights: Float[Tensor, "batch samples"],
+        towards: Float[Tensor, "batch components dims dims"],
     ) -> "StudentMixture":
         """After one step of expectation maximisation on weighted samples.
-
-        Where few samples carry a component's weight, its scale is drawn towards the present one.
 
         Args:
             z: samples, ``(batch, samples, D)``.
             weights: theirs, non-negative, ``(batch, samples)``.
+            towards: scale matrices that those of the components are drawn towards, the more the
+                fewer samples carry a component's weight; ``(batch, C, D, D)``.
 
         Source: Cappe et al. (2008), section 4.
         """
@@ -157,7 +160,7 @@ class StudentMixture:
         scatter = _scatter(z, loc, pulled) / mass.clamp(min=_TINY)[..., None, None]
         effective = mass.square() / belongs.square().sum(-1).clamp(min=_TINY**2)
         trust = (effective / (effective + 6 * (dims + 2)))[..., None, None]
-        scale = trust * scatter + (1 - trust) * self.scale
+        scale = trust * scatter + (1 - trust) * towards
         alive = mass > _TINY**0.5
         share = mass / mass.sum(-1, keepdim=True) + _LIGHTEST * (self.share > 0)
         return StudentMixture(
