@@ -106,9 +106,11 @@ class MLP(Network):
 
     def _linear(self, num_inputs: int, num_outputs: int, *, is_last: bool = False) -> nn.Linear:
         layer = nn.Linear(num_inputs, num_outputs)
-        start = {"glorot": nn.init.xavier_uniform_, "he": nn.init.kaiming_normal_}
-        if self.initialisation == "glorot" or (self.initialisation == "he" and not is_last):
-            start[self.initialisation](layer.weight)
+        if self.initialisation == "glorot":
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        elif self.initialisation == "he" and not is_last:
+            nn.init.kaiming_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
         return layer
 
@@ -143,12 +145,13 @@ class Conv(Network):
         _require_widths("channels", self.channels)
 
     def encoder(self, image_shape: tuple[int, int, int], num_outputs: int) -> nn.Module:
+        act = ACTIVATIONS[self.activation]
         layers: list[nn.Module] = []
         for before, after in pairwise((image_shape[0], *self.channels)):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), self._block(after)]
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), Residual(after, act)]
         height, width = self._sizes(*image_shape[1:])[-1]
         return nn.Sequential(
-            OverBatchAxes(nn.Sequential(*layers, self._activation()), event_dim=3),
+            OverBatchAxes(nn.Sequential(*layers, act()), event_dim=3),
             nn.Flatten(-3),
             nn.Linear(self.channels[-1] * height * width, num_outputs),
         )
@@ -156,26 +159,20 @@ class Conv(Network):
     def decoder(self, latent_dim: int, initial: Tensor) -> nn.Module:
         num_parameters, colours, height, width = initial.shape
         sizes = self._sizes(height, width)[::-1]
-        first = (self.channels[-1], *sizes[0])
-        layers: list[nn.Module] = [self._block(self.channels[-1])]
+        first, act = (self.channels[-1], *sizes[0]), ACTIVATIONS[self.activation]
+        layers: list[nn.Module] = [Residual(self.channels[-1], act)]
         for (before, after), size in zip(
             pairwise((*reversed(self.channels), self.channels[0])), sizes[1:], strict=True
         ):
-            layers += [Resize(size), nn.Conv2d(before, after, 3, padding=1), self._block(after)]
+            layers += [Resize(size), nn.Conv2d(before, after, 3, padding=1), Residual(after, act)]
         last = nn.Conv2d(self.channels[0], num_parameters * colours, 3, padding=1, bias=False)
         return nn.Sequential(
             nn.Linear(latent_dim, math.prod(first)),
             Reshape(first),
-            OverBatchAxes(nn.Sequential(*layers, self._activation(), last), event_dim=3),
+            OverBatchAxes(nn.Sequential(*layers, act(), last), event_dim=3),
             Reshape(tuple(initial.shape), event_dim=3),
             Bias(initial),
         )
-
-    def _activation(self) -> nn.Module:
-        return ACTIVATIONS[self.activation]()
-
-    def _block(self, channels: int) -> nn.Module:
-        return Residual(channels, self._activation)
 
     def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of the image and after each stage, rounded up."""
