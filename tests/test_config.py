@@ -140,7 +140,10 @@ def test_mnist_chooses_a_network_a_schedule_and_a_budget_unless_the_user_does(da
     assert users_own.schedule["_target_"].endswith("Constant")
     assert users_own.evaluation.num_samples == 5000
     assert users_own.training.epochs == 3
-    recipe = parse_config(composed("recipe=davidson2018"))  # has MNIST, and its own of the rest
+
+
+def test_a_recipe_has_its_own_network_and_schedule_whatever_its_data_choose() -> None:
+    recipe = parse_config(composed("recipe=davidson2018"))  # of MNIST
     assert recipe.network["initialisation"] == "pytorch"
     assert recipe.schedule["_target_"].endswith("Constant")
 

@@ -70,9 +70,9 @@ class MLP(Network):
     Args:
         hidden: widths of the hidden layers, from the image to z in the encoder.
         activation: after each of them.
-        initialisation: ``pytorch``, as ``torch.nn.Linear``. Or zero biases and weights that are
-            uniform with variance 2 / (inputs + outputs): ``glorot``; or that are, in hidden layers
-            only, normal with variance 2 / inputs: ``he`` (He et al., 2015).
+        initialisation: ``pytorch``: that of ``torch.nn.Linear``. ``glorot``: zero biases, uniform
+            weights with variance 2 / (inputs + outputs). ``he``, of hidden layers only: zero
+            biases, normal weights with variance 2 / inputs (He et al., 2015).
         output_bias: see ``Network``.
 
     Raises:
