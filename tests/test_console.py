@@ -74,8 +74,36 @@ def test_progress_names_its_job_and_soon_says_how_long(
             report(done, "ELBO -1")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "d=2: training 3/100  ELBO -1  388 s left",
-        "d=2: training 20/100  ELBO -1  320 s left",
+        "d=2: training 3/100  ELBO -1  6.5 min left",
+        "d=2: training 20/100  ELBO -1  5.3 min left",
     ]
     assert lines[-1] == "d=2: training 100/100  ELBO -1"
     assert len(lines) == 6
+
+
+def test_a_long_task_is_not_silent_for_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3,280 steps of 4 seconds: a fifth takes 44 minutes, so a line every ten minutes."""
+    now = [0.0]
+    monkeypatch.setattr("vae_pyro.progress.time.monotonic", lambda: now[0])
+    with progress.show_progress("training", 3280, make_console()) as report:
+        for done in range(1, 3281):
+            now[0] += 4
+            report(done, "")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "training 3/3,280  3.6 h left",
+        "training 153/3,280  3.5 h left",
+        "training 303/3,280  3.3 h left",
+    ]
+    assert "training 656/3,280  2.9 h left" in lines
+    assert lines[-1] == "training 3,280/3,280"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59, "59 s"), (90, "1.5 min"), (1800, "30 min"), (5400, "1.5 h")],
+)
+def test_durations_are_short(seconds: float, words: str) -> None:
+    assert progress.duration_in_words(seconds) == words

@@ -189,7 +189,7 @@ def test_a_job_gives_the_same_output_and_files(tmp_path: Path) -> None:
             "          2 ",
         )  # the machine's load, and a row that ends with seconds
         lines = [line for line in done.stdout.splitlines() if not any(t in line for t in timed)]
-        untimed = re.sub(r"  \d+ s left", "", "\n".join(lines))
+        untimed = re.sub(r"  [\d.]+ (s|min|h) left", "", "\n".join(lines))
         outputs.append(untimed.replace(str(tmp_path / name), ""))
     assert outputs[0] == outputs[1]
     for kept in ("per_image.csv", "model/weights.safetensors", "config.yaml"):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.test_config import composed
 from vae_pyro.cli.command_line import jobs_of
-from vae_pyro.cli.plan import _in_words
 from vae_pyro.errors import ConfigError
 from vae_pyro.runs.forecast import forecast
 
@@ -146,11 +145,3 @@ def test_what_a_job_refuses_is_refused(
         (line,) = done.stderr.splitlines()
         assert message in line
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (59, "59 s"), (90, "1.5 min"), (1800, "30 min"), (5400, "1.5 h")],
-)
-def test_durations_are_short(seconds: float, words: str) -> None:
-    assert _in_words(seconds) == words

@@ -12,6 +12,19 @@ ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], 
 
 _LINES = 5  # so many plain lines per task
 _SOON = 10.0  # seconds until one more, which says how long the task will take
+_SILENCE = 600.0  # seconds without a line, at most, if the steps are shorter
+
+
+def duration_in_words(seconds: float) -> str:
+    """A duration with two digits, at most: more would promise too much.
+
+    >>> duration_in_words(48_733)
+    '14 h'
+    """
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def no_progress(_label: str, _total: int) -> AbstractContextManager[Callable[[int, str], None]]:
@@ -50,20 +63,19 @@ def show_progress(
 
     start = time.monotonic()
     lines = 0
-    was_shown = False
+    late = _SOON  # when a line is due that is no fifth of the task
 
     def report(done: int, state: str) -> None:
-        nonlocal lines, was_shown
+        nonlocal lines, late
         spent = time.monotonic() - start
-        is_due = done * _LINES >= (lines + 1) * total
-        if is_due or (not was_shown and done and spent >= _SOON):
-            was_shown = True
+        if done * _LINES >= (lines + 1) * total or (done and spent >= late):
             lines = done * _LINES // total
+            late = spent + _SILENCE
             left = spent / done * (total - done)
             words = [
                 f"{label} {done:,}/{total:,}",
                 state,
-                f"{left:.0f} s left" if left >= 1 else "",
+                f"{duration_in_words(left)} left" if left >= 1 else "",
             ]
             console.print("  ".join(word for word in words if word), highlight=False)
 

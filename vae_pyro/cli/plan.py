@@ -12,6 +12,7 @@ from vae_pyro.cli.app import split_overrides
 from vae_pyro.cli.command_line import jobs_of
 from vae_pyro.cli.console import attempt, make_console
 from vae_pyro.cli.presets import conf_folder
+from vae_pyro.progress import duration_in_words
 from vae_pyro.reporting.naming import job_name
 from vae_pyro.reporting.tables import SummaryTable, print_notes, print_table
 from vae_pyro.runs.forecast import Forecast, forecast
@@ -41,15 +42,17 @@ def main(arguments: Sequence[str]) -> int:
             times = known[unseeded]
             seconds += times.together
             name = job_name(split_overrides(relevant_overrides(overrides)), whole)
-            rows.append([name, *map(_in_words, (times.training, times.evaluation, times.together))])
+            parts = (times.training, times.evaluation, times.together)
+            rows.append([name, *map(duration_in_words, parts)])
         table = SummaryTable("", ["job", "training", "evaluation", "together"], rows)
         console = make_console()
         print_table(table, console)
         one_by_one = "" if len(rows) == 1 else ", one after another"
         print_notes(
             [
-                f"{len(rows)} job{'s' * (len(rows) > 1)}{one_by_one}: about {_in_words(seconds)} "
-                f"on this machine, with {torch.get_num_threads()} threads",
+                f"{len(rows)} job{'s' * (len(rows) > 1)}{one_by_one}: "
+                f"about {duration_in_words(seconds)} on this machine, "
+                f"with {torch.get_num_threads()} threads",
                 "measured on a few steps and images; training may end sooner, when validation no "
                 "longer improves. Nothing was recorded",
             ],
@@ -70,11 +73,3 @@ def _forecast(overrides: Sequence[str]) -> Forecast:
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     tree: Any = OmegaConf.to_container(own, resolve=True)
     return forecast(tree, choices)
-
-
-def _in_words(seconds: float) -> str:
-    """A duration with two digits, at most: more would promise too much."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
-    return f"{seconds:.0f} s"
