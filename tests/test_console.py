@@ -69,6 +69,7 @@ def test_progress_names_its_job_and_soon_says_how_long(
     now = [0.0]
     monkeypatch.setattr("vae_pyro.progress.time.monotonic", lambda: now[0])
     with progress.show_progress("training", 100, make_console(), job="d=2") as report:
+        report(0, "")
         for done in range(1, 101):
             now[0] += 4
             report(done, "ELBO -1")
@@ -88,6 +89,7 @@ def test_a_long_task_is_not_silent_for_long(
     now = [0.0]
     monkeypatch.setattr("vae_pyro.progress.time.monotonic", lambda: now[0])
     with progress.show_progress("training", 3280, make_console()) as report:
+        report(0, "")
         for done in range(1, 3281):
             now[0] += 4
             report(done, "")
@@ -98,6 +100,23 @@ def test_a_long_task_is_not_silent_for_long(
         "training 303/3,280  3.3 h left",
     ]
     assert "training 656/3,280  2.9 h left" in lines
+    assert lines[-1] == "training 3,280/3,280"
+
+
+def test_the_time_left_of_a_resumed_task_is_by_what_it_did_since(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3,280 steps of 4 seconds, 700 of them done before: 2,577 are left after three more."""
+    now = [0.0]
+    monkeypatch.setattr("vae_pyro.progress.time.monotonic", lambda: now[0])
+    with progress.show_progress("training", 3280, make_console()) as report:
+        report(700, "")
+        for done in range(701, 3281):
+            now[0] += 4
+            report(done, "")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "training 703/3,280  2.9 h left"
+    assert "training 1,312/3,280  2.2 h left" in lines
     assert lines[-1] == "training 3,280/3,280"
 
 

@@ -1,6 +1,8 @@
 """``fit``: what it keeps, when it stops, what it refuses, and that notebooks get the same bits."""
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,8 @@ def few(digits: Dataset) -> Dataset:
 def train(
     vae: VAE, data: Dataset, objective: Objective | None = None, epochs: int = 6, **options: object
 ) -> History:
-    return fit(vae, data, objective, epochs=epochs, progress=False, **options)  # type: ignore[arg-type]
+    options.setdefault("progress", False)
+    return fit(vae, data, objective, epochs=epochs, **options)  # type: ignore[arg-type]
 
 
 def test_the_vae_has_the_weights_of_the_best_epoch(few: Dataset) -> None:
@@ -183,8 +186,16 @@ def test_more_epochs_continue_a_training_that_ended(few: Dataset, tmp_path: Path
     train(vae, few, epochs=2, checkpoints=Checkpoints(tmp_path, 0))
     again = train(new_vae(), few, epochs=2, checkpoints=Checkpoints(tmp_path, 0))
     assert [epoch.number for epoch in again.epochs] == [1, 2]
-    history = train(vae := new_vae(), few, epochs=5, checkpoints=Checkpoints(tmp_path, 0))
+    reported: list[int] = []
+
+    def progress(_label: str, _total: int) -> AbstractContextManager[Callable[[int, str], None]]:
+        return nullcontext(lambda done, _state: reported.append(done))
+
+    history = train(
+        vae := new_vae(), few, epochs=5, checkpoints=Checkpoints(tmp_path, 0), progress=progress
+    )
     assert [epoch.number for epoch in history.epochs] == [1, 2, 3, 4, 5]
+    assert reported == [2, 3, 4, 5]  # first what was done before
     train(whole, few, epochs=5)
     for mine, theirs in zip(vae.parameters(), whole.parameters(), strict=True):
         assert torch.equal(mine, theirs)

@@ -371,8 +371,8 @@ def stop_after(chunks: int) -> ShowProgress:
 
     @contextmanager
     def progress(_label: str, _total: int) -> Iterator[Callable[[int, str], None]]:
-        def report(_done: int, state: str) -> None:
-            if not state:  # a chunk has ended
+        def report(done: int, state: str) -> None:
+            if done and not state:  # a chunk has ended
                 left[0] -= 1
                 if not left[0]:
                     raise Stop

@@ -8,7 +8,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
-"""(what is done, number of steps) -> a context that gives report(steps done, state in words)."""
+"""(what is done, number of steps) -> a context that gives report(steps done, state in words).
+
+The first report says how many steps were done before: of a training that is resumed, not none.
+"""
 
 _LINES = 5  # so many plain lines per task
 _SOON = 10.0  # seconds until one more, which says how long the task will take
@@ -45,7 +48,8 @@ def show_progress(
         job: whose task it is, where several print at once.
 
     Yields:
-        a function to call with (steps done, a few words on the current state).
+        a function to call with (steps done, a few words on the current state), first with the
+        steps done before: they took none of the time from which the time left is computed.
     """
     label = f"{job}: {label}" if job else label
     if console.is_terminal:
@@ -62,16 +66,19 @@ def show_progress(
         return
 
     start = time.monotonic()
+    before: int | None = None
     lines = 0
     late = _SOON  # when a line is due that is no fifth of the task
 
     def report(done: int, state: str) -> None:
-        nonlocal lines, late
+        nonlocal before, lines, late
+        if before is None:
+            before, lines = done, done * _LINES // total
         spent = time.monotonic() - start
-        if done * _LINES >= (lines + 1) * total or (done and spent >= late):
+        if done > before and (done * _LINES >= (lines + 1) * total or spent >= late):
             lines = done * _LINES // total
             late = spent + _SILENCE
-            left = spent / done * (total - done)
+            left = spent / (done - before) * (total - done)
             words = [
                 f"{label} {done:,}/{total:,}",
                 state,

@@ -319,6 +319,7 @@ def test_progress_is_in_images_and_ends_with_all_of_them(number: int) -> None:
     ]
     for reports in seen.values():
         assert reports == sorted(reports)
+        assert reports[0] == 0
         assert reports[-1] == 230
 
 

@@ -298,6 +298,7 @@ def _in_chunks(
             done[number] = share * (chunks[number].stop - chunks[number].start)
             report(int(sum(done)), state)
 
+        report(0, "")
         processes = num_processes(x.device)
         # What the first compiles, the processes share.
         ahead = 1 if len(chunks) >= _MANY * processes else 0

@@ -176,6 +176,7 @@ def fit(
         _shown(progress)("training", epochs) as report,
         accelerated(device, compile_validation, repeats=epochs),
     ):
+        report(state.epoch, "")
         for record in records:
             state.epoch, state.seconds = record.epoch, state.seconds + record.seconds
             with updates.averaged():
