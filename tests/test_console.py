@@ -82,41 +82,34 @@ def test_progress_names_its_job_and_soon_says_how_long(
     assert len(lines) == 6
 
 
+@pytest.mark.parametrize(
+    ("before", "first", "fifth"),
+    [
+        (0, ["3/3,280  3.6 h", "153/3,280  3.5 h", "303/3,280  3.3 h"], "656/3,280  2.9 h"),
+        (700, ["703/3,280  2.9 h", "853/3,280  2.7 h", "1,003/3,280  2.5 h"], "1,312/3,280  2.2 h"),
+    ],
+)
 def test_a_long_task_is_not_silent_for_long(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    before: int,
+    first: list[str],
+    fifth: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """3,280 steps of 4 seconds: a fifth takes 44 minutes, so a line every ten minutes."""
+    """3,280 steps of 4 seconds: a fifth takes 44 minutes, so a line every ten minutes.
+
+    Resumed after 700, the time left is by the steps since then.
+    """
     now = [0.0]
     monkeypatch.setattr("vae_pyro.progress.time.monotonic", lambda: now[0])
     with progress.show_progress("training", 3280, make_console()) as report:
-        report(0, "")
-        for done in range(1, 3281):
+        report(before, "")
+        for done in range(before + 1, 3281):
             now[0] += 4
             report(done, "")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [
-        "training 3/3,280  3.6 h left",
-        "training 153/3,280  3.5 h left",
-        "training 303/3,280  3.3 h left",
-    ]
-    assert "training 656/3,280  2.9 h left" in lines
-    assert lines[-1] == "training 3,280/3,280"
-
-
-def test_the_time_left_of_a_resumed_task_is_by_what_it_did_since(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """3,280 steps of 4 seconds, 700 of them done before: 2,577 are left after three more."""
-    now = [0.0]
-    monkeypatch.setattr("vae_pyro.progress.time.monotonic", lambda: now[0])
-    with progress.show_progress("training", 3280, make_console()) as report:
-        report(700, "")
-        for done in range(701, 3281):
-            now[0] += 4
-            report(done, "")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "training 703/3,280  2.9 h left"
-    assert "training 1,312/3,280  2.2 h left" in lines
+    assert lines[:3] == [f"training {line} left" for line in first]
+    assert f"training {fifth} left" in lines
     assert lines[-1] == "training 3,280/3,280"
 
 
