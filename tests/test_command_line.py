@@ -8,6 +8,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from vae_pyro.cli.command_line import check
 from vae_pyro.cli.presets import Presets
@@ -59,7 +60,13 @@ def test_slips_are_answered_with_the_command_that_was_meant(typed: str, meant: s
         ("zzzz=1", "there is no setting zzzz; run.py --help lists all"),
         ("likelihood=betta", "likelihood=betta: there is no such option (did you mean beta?)"),
         ("likelihood=beta,betta -m", "likelihood=betta: there is no such option"),
+        (
+            "guide=diag_normal,flow likelihood=normal,bernoulli likelihood.scale=1 -m",
+            "there is no setting likelihood.scale with guide=diag_normal likelihood=bernoulli; run",
+        ),
         ("evaluation/estimators=[ais,uper]", "evaluation/estimators=uper: there is no such option"),
+        ("seed=1,2 --cfg job", "--cfg shows one job: give each setting one value"),
+        ("seed=1 -c job --multirun", "--cfg shows one job: give each setting one value"),
         ("guide=null", "guide=None: there is no such option"),
         ("latent_dim", "a setting is written key=value"),
         ("latent_dim==2", "one = is enough (latent_dim=2)"),
@@ -101,7 +108,7 @@ def test_good_command_lines_pass(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here/likelihood").mkdir(parents=True)
     (tmp_path / "here/likelihood/mine.yaml").write_text("_target_: mine.Mine\n")
-    check(typed.split(), "run.py")
+    assert check(typed.split(), "run.py") == typed.split()
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)))
@@ -125,6 +132,34 @@ def test_pieces_of_commands_pass_or_are_refused(words: list[str]) -> None:
         check(words, "run.py")
     except ConfigError as error:
         assert str(error).strip()
+
+
+def test_what_only_a_sweep_s_options_have_is_left_to_its_jobs() -> None:
+    typed = "seed=1 recipe=burda2016_vae,rezende2015_vae data.split=9/1 hydra.sweep.dir=x -m"
+    assert " ".join(check(typed.split(), "run.py")) == typed.replace("data.split", "++data.split")
+    alone = typed.replace(",rezende2015_vae", "")
+    assert " ".join(check(alone.split(), "run.py")) == alone
+
+
+@pytest.mark.slow
+def test_a_setting_that_only_a_sweep_s_options_have_reaches_its_jobs(
+    run_py: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = run_py(
+        "likelihood=normal_learned_scale,normal_heteroscedastic",
+        "likelihood.min_scale=0.25",
+        "training.epochs=1",
+        "tracking=none",
+        "evaluation.num_samples=30",
+        "evaluation.num_evaluations=100",
+        "evaluation.iwae_samples=[1]",
+        "hydra.sweep.dir=sweep",
+        "-m",
+    )
+    assert done.returncode == 0, done.stderr
+    for job in ("0", "1"):
+        config = OmegaConf.load(tmp_path / "sweep" / job / "config.yaml")
+        assert config.likelihood.min_scale == 0.25
 
 
 @pytest.mark.slow

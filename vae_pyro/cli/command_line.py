@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,23 +20,31 @@ from vae_pyro.errors import ConfigError
 
 # Hydra's own flags.
 _OTHER_CONFIG = {"--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"}
-_WITH_VALUE = {*_OTHER_CONFIG, "--config-dir", "-cd", "--package", "-p", "--cfg", "-c"}
+_PRINT = {"--cfg", "-c"}
+_WITH_VALUE = {*_OTHER_CONFIG, *_PRINT, "--config-dir", "-cd", "--package", "-p"}
 _NO_JOB = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i"}
 _SWEEP = {"--multirun", "-m"}
 _FLAGS = {*_WITH_VALUE, *_NO_JOB, *_SWEEP, "--resolve", "--run", "-r"}
 
 
-def check(arguments: Sequence[str], program: str, command: str = "") -> None:
+def check(arguments: Sequence[str], program: str, command: str = "") -> list[str]:
     """Refuse a command line that Hydra would refuse, and name what was probably meant.
+
+    A setting that only the options of a sweep have gets ``++`` before it: Hydra puts a sweep
+    together once without these options, and would refuse what each job accepts.
 
     Args:
         arguments: of the command line, without the program's name.
         program: what the user typed to start it, for instance ``python run.py``.
         command: what stood before the arguments, if anything.
 
+    Returns:
+        The arguments for Hydra.
+
     Raises:
-        ConfigError: a flag, a key or an option that does not exist, a value that cannot be read,
-            a space where none may be, or several values without ``-m``.
+        ConfigError: a flag, a key or an option that does not exist in one of the jobs, a value that
+            cannot be read, a space where none may be, several values without ``-m``, or ``--cfg``
+            of a sweep.
 
     >>> check(["--latent-dim", "2", "seed=0,", "1"], "run.py")
     Traceback (most recent call last):
@@ -44,18 +52,24 @@ def check(arguments: Sequence[str], program: str, command: str = "") -> None:
     """
     line = _Line(arguments)
     if line.flags.keys() & _NO_JOB:
-        return
+        return list(arguments)
     overrides = [_parsed(word) for word in line.words]
     has_mode = any(one.key_or_group == "hydra.mode" for one in overrides)
     is_sweep = has_mode or bool(line.flags.keys() & _SWEEP)
-    if not is_sweep and any(one.is_sweep_override() for one in overrides):
+    has_several = any(one.is_sweep_override() for one in overrides)
+    if line.flags.keys() & _PRINT and (is_sweep or has_several):
+        raise ConfigError("--cfg shows one job: give each setting one value, and leave out -m")
+    if not is_sweep and has_several:
         line.repair("several values make a sweep, which needs -m")
         line.flags["-m"] = None
     if line.problem:
         repaired = " ".join(filter(None, (program, command, str(line))))
         raise ConfigError(f"{line.problem}; try: {repaired}")
-    if not line.flags.keys() & _OTHER_CONFIG:
-        _compose(overrides, line.flags.get("--config-dir") or line.flags.get("-cd"), program)
+    if line.flags.keys() & _OTHER_CONFIG:
+        return list(arguments)
+    folder = line.flags.get("--config-dir") or line.flags.get("-cd")
+    late = _compose(overrides, folder, program)
+    return [f"++{word}" if word in late else word for word in arguments]
 
 
 def jobs_of(arguments: Sequence[str]) -> list[list[str]]:
@@ -173,8 +187,12 @@ def _why_unreadable(word: str) -> str:
     return f"put its value into quotation marks, also for the shell: \"{key}='{text}'\""
 
 
-def _compose(overrides: Sequence[Override], folder: str | None, program: str) -> None:
-    """Put the configuration together once, as Hydra will for each job."""
+def _compose(overrides: Sequence[Override], folder: str | None, program: str) -> set[str]:
+    """Put the configuration together with each option, as Hydra will for the jobs.
+
+    Returns:
+        The settings that are unknown where what a sweep chooses is left out.
+    """
     search = [f"hydra.searchpath=['file://{Path(folder).absolute()}']"] if folder else []
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -182,22 +200,56 @@ def _compose(overrides: Sequence[Override], folder: str | None, program: str) ->
             one.key_or_group: loader.get_group_options(one.key_or_group) for one in overrides
         }
         groups = [one for one in overrides if options[one.key_or_group]]
-        chosen = [*search, *map(_first, groups)]
         for one in groups:
             for option in _values(one):
                 if option not in options[one.key_or_group]:  # maybe in the user's own folder
                     _try([*search, _with(one, option)], one.key_or_group, option, options)
-        try:
-            compose("config", [*search, *map(_first, overrides)])
-        except HydraException as error:
-            cause = error.__cause__
-            if not (isinstance(cause, OmegaConfBaseException) and cause.full_key):
-                raise ConfigError(str(error).splitlines()[0]) from error
-            known: Any = OmegaConf.to_container(compose("config", chosen))
-            hint = did_you_mean(cause.full_key, [*_keys(known), *loader.list_groups("")])
-            raise ConfigError(
-                f"there is no setting {cause.full_key}{hint}; {program} --help lists all"
-            ) from error
+        swept = [one for one in groups if one.is_sweep_override()]
+        firsts = {one.key_or_group: _first(one) for one in swept}
+        others = [(one, option) for one in swept for option in _values(one)[1:]]
+        _accept(overrides, groups, firsts, search, program)
+        for one, option in others:
+            chosen = firsts | {one.key_or_group: _with(one, option)}
+            _accept(overrides, groups, chosen, search, program)
+        if not swept:
+            return set()
+        fixed = [_first(one) for one in groups if one not in swept]
+        known = _keys(compose("config", [*search, *fixed]))
+    return {
+        one.input_line or ""
+        for one in overrides
+        if one.type is OverrideType.CHANGE
+        and not (one in groups or one.is_sweep_override() or one.is_hydra_override())
+        and one.key_or_group not in known
+    }
+
+
+def _accept(
+    overrides: Sequence[Override],
+    groups: Sequence[Override],
+    chosen: Mapping[str, str],
+    search: Sequence[str],
+    program: str,
+) -> None:
+    """Refuse a job with the options that a sweep has chosen."""
+
+    def words(some: Iterable[Override]) -> list[str]:
+        return [*search, *(chosen.get(one.key_or_group, _first(one)) for one in some)]
+
+    try:
+        compose("config", words(overrides))
+    except HydraException as error:
+        cause = error.__cause__
+        if not (isinstance(cause, OmegaConfBaseException) and cause.full_key):
+            raise ConfigError(str(error).splitlines()[0]) from error
+        known: Any = OmegaConf.to_container(compose("config", words(groups)))
+        loader = GlobalHydra.instance().config_loader()
+        keys = [key for key in _keys(known) if not key.endswith("_target_")]
+        hint = did_you_mean(cause.full_key, [*keys, *loader.list_groups("")])
+        beside = f" with {' '.join(chosen.values())}" if chosen else ""
+        raise ConfigError(
+            f"there is no setting {cause.full_key}{beside}{hint}; {program} --help lists all"
+        ) from error
 
 
 def _try(

@@ -70,7 +70,7 @@ def main() -> None:
     Plugins.instance().register(Presets)
     OmegaConf.register_new_resolver("program", _program, replace=True)  # for the text of --help
     try:
-        check(sys.argv[1:], _program(), _PLAN if is_plan else "")
+        sys.argv[1:] = check(sys.argv[1:], _program(), _PLAN if is_plan else "")
     except ConfigError as error:
         sys.exit(f"error: {error}")
     if is_plan:
