@@ -164,7 +164,14 @@ def test_a_setting_that_only_a_sweep_s_options_have_reaches_its_jobs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "typed", [["latentdim=2"], ["latent_dim=2, ", "10"], ["latent_dim=0"], ["+a.b=1"]]
+    "typed",
+    [
+        ["latentdim=2"],
+        ["latent_dim=2, ", "10"],
+        ["latent_dim=0"],
+        ["+a.b=1"],
+        ["data=digits,linear_gaussian", "data.classes=[0]", "-m"],
+    ],
 )
 def test_a_command_that_is_refused_leaves_nothing(
     typed: list[str], run_py: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
