@@ -100,6 +100,7 @@ def test_what_is_wrong_is_named(typed: str, why: str) -> None:
         "--help what ever",
         "--info",
         "--config-dir here likelihood=mine",
+        "--config-dir here likelihood=mine likelihood.scale=1 guide=diag_normal,flow -m",
     ],
 )
 def test_good_command_lines_pass(
@@ -107,7 +108,7 @@ def test_good_command_lines_pass(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here/likelihood").mkdir(parents=True)
-    (tmp_path / "here/likelihood/mine.yaml").write_text("_target_: mine.Mine\n")
+    (tmp_path / "here/likelihood/mine.yaml").write_text("_target_: mine.Mine\nscale: ???\n")
     assert check(typed.split(), "run.py") == typed.split()
 
 

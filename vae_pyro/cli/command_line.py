@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def _compose(overrides: Sequence[Override], folder: str | None, program: str) ->
         if not swept:
             return set()
         fixed = [_first(one) for one in groups if one not in swept]
-        known = _keys(compose("config", [*search, *fixed]))
+        known = _keys([*search, *fixed])
     return {
         one.input_line or ""
         for one in overrides
@@ -242,9 +242,8 @@ def _accept(
         cause = error.__cause__
         if not (isinstance(cause, OmegaConfBaseException) and cause.full_key):
             raise ConfigError(str(error).splitlines()[0]) from error
-        known: Any = OmegaConf.to_container(compose("config", words(groups)))
         loader = GlobalHydra.instance().config_loader()
-        keys = [key for key in _keys(known) if not key.endswith("_target_")]
+        keys = [key for key in _keys(words(groups)) if not key.endswith("_target_")]
         hint = did_you_mean(cause.full_key, [*keys, *loader.list_groups("")])
         beside = f" with {' '.join(chosen.values())}" if chosen else ""
         raise ConfigError(
@@ -299,11 +298,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return ""
 
 
-def _keys(tree: Mapping[str, Any], place: str = "") -> list[str]:
-    """``["training", "training.epochs", ...]``."""
-    found = []
-    for key, node in tree.items():
-        found.append(f"{place}{key}")
-        if isinstance(node, Mapping):
-            found += _keys(node, f"{place}{key}.")
-    return found
+def _keys(overrides: Sequence[str]) -> list[str]:
+    """``["training", "training.epochs", ...]``: all that the configuration has."""
+
+    def found(tree: Mapping[str, Any], place: str) -> Iterator[str]:
+        for key, node in tree.items():
+            yield f"{place}{key}"
+            if isinstance(node, Mapping):
+                yield from found(node, f"{place}{key}.")
+
+    tree: Any = OmegaConf.to_container(compose("config", list(overrides)))  # a value may be ???
+    return list(found(tree, ""))
