@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.infer
 import pytest
 import torch
 from hypothesis import given
@@ -75,6 +76,7 @@ EVERYTHING: list[tuple[type[Likelihood], type[Guide], Network, Objective]] = [
     (ContinuousBernoulli, DiagNormal, MLP((20,), "tanh"), ELBOAnalyticKL()),
     (Normal, DiagNormal, MLP((20,)), BetaELBO(beta=3.0, free_bits=0.1)),
     (NormalLearnedScale, FullRankNormal, Linear(), ELBOAnalyticKL(2)),
+    (Bernoulli, FullRankNormal, Linear(), BetaELBO(2, beta=3.0, analytic_kl=True)),
     (NormalHeteroscedastic, Flow, MLP((20,), "elu"), ELBO(3)),
     (DiscretizedLogisticMixture, DiagNormal, MLP((20,), "silu"), IWAE(2)),
 ]
@@ -154,33 +156,56 @@ def weights(vae: VAE) -> Tensor:
 
 @dataclass(frozen=True)
 class Cyclical(BetaELBO):
-    """beta falls and rises: a graph that is made while it is whole does not fit what follows."""
+    """beta falls and rises: one graph is called with either."""
 
     def at_epoch(self, epoch: int) -> "Cyclical":
         return replace(self, beta=self.beta / 2) if epoch % 2 else self
 
 
+@dataclass(frozen=True)
+class Thawing(BetaELBO):
+    """Free bits in every other epoch: a graph that is made without them does not fit these."""
+
+    def at_epoch(self, epoch: int) -> "Thawing":
+        return self if epoch % 2 else replace(self, free_bits=0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("batch_size", "network", "short_too", "graphs"),
-    [(12, MLP((20,)), False, 1), (5, Conv((3, 4)), False, 1), (5, MLP((20,)), True, 2)],
+    ("objective", "batch_size", "network", "short_too", "graphs", "uncompiled"),
+    [
+        (Cyclical(beta=2.0), 12, MLP((20,)), False, 1, 0),
+        (Cyclical(beta=2.0), 5, Conv((3, 4)), False, 1, 4),
+        (Cyclical(beta=2.0), 5, MLP((20,)), True, 2, 0),
+        (Thawing(beta=2.0), 12, MLP((20,)), False, 1, 2),
+    ],
 )
 def test_training_gives_the_same_numbers_compiled(
+    objective: Objective,
     batch_size: int,
     network: Network,
     short_too: bool,
     graphs: int,
+    uncompiled: int,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """Also where the last batch is a shorter one, and the objective changes between epochs."""
     monkeypatch.setenv("VAE_PYRO_GRAPHS", str(tmp_path / "graphs"))
-    objective = Cyclical(beta=2.0)
     (eager, x), (graph, _) = small(network=network), small(network=network)
     how: dict[str, Any] = {"batch_size": batch_size, "objective": objective}
     how["last_batch"] = len(x) % batch_size if short_too else 0
     slow = list(epochs(eager, x, compiled=False, **how))
+    eager_steps: list[Tensor] = []
+    step = pyro.infer.SVI.step
+
+    def noted(svi: Any, batch: Tensor) -> Any:
+        eager_steps.append(batch)
+        return step(svi, batch)
+
+    monkeypatch.setattr(pyro.infer.SVI, "step", noted)
     fast = list(epochs(graph, x, compiled=True, **how))
+    assert len(eager_steps) == uncompiled
     assert [r.elbo for r in fast] == pytest.approx([r.elbo for r in slow], rel=1e-5)
     assert [r.objective for r in fast] == pytest.approx([r.objective for r in slow], rel=1e-5)
     torch.testing.assert_close(weights(graph), weights(eager), rtol=1e-4, atol=1e-5)

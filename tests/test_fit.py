@@ -281,6 +281,19 @@ def test_every_step_has_the_rate_of_the_schedule(few: Dataset, compiled: bool) -
     assert optimizer.rates == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_fraction_of_the_epochs_has_that_fraction_of_the_warm_up(few: Dataset) -> None:
+    whole = BetaELBO(beta=2.0, warmup_epochs=4)
+    half = BetaELBO(beta=2.0, warmup_epochs=2)
+    first, second, third = new_vae(), new_vae(), new_vae()
+    history = train(first, few, whole, epochs=8, fraction=0.5)
+    assert history.kept_epoch > 2
+    train(second, few, half, epochs=4)
+    train(third, few, whole, epochs=4)
+    a, b, c = (torch.nn.utils.parameters_to_vector(v.parameters()) for v in (first, second, third))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [30, 50])
 def test_a_compiled_step_is_as_long_as_another(few: Dataset, batch_size: int) -> None:

@@ -110,6 +110,7 @@ INNER_LAYERS = {
         "cache",
         "together",
     ],
+    "objectives": ["base", "elbo", "importance_weighted", "beta_elbo"],
     "evaluation": [
         "latent",
         "names",

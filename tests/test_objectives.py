@@ -157,15 +157,17 @@ def test_a_loss_can_be_asked_for_without_gradients(objective: Objective) -> None
     assert all(parameter.grad is None for parameter in truth.vae.parameters())
 
 
-@pytest.mark.parametrize("free_bits", [0.0, 0.35, 50.0])
-def test_beta_elbo_is_the_closed_form(free_bits: float) -> None:
+@pytest.mark.parametrize(
+    ("free_bits", "analytic_kl"), [(0.0, False), (0.35, False), (50.0, False), (0.0, True)]
+)
+def test_beta_elbo_is_the_closed_form(free_bits: float, analytic_kl: bool) -> None:
     truth = LinearGaussian(shift=0.2, stretch=1.4)
     x = truth.sample(30)
     kl = truth.kl(x).mean(0)
     assert kl.min() < 0.35 < kl.max()  # so that the middle case charges one dimension of two
     charged = kl.clamp(min=free_bits).sum()
     exact = truth.reconstruction(x).sum() - 3 * len(x) * charged
-    objective = BetaELBO(2, beta=3.0, free_bits=free_bits)
+    objective = BetaELBO(2, beta=3.0, free_bits=free_bits, analytic_kl=analytic_kl)
     losses, gradients = losses_and_gradients(objective, truth.vae, x, 600)
     assert_mean(-losses[:, 0], exact.item())
     assert_mean(-losses[:, 1], truth.elbo(x).sum().item())  # neither beta nor free bits in it
@@ -178,11 +180,27 @@ def test_beta_one_is_the_elbo_draw_by_draw() -> None:
     torch.testing.assert_close(losses[:, 0], losses[:, 1])
 
 
+def test_an_analytic_kl_has_no_noise() -> None:
+    """From the same z's, beta = 3 and beta = 1 differ by exactly 2 KL."""
+    truth = LinearGaussian(shift=0.2, stretch=1.4)
+    x = truth.sample(5)
+    losses = []
+    for beta in (3.0, 1.0):
+        torch.manual_seed(0)
+        objective = BetaELBO(2, beta=beta, analytic_kl=True)
+        losses.append(losses_and_gradients(objective, truth.vae, x, 3)[0][:, 0])
+    exact = 2 * truth.kl(x).sum().detach()
+    torch.testing.assert_close(losses[0] - losses[1], exact.double().expand(3))
+
+
 def test_beta_warms_up_linearly_from_zero() -> None:
     objective = BetaELBO(beta=2.0, warmup_epochs=4)
     betas = [objective.at_epoch(epoch).beta for epoch in range(1, 8)]
     assert betas == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
     assert BetaELBO(beta=2.0).at_epoch(1).beta == 2.0
+    short = objective.shortened(0.5)
+    assert [short.at_epoch(epoch).beta for epoch in range(1, 4)] == [0.0, 1.0, 2.0]
+    assert ELBO().shortened(0.5) == ELBO()
 
 
 @pytest.mark.parametrize("objective", [IWAE(5), DReG(5), BetaELBO(beta=30.0), BetaELBO(beta=0.0)])
@@ -206,10 +224,11 @@ def test_an_epoch_reports_the_true_elbo_beside_the_objective(objective: Objectiv
         assert elbo < record.objective < truth.log_marginal(x).mean()
 
 
-def test_without_a_closed_form_the_kl_is_refused_in_words() -> None:
+@pytest.mark.parametrize("objective", [ELBOAnalyticKL(), BetaELBO(analytic_kl=True)])
+def test_without_a_closed_form_the_kl_is_refused_in_words(objective: Objective) -> None:
     vae, x = small_vae(Flow), torch.randn(2, 1, 1, 3).double()
     with pytest.raises(ConfigError, match=r"no closed form; use objective=elbo"):
-        losses_and_gradients(ELBOAnalyticKL(), vae, x, 1)
+        losses_and_gradients(objective, vae, x, 1)
 
 
 def test_free_bits_need_independent_dimensions() -> None:

@@ -22,7 +22,7 @@ COMPUTING = (
     "log_marginal",
     "model.py",
     "networks.py",
-    "objectives.py",
+    "objectives",
     "randomness.py",
     "runs/evaluator.py",
     "runs/preparation.py",

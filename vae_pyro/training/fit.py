@@ -81,7 +81,7 @@ def fit(
         optimizer: ``vae_pyro.training.Adam()`` where it is None.
         schedule: what the learning rate is multiplied by; where it is None, it is constant.
         fraction: trains this share of ``epochs``, above 0 and at most 1, through all of the
-            schedule: its milestones are scaled likewise.
+            schedule: its milestones, and a warm-up of the objective, are scaled likewise.
         ema_decay: validates and keeps an exponential moving average of the weights with this decay
             per step, for instance 0.999; None for the weights themselves.
         valid_samples: z's per validation image and epoch, at least 2.
@@ -116,6 +116,8 @@ def fit(
     schedule = Constant() if schedule is None else schedule
     _require_kinds(vae, data, objective, optimizer, schedule)
     of_schedule, epochs = epochs, shortened(epochs, fraction)
+    if epochs < of_schedule:
+        objective = objective.shortened(epochs / of_schedule)
     device = vae.device
     valid_x = data.prepared("valid", vae)
     data = data.for_likelihood(vae.likelihood).to(device)

@@ -80,7 +80,8 @@ def train(
             this epoch.
         noise: the random stream of the guide's samples.
         compiled: whether a compiled graph computes losses and gradients, for batches of the first
-            one's shape. Epochs in which the objective warms up run uncompiled.
+            one's shape. Epochs whose objective is another one run uncompiled; those of a warm-up
+            differ in a number alone, with which the graph is called.
         last_batch: images of a shorter last batch, where that has a graph of its own; else 0.
         num_threads: that a step runs on; by default as many as outside of the training.
         precision: of matrix products; see ``fast_arithmetic``.
@@ -95,12 +96,14 @@ def train(
     updates = Updates(vae.parameters()) if updates is None else updates
     checked: Tensor | None = None
     can_share = num_processes(noise.device) > 1
-    graphs = _Graphs(vae, compiled=compiled, last_batch=last_batch, can_share=can_share)
+    graphs = _Graphs(vae, objective, compiled=compiled, last_batch=last_batch, can_share=can_share)
     for epoch in range(done + 1, epochs + 1):
         start = time.perf_counter()
         vae.train()
         current = objective.at_epoch(epoch)
         loss = current.estimator()
+        form, values = current.compiled_as()
+        numbers = [torch.tensor(value, device=noise.device) for value in values]
         watch = Watch(vae, noise.device, epoch)
         svi = pyro.infer.SVI(vae.model, vae.guide, updates, loss.loss, watch.over(loss))
         steps: list[Tensor] = []  # nats per image: (ELBO,) or (objective, ELBO)
@@ -116,7 +119,7 @@ def train(
         ):
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)")  # the watch reports it
             for x in epoch_batches():
-                graph = graphs.of(x, loss) if current == objective else None
+                graph = graphs.of(x, form)
                 rate = (
                     learning_rate(epoch - 1, len(steps))
                     if callable(learning_rate)
@@ -130,7 +133,7 @@ def train(
                     if watch.looks and whole is not checked:
                         vae.model.likelihood.check(whole)
                         checked = whole
-                    losses, *gradients = graph(x)
+                    losses, *gradients = graph(x, *numbers)
                     watch.require_finite(losses)
                     updates.step(gradients)
                 else:
@@ -152,43 +155,53 @@ class _Graphs:
 
     Args:
         vae: the pair.
+        objective: of the training.
         compiled: whether there are any.
         last_batch: images of a shorter last batch, which has a graph, too; 0 if it has none.
         can_share: whether another process may make that one, while this makes the first.
     """
 
-    def __init__(self, vae: VAE, *, compiled: bool, last_batch: int, can_share: bool) -> None:
+    def __init__(
+        self, vae: VAE, objective: Objective, *, compiled: bool, last_batch: int, can_share: bool
+    ) -> None:
         self._vae = vae
+        self._form, self._numbers = objective.compiled_as()
         self._sizes = {last_batch} if compiled else set()
         self._is_first = compiled
         self._can_share = can_share
-        self._by_shape: dict[torch.Size, Callable[[Tensor], Outputs]] = {}
+        self._by_shape: dict[torch.Size, Callable[..., Outputs]] = {}
 
-    def of(self, x: Tensor, loss: SVILoss) -> Callable[[Tensor], Outputs] | None:
-        """x -> losses and gradients, for batches like this one; None where they are not compiled.
+    def of(self, x: Tensor, form: Objective) -> Callable[..., Outputs] | None:
+        """Of batches like this one, as ``graph_of``; None where they are not compiled.
 
         Args:
             x: a batch.
-            loss: of the objective; the same at every call.
+            form: of this epoch's objective, as ``compiled_as`` returns it.
         """
+        if form != self._form:
+            return None
         if self._is_first or (x.shape not in self._by_shape and len(x) in self._sizes):
             try:
-                with self._last_one_made_aside(x, loss):
-                    self._by_shape[x.shape] = graph_of(self._vae, loss, x)
+                with self._last_one_made_aside(x):
+                    self._by_shape[x.shape] = self._made(x)
             except CompilationError as error:
                 self._sizes = set()
                 logger.warning("trained without compiling: %s", error)
             self._is_first = False
         return self._by_shape.get(x.shape)
 
+    def _made(self, x: Tensor) -> Callable[..., Outputs]:
+        numbers = [torch.tensor(number, device=x.device) for number in self._numbers]
+        return graph_of(self._vae, self._form.estimator(), x, *numbers)
+
     @contextmanager
-    def _last_one_made_aside(self, x: Tensor, loss: SVILoss) -> Iterator[None]:
+    def _last_one_made_aside(self, x: Tensor) -> Iterator[None]:
         """Meanwhile, the graph of the last batch is made; it is then found on disk."""
         others = [x[:size] for size in self._sizes if 0 < size < len(x)]
         aside: Aside[None] = Aside()
 
         def make() -> None:
-            graph_of(self._vae, loss, others[0])
+            self._made(others[0])
 
         # A process that is forked has one thread, and a graph is made for a number of threads.
         is_found = torch.get_num_threads() == 1 and private_folder() is not None
@@ -204,7 +217,7 @@ class _Graphs:
             aside.stop()
 
 
-def graph_of(vae: VAE, loss: SVILoss, x: Tensor) -> Callable[[Tensor], Outputs]:
+def graph_of(vae: VAE, loss: SVILoss, x: Tensor, *numbers: Tensor) -> Callable[..., Outputs]:
     """Losses and gradients of an objective for batches of one shape, as one compiled graph.
 
     The losses are sums over images, the gradients those of their mean.
@@ -213,17 +226,18 @@ def graph_of(vae: VAE, loss: SVILoss, x: Tensor) -> Callable[[Tensor], Outputs]:
         vae: the pair.
         loss: of the objective.
         x: an example.
+        numbers: those of the objective that a call gives, as examples; see ``compiled_as``.
 
     Returns:
-        x -> the losses as one tensor, and a gradient for each trained weight. The next call
-        overwrites them.
+        x, numbers -> the losses as one tensor, and a gradient for each trained weight. The next
+        call overwrites them.
 
     Raises:
         CompilationError: where it cannot be had.
     """
 
-    def losses_and_gradients(vae: VAE, x: Tensor) -> Outputs:
-        surrogate, *losses = loss.tensors(vae.model, vae.guide, x)
+    def losses_and_gradients(vae: VAE, x: Tensor, *numbers: Tensor) -> Outputs:
+        surrogate, *losses = loss.tensors(vae.model, vae.guide, x, *numbers)
         surrogate = surrogate / len(x)
         weights = [weight for weight in vae.parameters() if weight.requires_grad]
         gradients = torch.autograd.grad(
@@ -231,7 +245,7 @@ def graph_of(vae: VAE, loss: SVILoss, x: Tensor) -> Callable[[Tensor], Outputs]:
         )
         return (torch.stack(losses).detach(), *gradients)
 
-    return compile_program(losses_and_gradients, vae, [x], key=loss, gradients=True)
+    return compile_program(losses_and_gradients, vae, [x, *numbers], key=loss, gradients=True)
 
 
 def _weighted_mean(values: Tensor, sizes: Tensor) -> tuple[float, float]:
