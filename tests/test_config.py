@@ -143,9 +143,13 @@ def test_mnist_chooses_a_network_a_schedule_and_a_budget_unless_the_user_does(da
 
 
 def test_a_recipe_has_its_own_network_and_schedule_whatever_its_data_choose() -> None:
-    recipe = parse_config(composed("recipe=davidson2018"))  # of MNIST
-    assert recipe.network["initialisation"] == "pytorch"
-    assert recipe.schedule["_target_"].endswith("Constant")
+    for name, initialisation, schedule in (  # both of MNIST
+        ("rezende2015_vae", "pytorch", "MultiStep"),
+        ("davidson2018", "glorot", "Constant"),
+    ):
+        recipe = parse_config(composed(f"recipe={name}"))
+        assert recipe.network["initialisation"] == initialisation
+        assert recipe.schedule["_target_"].endswith(schedule)
 
 
 def test_linear_gaussian_data_choose_what_fits_them_unless_the_user_does() -> None:
