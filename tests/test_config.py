@@ -56,7 +56,7 @@ OPTIONS = {
     },
     "network": {"mlp", "mlp_he", "conv", "linear"},
     "guide": {"diag_normal", "full_rank_normal", "flow"},
-    "objective": {"elbo", "elbo_analytic_kl", "iwae", "dreg", "beta_elbo"},
+    "objective": {"elbo", "elbo_analytic_kl", "elbo_warmup", "iwae", "dreg", "beta_elbo"},
     "optimizer": {"adam", "adamw", "sgd"},
     "schedule": {"constant", "multi_step", "cosine", "burda"},
     "evaluation": {"quick", "many_images", "full"},
@@ -71,6 +71,10 @@ OPTIONS = {
 }
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mlp_he": {"initialisation": "he"},
+    "elbo_warmup": {"beta": 1.0, "warmup_epochs": 100, "analytic_kl": True},
+}
 BASES = {**GROUPS, "likelihood": Likelihood, "guide": Guide}
 
 
@@ -115,8 +119,7 @@ def test_every_options_keys_are_all_its_class_takes(group: str) -> None:
             for name, parameter in inspect.signature(cls).parameters.items()
             if parameter.default is not parameter.empty and name != "root"
         }
-        if option == "mlp_he":
-            defaults["initialisation"] = "he"
+        defaults |= VARIANTS.get(option, {})
         shown = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in written.items()

@@ -112,6 +112,9 @@ def test_what_the_user_sets_goes_before_the_recipe() -> None:
     assert tree["latent_dim"] == 2
     assert tree["schedule"]["_target_"].endswith("Cosine")
     assert tree["network"]["hidden"] == [200, 200]
+    davidson = composed("recipe=davidson2018")["objective"]
+    assert (davidson["beta"], davidson["warmup_epochs"]) == (1, 100)
+    assert composed("recipe=davidson2018", "objective=iwae")["objective"] == tree["objective"]
 
 
 def test_a_fraction_of_a_schedule_has_at_least_one_epoch() -> None:

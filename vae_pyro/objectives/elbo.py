@@ -100,7 +100,7 @@ def closed_form_kl(model_trace: Any, guide_trace: Any) -> Tensor:
     except NotImplementedError as error:
         raise ConfigError(
             f"KL(q || p) of this guide ({type(q).__name__}) has no closed form; use "
-            "objective=elbo (for beta_elbo: objective.analytic_kl=false), or guide=diag_normal or "
-            "full_rank_normal"
+            "objective=elbo (with elbo_warmup or beta_elbo: objective.analytic_kl=false), or "
+            "guide=diag_normal or full_rank_normal"
         ) from error
     return kl
